@@ -183,7 +183,7 @@ def _unknown_flag(tree: type, word: str) -> str:
     if not word.startswith("-"):
         return f"{word!r} stands alone: every value follows its flag."
     flags = ["--" + leaf.replace("_", "-") for _, leaf in leaves(tree)]
-    return did_you_mean(word.split("=")[0].replace("_", "-"), flags, "flag")
+    return did_you_mean(word.split("=", maxsplit=1)[0].replace("_", "-"), flags, "flag")
 
 
 def _one_line(text: str) -> str:

@@ -1,0 +1,84 @@
+"""Checkpoints: written whole or not at all, found again, read without running code.
+
+One file per step, ``step_00001200.pt``, holding nested dictionaries of tensors and plain values; ``torch.load`` with
+``weights_only`` reads it, so no pickle is executed. Sharded checkpoints of many machines are not here yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych.errors import ConfigError, WeightsError
+from diptych.files import replacing
+
+_NAME = re.compile(r"step_(\d+)\.pt")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The file of a step's checkpoint."""
+    return folder / f"step_{step:08d}.pt"
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 0) -> Path:
+    """Write a checkpoint beside the others and, with ``keep`` > 0, drop all but the newest ``keep``.
+
+    Raises OutputError when the disk refuses; every earlier checkpoint stays whole.
+    """
+    path = path_of(folder, step)
+    with replacing(path, "checkpoint") as beside:
+        try:
+            with beside.open("wb") as file:
+                torch.save(dict(state), file)
+        except RuntimeError as error:
+            # torch's own writer turns the system's refusal into a RuntimeError; find what the system said.
+            raise _system_refusal(error, beside) from error
+    if keep > 0:
+        for old in steps(folder)[:-keep]:
+            with contextlib.suppress(OSError):
+                path_of(folder, old).unlink()
+    return path
+
+
+def _system_refusal(error: BaseException, path: Path) -> OSError:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return OSError(None, f"{str(error).splitlines()[0]} (is the disk full?)", str(path))
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a checkpoint in the folder, ascending."""
+    found = (_NAME.fullmatch(file.name) for file in folder.glob("step_*.pt"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def find(resume: str, folder: Path) -> Path:
+    """Resolve ``--resume``: "latest" in ``folder``, or the path of a checkpoint. Raises ConfigError."""
+    if resume != "latest":
+        if not Path(resume).is_file():
+            raise ConfigError(f"--resume {resume}: no such checkpoint file; give a path, or latest.")
+        return Path(resume)
+    found = steps(folder)
+    if not found:
+        raise ConfigError(f"--resume latest: no checkpoint in {folder}; leave --resume out to start anew.")
+    return path_of(folder, found[-1])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing anything in it. Raises WeightsError."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path}: not a whole checkpoint ({reason}); an earlier one stands beside it, if any."
+        ) from error

@@ -1,0 +1,50 @@
+"""Gathering features from all processes so that a contrastive loss sees every pair, with the true gradient.
+
+Forward: each process contributes [B, D] and receives [W*B, D], in rank order. Backward: the gradients that all processes
+hold for our slice are summed. With losses that are means over local rows, and parameter gradients averaged over
+processes, the result is the gradient of the loss over the whole global batch (a test holds this to rounding).
+At world size 1 both are the identity. Every process must bring the same B; the loader sees to that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from diptych.distributed.world import size
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: Tensor) -> Tensor:
+        return gather(local)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        # All-reduce and slice instead of reduce-scatter: every backend has it, gloo and vendors' included.
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total.chunk(size())[dist.get_rank()]
+
+
+def gather(local: Tensor) -> Tensor:
+    """[B, ...] of each process -> [W*B, ...] in rank order, without gradient."""
+    if size() == 1:
+        return local
+    local = local.contiguous()
+    pieces = [torch.empty_like(local) for _ in range(size())]
+    dist.all_gather(pieces, local)
+    return torch.cat(pieces)
+
+
+def gather_with_gradient(local: Tensor) -> Tensor:
+    """[B, ...] of each process -> [W*B, ...] in rank order; gradients flow back to the process that each row came from."""
+    return local if size() == 1 else _GatherWithGradient.apply(local)
+
+
+def rank_offset(rows: int) -> int:
+    """Where our rows begin in a gathered tensor, for ``rows`` rows per process."""
+    return rows * dist.get_rank() if size() > 1 else 0

@@ -1,0 +1,53 @@
+"""Writing so that nothing is ever lost: write beside, flush to the disk, rename.
+
+A reader sees the old file or the new one, never half of one, whatever happens in between: a full disk, Ctrl-C, a power
+cut. This file knows no format; callers write into the path or handle that they are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from diptych.errors import OutputError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, what: str = "file") -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; on success it takes the place of ``path``, on failure it is removed.
+
+    ``what`` names the thing in the message. Raises OutputError when the system refuses to write (a full disk, a
+    read-only folder); other exceptions pass through after the clean-up.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        _flush_to_disk(beside)
+        os.replace(beside, path)
+        _flush_to_disk(path.parent)
+    except OSError as error:
+        kept = " The one that stood there before is whole." if path.exists() else ""
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"the {what} {path} could not be written: {reason}.{kept} Free some space or choose another folder."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, what: str = "file") -> None:
+    """Replace the text of ``path`` (UTF-8) in one step. Raises OutputError."""
+    with replacing(path, what) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
