@@ -1,0 +1,142 @@
+"""Features of many images and captions: decoding in worker processes, captions in batches of equal length.
+
+Shared by the evaluators. It knows no scores and no protocol, and does not train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.errors import ConfigError, RecordError
+from diptych.image import decode_image
+from diptych.types import Record
+
+Progress = Callable[[int, int], None]
+
+
+class Records(Protocol):
+    """What an evaluator asks of a source: random access to records."""
+
+    def __len__(self) -> int:
+        """The number of records."""
+
+    def record(self, index: int) -> Record:
+        """One record, still encoded."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model with all that turns pictures and captions into its features.
+
+    ``transform`` maps a PIL image to uint8 [3, H, W]; ``device`` is a ``diptych.devices.Device``; ``workers`` processes
+    decode images (0: this one). Features come back on the device, fp32, not normalised.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    transform: Callable[[Any], Tensor]
+    device: Any
+    batch_size: int = 64
+    workers: int = 0
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise ConfigError(f"batch size {self.batch_size}, workers {self.workers}: expected at least 1 and 0.")
+
+    def images(self, source: Records, indices: Sequence[int], step: Callable[[int], None]) -> Tensor:
+        """Return features [len(indices), D] of the named records' images; ``step`` hears how many were done each time.
+
+        Raises the RecordError of the first image that cannot be decoded.
+        """
+        loader = DataLoader(
+            _Pictures(source, indices, self.transform),
+            batch_size=self.batch_size,
+            num_workers=min(self.workers, len(indices)),
+            collate_fn=_stack,
+        )
+        features = []
+        for images in loader:
+            if isinstance(images, RecordError):
+                raise images
+            with self._exact():
+                encoded = self.model.encode_image(images.to(self.device.torch_device))  # type: ignore[operator]
+            features.append(encoded.float())
+            step(len(images))
+        return torch.cat(features)
+
+    def texts(self, captions: Sequence[str], step: Callable[[int], None]) -> Tensor:
+        """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
+        ids = [self.tokenizer.encode(caption).ids for caption in captions]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        features = []
+        for begin in range(0, len(order), self.batch_size):
+            tokens, _ = self.tokenizer.pad([ids[i] for i in order[begin : begin + self.batch_size]])
+            with self._exact():
+                encoded = self.model.encode_text(tokens.to(self.device.torch_device))  # type: ignore[operator]
+            features.append(encoded.float())
+            step(len(tokens))
+        found = torch.cat(features)
+        place = torch.empty(len(order), dtype=torch.int64)
+        place[torch.tensor(order)] = torch.arange(len(order))
+        return found[place.to(found.device)]
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        # no_grad, not inference_mode: what a tower caches here (masks, positions) must serve the next training step.
+        with torch.no_grad(), self.device.autocast(self.precision):
+            yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode, and give every module back the mode that it had (a frozen part stays so)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def steps(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """Return a function that adds up what was done and tells ``progress(done, total)``."""
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return step
+
+
+class _Pictures(Dataset[Any]):
+    """The chosen images of a source; an unreadable one is returned as its error, which keeps its words on the way home."""
+
+    def __init__(self, source: Records, indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
+        self.source, self.indices, self.transform = source, indices, transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Tensor | RecordError:
+        record = self.source.record(self.indices[place])
+        try:
+            return self.transform(decode_image(record.image, record.key))
+        except RecordError as error:
+            return error
+
+
+def _stack(images: list[Tensor | RecordError]) -> Tensor | RecordError:
+    broken = [image for image in images if isinstance(image, RecordError)]
+    return broken[0] if broken else torch.stack([image for image in images if isinstance(image, Tensor)])

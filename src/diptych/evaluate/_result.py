@@ -1,0 +1,33 @@
+"""What an evaluator gives back: scores, what chance would give, and how much was measured.
+
+The shape of one entry of a run's ``results.json``. It knows neither models nor files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation.
+
+    ``metrics`` holds fractions in 0..1 and ranks in places (1 is best); ``chance`` holds, under the same names, what
+    random features would give; ``count`` says how many of each thing were measured (``images``, ``texts``, ``classes``).
+    """
+
+    name: str
+    metrics: Mapping[str, float]
+    chance: Mapping[str, float]
+    count: Mapping[str, int]
+
+    def entry(self, name: str = "") -> dict[str, Any]:
+        """Return the plain mapping that ``results.json`` lists; ``name`` replaces the source's name."""
+        return {
+            "name": name or self.name,
+            "metrics": dict(self.metrics),
+            "chance": dict(self.chance),
+            "count": dict(self.count),
+        }
