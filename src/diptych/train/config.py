@@ -1,0 +1,182 @@
+"""The one frozen tree that describes a training run, and how a command line becomes it.
+
+Each branch is declared by its owner; here they are put together. The objective's branch has the type of the chosen
+objective's Config, so ``--help`` and recipes show that objective's options only. Order of authority, later wins:
+defaults, recipe, the resumed run's own config.toml, flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diptych import config
+from diptych.data import SourceOptions
+from diptych.distributed.wrap import ParallelOptions
+from diptych.objectives import OBJECTIVES, ObjectiveOptions
+from diptych.train.optimizer import OptimizerOptions
+from diptych.train.schedule import ScheduleOptions
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model."""
+
+    model: str = "ViT-B-32"
+    """Architecture; diptych models lists them."""
+    pretrained: str = ""
+    """Weights to start from: a model.safetensors of Diptych or a run's folder; empty starts from random weights."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data, and how it is read."""
+
+    train_data: str = ""
+    """Training pairs: a .jsonl, .csv, .tsv, shards {000..099}.tar or a folder; A::B joins several."""
+    train_split: str = ""
+    """Split of the training file; empty takes its "train" split if it has splits."""
+    val_data: str = ""
+    """Pairs to validate on; may be the training file when it has splits."""
+    val_split: str = ""
+    """Split to validate on; empty takes "val", "validation", "dev" or "test", the first there is."""
+    imagenet_val: str = ""
+    """Folder of class folders for zero-shot classification during training."""
+    batch_size: int = 64
+    """Pairs per process and step."""
+    workers: int = 4
+    """Loader processes per training process; 0 loads in the training process itself."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and every random choice."""
+    bad_samples: typing.Literal["raise", "replace"] = "raise"
+    """An unreadable image or empty caption: stop with its name, or take another record in its place and count it."""
+    aug_scale: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture's area that a random crop keeps, least and most."""
+    aug_flip: float = 0.0
+    """Probability of mirroring a training picture."""
+    aug_color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; 0 for none."""
+    aug_grayscale: float = 0.0
+    """Probability of dropping a training picture's colours."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """When to look at how good the model is."""
+
+    val_frequency: int = 1
+    """Epochs between validations; 0 for none but the last."""
+    val_every_steps: int = 0
+    """Steps between validations; overrides --val-frequency."""
+    zeroshot_frequency: int = 2
+    """Epochs between zero-shot evaluations on --imagenet-val."""
+    protocol: typing.Literal["grouped", "paired"] = "grouped"
+    """Retrieval: any true caption of the picture counts (COCO, Flickr), or row by row as open_clip does."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written, where and when."""
+
+    output: str = ""
+    """Folder of the run; empty makes one under --logs."""
+    logs: str = "runs"
+    """Folder of runs, used when --output is empty."""
+    name: str = ""
+    """Name of the run under --logs; empty takes the date and the model."""
+    save_frequency: int = 1
+    """Epochs between checkpoints."""
+    save_every_steps: int = 0
+    """Steps between checkpoints; overrides --save-frequency."""
+    keep_checkpoints: int = 3
+    """How many checkpoints to keep, newest first; 0 keeps all."""
+    resume: str = ""
+    """Continue a run: latest (in --output), or the path of a checkpoint."""
+    stop_after: int = 0
+    """Stop and save after this many steps of this sitting, as an interrupt would; 0 runs to the end."""
+    log_every_n_steps: int = 10
+    """Steps between rows of the metric log."""
+    report_to: str = ""
+    """More metric sinks beside metrics.jsonl: tensorboard."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    source: SourceOptions = field(default_factory=SourceOptions)
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    accum_freq: int = 1
+    """Micro-batches per step: features are cached, so the loss sees --accum-freq x --batch-size pairs at once."""
+
+
+def tree_for(objective: str) -> type[TrainConfig]:
+    """The tree's type for one objective: the branch ``objective`` has that objective's options."""
+    chosen = OBJECTIVES.get(objective).Config
+    default = field(default_factory=lambda: chosen(objective=objective))
+    tree = dataclasses.make_dataclass("TrainConfig", [("objective", chosen, default)], bases=(TrainConfig,), frozen=True)
+    tree.__module__, tree.__doc__ = TrainConfig.__module__, TrainConfig.__doc__
+    return tree
+
+
+def build(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A config from nested mappings, such as a recipe's. Raises ConfigError."""
+    return config.from_dict(tree_for(_objective_of(values)), values, where)
+
+
+def _objective_of(values: Mapping[str, Any]) -> str:
+    table = values.get("objective", {})
+    return table.get("objective", ObjectiveOptions.objective) if isinstance(table, Mapping) else ObjectiveOptions.objective
+
+
+def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainConfig:
+    """A config from a command line; ``--recipe`` and ``--resume`` bring the values that flags then change."""
+    recipe, words = _take(argv, "--recipe")
+    values, where = _saved_values(words)
+    if recipe:
+        path = config.find_recipe(recipe)
+        values, where = {**config.read_toml(path), **values}, str(path)
+    objective = _take(words, "--objective")[0] or _objective_of(values)
+    if objective != _objective_of(values):
+        values = {**values, "objective": {"objective": objective}}
+    tree = tree_for(objective)
+    default = config.from_dict(tree, values, where)
+    return config.parse(tree, words, program=program, description=description, default=default)
+
+
+def _saved_values(words: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The resolved config of the run that ``--resume`` continues; nothing without one."""
+    resume, output = _take(words, "--resume")[0], _take(words, "--output")[0]
+    folder = Path(resume).parent.parent if resume and resume != "latest" else Path(output)
+    saved = folder / "config.toml"
+    if not resume or not (resume != "latest" or output) or not saved.is_file():
+        return {}, "defaults"
+    values = config.read_toml(saved)
+    # What belongs to one sitting is not inherited by the next.
+    for once in ("resume", "stop_after"):
+        values.get("output", {}).pop(once, None)
+    return values, str(saved)
+
+
+def _take(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:
+    """The value of one flag (empty if absent) and the other words."""
+    value, rest, words = "", [], iter(argv)
+    for word in words:
+        if word == flag:
+            value = next(words, "")
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return value, rest

@@ -1,0 +1,99 @@
+"""A run's folder: what is in it, how a run starts anew in it, and how one is continued.
+
+    DIR/config.toml         the resolved options          DIR/checkpoints/step_00001200.pt
+    DIR/metrics.jsonl       one row per logged step       DIR/model.safetensors    the final weights
+    DIR/results.json        the last evaluation           DIR/report.html          to look at
+
+A run that stands in the folder is never written over: it is continued with --resume, or another folder is chosen.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diptych import config as options
+from diptych.distributed import checkpoint, world
+from diptych.errors import ConfigError
+from diptych.files import write_text
+from diptych.train.config import OutputOptions, TrainConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run, and the checkpoint that it continues from (None for a new one)."""
+
+    folder: Path
+    state: dict[str, Any] | None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def first_step(self) -> int:
+        """Steps already taken."""
+        return int(self.state["step"]) if self.state else 0
+
+
+def folder_of(config: TrainConfig) -> Path:
+    """Where the run lives: --output, or a name under --logs."""
+    out = config.output
+    if out.output:
+        return Path(out.output)
+    if out.resume and out.resume != "latest":
+        return Path(out.resume).parent.parent
+    stamp = datetime.datetime.now().strftime("%Y_%m_%d-%H_%M_%S")
+    return Path(out.logs) / (out.name or f"{stamp}-{config.model.model.replace('/', '-')}")
+
+
+def open_run(config: TrainConfig, model: dict[str, Any]) -> Run:
+    """Make or continue the run's folder; ``model`` is the architecture as plain values.
+
+    Raises ConfigError when the folder holds another run, and when a resumed model or objective differs.
+    """
+    folder = Path(world.share(str(folder_of(config))))
+    state = None
+    if config.output.resume:
+        path = checkpoint.find(config.output.resume, folder / "checkpoints")
+        state = checkpoint.load(path)
+        _same(path, "model", state.get("architecture", {}), model)
+        _same(path, "objective", state.get("config", {}).get("objective", {}), options.to_dict(config.objective))
+    elif world.share(_holds_a_run(folder)):
+        raise ConfigError(
+            f"{folder} already holds a run; continue it with --resume latest, or choose another --output."
+        )
+    if world.world_from_environment().main:
+        write_text(folder / "config.toml", options.to_toml(_kept(config, folder)), "config")
+    return Run(folder, state)
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return bool(checkpoint.steps(folder / "checkpoints")) or (folder / "model.safetensors").exists()
+
+
+def _same(path: Path, what: str, saved: dict[str, Any], asked: dict[str, Any]) -> None:
+    changed = sorted(key for key in {*saved, *asked} if _plain(saved.get(key)) != _plain(asked.get(key)))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"--resume {path}: the {what} changed ({key}: {saved.get(key)!r} there, {asked.get(key)!r} here); "
+            "resume with the same one, or start anew with --pretrained."
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _kept(config: TrainConfig, folder: Path) -> dict[str, Any]:
+    """The config as saved: without what belongs to one sitting only."""
+    values = options.to_dict(config)
+    fresh = OutputOptions()
+    values["output"] |= {"output": str(folder), "resume": fresh.resume, "stop_after": fresh.stop_after}
+    return values

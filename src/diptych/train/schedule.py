@@ -1,0 +1,54 @@
+"""The learning rate over time: linear warm-up, then a cosine to zero (open_clip's formula), or constant.
+
+A pure function of the step, so that a resumed run needs no state for it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from diptych.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """How long to train and how the learning rate moves."""
+
+    epochs: int = 32
+    """Passes over the training data."""
+    max_steps: int = 0
+    """Length of the whole run in optimiser steps; 0 takes it from --epochs."""
+    warmup: float = -1.0
+    """Warm-up in steps; below 1, a share of the run; -1 means 10000 steps but at most a tenth of the run."""
+    lr_scheduler: Literal["cosine", "const"] = "cosine"
+    """What follows the warm-up: a cosine down to 0, or a constant."""
+
+
+def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
+    """The length of the run in steps. Raises ConfigError when it would be nothing."""
+    total = options.max_steps or options.epochs * steps_per_epoch
+    if total < 1:
+        raise ConfigError(f"--epochs {options.epochs} gives no step to train; give --epochs or --max-steps of at least 1.")
+    return total
+
+
+def warmup_steps(options: ScheduleOptions, total: int) -> int:
+    """The number of warm-up steps of a run of ``total`` steps."""
+    if options.warmup < 0:
+        return min(10_000, total // 10)
+    if options.warmup < 1:
+        return round(options.warmup * total)
+    return int(options.warmup)
+
+
+def learning_rate(step: int, options: ScheduleOptions, peak: float, total: int) -> float:
+    """The learning rate of optimiser step ``step``, counted from 0."""
+    warm = warmup_steps(options, total)
+    if step < warm:
+        return peak * (step + 1) / warm
+    if options.lr_scheduler == "const":
+        return peak
+    done = (step - warm) / max(1, total - warm)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
