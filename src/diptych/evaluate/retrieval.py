@@ -75,6 +75,7 @@ def run(
     tokenizer: Any,
     transform: Any,
     device: Any,
+    *,
     progress: Progress | None = None,
     **options: Any,
 ) -> RetrievalResult:
@@ -117,12 +118,11 @@ def expected(pictures: Pictures, protocol: Protocol) -> Mapping[str, float]:
 def merge(source: Records, limit: int = 0, captions_per_image: int = 0) -> Pictures:
     """Read every record once and merge those of one picture, in order of first appearance.
 
-    A caption that a picture has twice is kept once: a copy would tie with itself. ``limit`` counts pictures; records of
-    the chosen ones that come later in the source are still found.
+    ``limit`` counts pictures; records of the chosen ones that come later in the source are still found.
     """
     place: dict[str, int] = {}
     indices: list[int] = []
-    captions: list[dict[str, None]] = []
+    captions: list[list[str]] = []
     for index in range(len(source)):
         record = source.record(index)
         picture = record.group if record.group is not None else record.key
@@ -131,7 +131,7 @@ def merge(source: Records, limit: int = 0, captions_per_image: int = 0) -> Pictu
                 continue
             place[picture] = len(indices)
             indices.append(index)
-            captions.append({})
-        captions[place[picture]].update(dict.fromkeys(record.captions))
-    pairs = [(text, owner) for owner, own in enumerate(captions) for text in list(own)[: captions_per_image or None]]
+            captions.append([])
+        captions[place[picture]].extend(record.captions)
+    pairs = [(text, owner) for owner, own in enumerate(captions) for text in own[: captions_per_image or None]]
     return Pictures(tuple(indices), tuple(text for text, _ in pairs), tuple(owner for _, owner in pairs))

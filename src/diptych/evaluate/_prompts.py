@@ -1,0 +1,91 @@
+"""Prompt templates and class names: sets that ship with Diptych, a user's file, and names of folders.
+
+A template holds one ``{}`` for the class name. Shipped sets are data, ``prompts/*.toml``. It encodes nothing.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from diptych.errors import ConfigError
+from diptych.registry import did_you_mean
+
+FOLDER = Path(__file__).parent / "prompts"
+
+
+def template_sets() -> list[str]:
+    """Names of the sets that ship with Diptych."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_templates(given: str | Path | Sequence[str]) -> tuple[str, ...]:
+    """Return templates: of a shipped set by name, of a text file with one per line, or those given.
+
+    ``{0}`` is taken for ``{}``; empty lines of a file are skipped. Raises ConfigError for an unknown set, a missing file,
+    no template at all, or a template without exactly one place for the name.
+    """
+    if isinstance(given, str | Path):
+        where, templates = _named(given)
+    else:
+        where, templates = "templates", list(given)
+    templates = [template.replace("{0}", "{}") for template in templates]
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong:
+        raise ConfigError(f"{where}: the template {wrong[0]!r} must hold {{}} once, where the class name goes.")
+    if not templates:
+        raise ConfigError(f"{where}: no template; write one per line, such as 'a photo of a {{}}.'.")
+    return tuple(templates)
+
+
+def _named(given: str | Path) -> tuple[str, list[str]]:
+    name, path = str(given), Path(given)
+    shipped = FOLDER / f"{name}.toml"
+    if isinstance(given, str) and name in template_sets():
+        return name, list(tomllib.loads(shipped.read_text(encoding="utf-8"))["templates"])
+    if path.suffix or path.is_file() or len(path.parts) > 1:
+        return name, _lines(path)
+    raise ConfigError(did_you_mean(name, template_sets(), "prompt set") + " Or give a text file with one per line.")
+
+
+def fill(template: str, name: str) -> str:
+    """Put a class name into a template; braces in the name are kept as they are."""
+    return template.replace("{}", name)
+
+
+def readable(folder: str) -> str:
+    """Turn a folder's name into a class name: underscores become spaces."""
+    return " ".join(folder.replace("_", " ").split())
+
+
+def class_names(
+    folders: Sequence[str] | None, labels: str | Path | Sequence[str] | None = None, source: str = "source"
+) -> tuple[str, ...]:
+    """Return one readable name per class, in the order of the class folders.
+
+    ``labels`` is a text file with one name per line, or the names themselves; None takes the folders' names. Raises
+    ConfigError when their number is not the number of folders, or when there are neither folders nor names.
+    """
+    if labels is None:
+        if not folders:
+            raise ConfigError(f"{source}: has no class names of its own; give labels, a text file with one per line.")
+        return tuple(readable(folder) for folder in folders)
+    from_file = isinstance(labels, str | Path)
+    names = _lines(Path(labels)) if isinstance(labels, str | Path) else list(labels)
+    if folders and len(names) != len(folders):
+        raise ConfigError(
+            f"{labels if from_file else 'labels'}: {len(names)} class names for the {len(folders)} class folders of "
+            f"{source}; give one per folder, in the folders' sorted order."
+        )
+    return tuple(names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such file: {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
