@@ -1,3 +1,66 @@
-"""Diptych: one toolkit for the whole life of a CLIP-style model, on any PyTorch accelerator."""
+"""Diptych: one toolkit for the whole life of a CLIP-style model, on any PyTorch accelerator.
+
+    import diptych
+
+    model, _, preprocess = diptych.create_model_and_transforms("ViT-B-32", pretrained="runs/mine/model.safetensors")
+    tokenizer = diptych.get_tokenizer("ViT-B-32")
+
+This is the public door; names are imported when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diptych.errors import DiptychError
+    from diptych.models import TwoTower, list_models, model_config
+    from diptych.types import Batch, Encoded, Record, Sample, Terms, Wants
+    from diptych.weights import create_model_and_transforms, get_tokenizer, load, save
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "types",
+    "DiptychError": "errors",
+    "Encoded": "types",
+    "Record": "types",
+    "Sample": "types",
+    "Terms": "types",
+    "TwoTower": "models",
+    "Wants": "types",
+    "create_model_and_transforms": "weights",
+    "get_tokenizer": "weights",
+    "list_models": "models",
+    "load": "weights",
+    "model_config": "models",
+    "save": "weights",
+}
+
+__all__ = [
+    "Batch",
+    "DiptychError",
+    "Encoded",
+    "Record",
+    "Sample",
+    "Terms",
+    "TwoTower",
+    "Wants",
+    "create_model_and_transforms",
+    "get_tokenizer",
+    "list_models",
+    "load",
+    "model_config",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diptych' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"diptych.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ Objectives know no data source and no optimiser; what they need from the data th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -77,13 +77,7 @@ def _pulled(tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
 
 def tensors_of(features: NamedTuple) -> list[Tensor]:
     """The tensors of a features tuple, in order, without the Nones."""
-    return [item for item in _items(features)]
-
-
-def _items(features: NamedTuple) -> Iterator[Tensor]:
-    for item in features:
-        if isinstance(item, Tensor):
-            yield item
+    return [item for item in features if isinstance(item, Tensor)]
 
 
 def create_objective(options: ObjectiveOptions, model: TwoTower) -> Objective:

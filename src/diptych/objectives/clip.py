@@ -67,7 +67,7 @@ class Clip(Objective):
         if not self.config.local_loss:
             image, text, rows = all_image, all_text, 0
         scale = self.model.logit_scale.float().exp()
-        loss, correct = contrastive(image, text, all_image, all_text, scale, rows)
+        loss, correct = contrastive(Features(image, text), Features(all_image, all_text), scale, rows)
         return Terms({"contrastive": loss}, {"logit_scale": scale.detach(), "batch_accuracy": correct})
 
     def _gathered(self, local: Tensor) -> Tensor:
@@ -78,17 +78,15 @@ class Clip(Objective):
         return torch.cat([everything[:start], local, everything[start + len(local) :]])
 
 
-def contrastive(
-    image: Tensor, text: Tensor, all_image: Tensor, all_text: Tensor, scale: Tensor, offset: int = 0
-) -> tuple[Tensor, Tensor]:
-    """CLIP's loss of R local rows against N columns, and the share of rows whose own caption scored highest.
+def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """CLIP's loss of R local pairs against N pairs of the global batch, and the share of rows whose own caption won.
 
-    ``image``, ``text`` [R, D] and ``all_image``, ``all_text`` [N, D] of unit length; ``scale`` [1], already
-    exponentiated; the pair of row i is column ``offset + i``. Both results are scalars.
+    ``rows`` [R, D] and ``columns`` [N, D] have unit length; ``scale`` [1] is already exponentiated; the pair of row i is
+    column ``offset + i``. Both results are scalars.
     """
-    own = torch.arange(len(image), device=image.device) + offset
-    by_image = scale * image @ all_text.T
-    # With one process both directions share one product.
-    by_text = by_image.T if len(image) == len(all_image) else scale * text @ all_image.T
+    own = torch.arange(len(rows.image), device=rows.image.device) + offset
+    by_image = scale * rows.image @ columns.text.T
+    # When the rows are all there is, both directions share one product.
+    by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
     loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
     return loss, (by_image.detach().argmax(dim=1) == own).float().mean()

@@ -125,7 +125,9 @@ def tree_for(objective: str) -> type[TrainConfig]:
     """The tree's type for one objective: the branch ``objective`` has that objective's options."""
     chosen = OBJECTIVES.get(objective).Config
     default = field(default_factory=lambda: chosen(objective=objective))
-    tree = dataclasses.make_dataclass("TrainConfig", [("objective", chosen, default)], bases=(TrainConfig,), frozen=True)
+    tree = dataclasses.make_dataclass(
+        "TrainConfig", [("objective", chosen, default)], bases=(TrainConfig,), frozen=True
+    )
     tree.__module__, tree.__doc__ = TrainConfig.__module__, TrainConfig.__doc__
     return tree
 
@@ -137,7 +139,9 @@ def build(values: Mapping[str, Any], where: str) -> TrainConfig:
 
 def _objective_of(values: Mapping[str, Any]) -> str:
     table = values.get("objective", {})
-    return table.get("objective", ObjectiveOptions.objective) if isinstance(table, Mapping) else ObjectiveOptions.objective
+    return (
+        table.get("objective", ObjectiveOptions.objective) if isinstance(table, Mapping) else ObjectiveOptions.objective
+    )
 
 
 def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainConfig:

@@ -30,7 +30,9 @@ def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
     """The length of the run in steps. Raises ConfigError when it would be nothing."""
     total = options.max_steps or options.epochs * steps_per_epoch
     if total < 1:
-        raise ConfigError(f"--epochs {options.epochs} gives no step to train; give --epochs or --max-steps of at least 1.")
+        raise ConfigError(
+            f"--epochs {options.epochs} gives no step to train; give --epochs or --max-steps of at least 1."
+        )
     return total
 
 

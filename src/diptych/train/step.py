@@ -10,6 +10,7 @@ are per micro-batch, as in any accumulation. No device or loss is named here.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from diptych.devices import Device
 from diptych.objectives import Objective, tensors_of
 from diptych.types import Batch, Terms
+
+SCALE_LIMIT = math.log(100.0)  # CLIP's cap on the logarithm of the logit scale
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Step:
     """Everything between a batch and moved parameters.
 
     ``wrapped`` is the objective as ``distributed.wrap`` returned it; ``precision`` is fp32, bf16 or fp16;
-    ``clip_norm`` 0 does not clip; ``scale_limit`` is the upper bound of the logarithm of the logit scale.
+    ``clip_norm`` 0 does not clip.
     """
 
     def __init__(
@@ -51,11 +54,10 @@ class Step:
         device: Device,
         precision: str,
         clip_norm: float = 0.0,
-        scale_limit: float = 4.605170185988092,  # ln 100, CLIP's cap
     ) -> None:
         self.wrapped, self.optimizer, self.device, self.precision = wrapped, optimizer, device, precision
         self.objective: Objective = getattr(wrapped, "module", wrapped)
-        self.clip_norm, self.scale_limit = clip_norm, scale_limit
+        self.clip_norm = clip_norm
         self.scaler = device.scaler(precision)
         self._parameters = [item for item in wrapped.parameters() if item.requires_grad]
 
@@ -70,7 +72,7 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with torch.no_grad():
-            self.objective.model.logit_scale.clamp_(0.0, self.scale_limit)
+            self.objective.model.logit_scale.clamp_(0.0, SCALE_LIMIT)
         parts = {name: part.detach() for name, part in terms.parts.items()}
         return StepResult(total(terms).detach(), parts, terms.metrics, norm.detach())
 
@@ -102,7 +104,9 @@ class Step:
             start += rows
             # Gradients cross processes once, with the last micro-batch; only that one carries the compared parameters.
             with contextlib.nullcontext() if last else self._without_sync(), self.device.autocast(self.precision):
-                terms = self.wrapped(batch, pull=[*own, *(parameters if last else [torch.zeros_like(p) for p in parameters])])
+                terms = self.wrapped(
+                    batch, pull=[*own, *(parameters if last else [torch.zeros_like(p) for p in parameters])]
+                )
                 self.scaler.scale(total(terms)).backward()
 
     def _without_sync(self) -> contextlib.AbstractContextManager[Any]:
@@ -134,9 +138,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
     first = batches[0]
     keys = tuple(key for batch in batches for key in batch.keys)
     lengths = torch.cat([batch.lengths for batch in batches], dim=1)
-    return Batch(
-        first.images[:, :0], first.tokens[:, :0], lengths, None, along("labels", 0), keys, along("groups", 0)
-    )
+    return Batch(first.images[:, :0], first.tokens[:, :0], lengths, None, along("labels", 0), keys, along("groups", 0))
 
 
 def _refilled(features: Any, tensors: Sequence[Tensor]) -> Any:
@@ -147,7 +149,10 @@ def _refilled(features: Any, tensors: Sequence[Tensor]) -> Any:
 @contextlib.contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
-    kept = [(item, item.momentum, None if item.num_batches_tracked is None else item.num_batches_tracked.clone()) for item in norms]
+    kept = [
+        (item, item.momentum, None if item.num_batches_tracked is None else item.num_batches_tracked.clone())
+        for item in norms
+    ]
     for item in norms:
         item.momentum = 0.0
     try:

@@ -1,0 +1,51 @@
+"""``diptych train``: pretrain or fine-tune from a recipe and flags; flags keep open_clip's names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from diptych.commands import command
+from diptych.train.config import TrainConfig, read
+
+EXAMPLE = "diptych train --model ViT-B-32 --train-data photos.csv --val-data val.csv --batch-size 128 --epochs 8 --output runs/a"
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """Flags, over a recipe (``--recipe NAME|FILE.toml``) or a resumed run's own config."""
+    about = (
+        f"Example: {EXAMPLE}\n\n{(main.__doc__ or '').strip()}\n\n"
+        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options here."
+    )
+    return read(argv, program="diptych train", description=about)
+
+
+@command("train", example=EXAMPLE, parse=parse)
+def main(options: TrainConfig) -> int:
+    """Train a model on image-text pairs; leaves a folder with weights, checkpoints, metrics and a report."""
+    from diptych.train.loop import Outcome, train
+
+    outcome: Outcome = train(options)
+    if outcome.main:
+        _tell(outcome)
+    return 0
+
+
+def _tell(outcome: Any) -> None:
+    from diptych import log
+    from diptych.report import write_report
+
+    report = write_report(outcome.folder)
+    place = f"{outcome.steps}/{outcome.total_steps} steps"
+    if outcome.finished:
+        log.say(f"trained {place}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
+    else:
+        log.say(f"stopped and saved at {place}; continue with: diptych train --output {outcome.folder} --resume latest")
+    results = outcome.folder / "results.json"
+    scores = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    print(
+        json.dumps(
+            {"output": str(outcome.folder), "steps": outcome.steps, "finished": outcome.finished, "results": scores}
+        )
+    )

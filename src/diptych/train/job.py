@@ -1,0 +1,198 @@
+"""A training job: everything that the loop calls, built once from the config.
+
+``prepared(config)`` builds it and cleans up after it. The job holds the pieces and says how each of the loop's verbs is
+done (record, validate, save, finish); it contains no loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from diptych import config as options
+from diptych import log, weights
+from diptych.data import Loader, Position
+from diptych.devices import Device, get_device
+from diptych.distributed import checkpoint, world
+from diptych.distributed.world import World
+from diptych.distributed.wrap import PRECISIONS, wrap
+from diptych.errors import ConfigError
+from diptych.objectives import Objective, create_objective
+from diptych.registry import did_you_mean
+from diptych.train.config import TrainConfig
+from diptych.train.optimizer import create_optimizer
+from diptych.train.pipeline import Pipeline, build_pipeline
+from diptych.train.run import Run, open_run
+from diptych.train.schedule import learning_rate, total_steps
+from diptych.train.step import Step, StepResult
+from diptych.train.validate import Validator
+from diptych.types import Batch
+
+
+@dataclass(frozen=True)
+class Due:
+    """At which steps the loop logs, validates and saves."""
+
+    log: Callable[[int], bool]
+    validate: Callable[[int], bool]
+    save: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The pieces of a run, and the loop's verbs."""
+
+    config: TrainConfig
+    run: Run
+    device: Device
+    world: World
+    objective: Objective
+    step: Step
+    pipeline: Pipeline
+    loader: Loader
+    validator: Validator
+    sinks: log.Sink
+    total_steps: int
+    due: Due
+
+    @property
+    def first_step(self) -> int:
+        """Steps taken before this sitting."""
+        return self.run.first_step
+
+    def batches(self) -> Iterator[tuple[list[Batch], Position]]:
+        """The micro-batches of each step, and the position to resume at after it."""
+        held: list[Batch] = []
+        for batch, position in self.loader:
+            held.append(batch)
+            if len(held) == self.config.accum_freq:
+                yield held, position
+                held = []
+
+    def set_learning_rate(self, step: int) -> None:
+        """Give the optimiser its learning rate for the coming step, counted from 0."""
+        rate = learning_rate(step, self.config.schedule, self.config.optimizer.lr, self.total_steps)
+        for group in self.step.optimizer.param_groups:
+            group["lr"] = rate
+
+    def record(self, done: int, position: Position, result: StepResult, figures: dict[str, float]) -> str:
+        """Write a row of the metric log and return the words of the live line."""
+        row = {
+            "epoch": self._epochs(position),
+            "time": time.time(),
+            "loss": float(world.mean(result.loss)),
+            **{f"loss_{name}": float(part) for name, part in result.parts.items() if len(result.parts) > 1},
+            **{name: float(value) for name, value in result.metrics.items()},
+            "learning_rate": self.step.optimizer.param_groups[0]["lr"],
+            "gradient_norm": float(result.gradient_norm),
+            **figures,
+            "truncated_tokens": self.loader.cut,
+            "bad_samples": len(self.loader.bad),
+        }
+        self.sinks.write("train", done, row)
+        return (
+            f"loss {row['loss']:.3f} · {row['pairs_per_second']:.0f} pairs/s · waiting for data {row['data_wait']:.0%}"
+        )
+
+    def _epochs(self, position: Position) -> float:
+        return position.epoch + position.index / max(1, len(self.pipeline.train_source))
+
+    def validate(self, done: int, position: Position) -> None:
+        """Measure the model on the validation data and log the scores."""
+        if not self.validator.wanted:
+            return
+        for row in self.validator.measure(self.objective, self.run.folder):
+            self.sinks.write("eval", done, {"epoch": self._epochs(position), "time": time.time(), **row})
+        world.barrier()
+
+    def save(self, done: int, position: Position) -> None:
+        """Write a checkpoint: weights, optimiser, random state, place in the data, and the config."""
+        if self.world.main:
+            state = {
+                "step": done,
+                "position": {"epoch": position.epoch, "index": position.index},
+                "weights": self.objective.state_dict(),
+                "step_state": self.step.state(),
+                "random_state": {"cpu": torch.get_rng_state(), "device": self.device.random_state()},
+                "architecture": self.objective.model.config.to_dict(),
+                "config": options.to_dict(self.config),
+            }
+            checkpoint.save(self.run.checkpoints, done, state, self.config.output.keep_checkpoints)
+        world.barrier()
+
+    def finish(self, done: int) -> None:
+        """Write the final weights, with the architecture and preprocessing in their metadata."""
+        if self.world.main:
+            weights.save(self.run.folder / weights.WEIGHT_FILE, self.objective.model, {"steps": str(done)})
+        world.barrier()
+
+
+@contextlib.contextmanager
+def prepared(config: TrainConfig) -> Iterator[Job]:
+    """Build the job, and let go of loader processes, files and the process group at the end, whatever happens."""
+    here = world.world_from_environment()
+    device = get_device(config.parallel.device, here.local_rank if here.size > 1 else None)
+    world.start(device, config.parallel.dist_backend)
+    with contextlib.ExitStack() as stack:
+        stack.callback(world.stop)
+        job = _build(config, device, here)
+        stack.callback(job.sinks.close)
+        yield job
+
+
+def _build(config: TrainConfig, device: Device, here: World) -> Job:
+    if config.accum_freq < 1:
+        raise ConfigError(f"--accum-freq {config.accum_freq}: expected at least 1.")
+    torch.manual_seed(config.data.seed)
+    device.seed(config.data.seed)
+    model = weights.create(config.model.model, config.model.pretrained)
+    objective = create_objective(config.objective, model)
+    pipeline = build_pipeline(config, model.config, objective.wants)
+    run = open_run(config, model.config.to_dict())
+    if run.state:
+        objective.load_state_dict(run.state["weights"])
+    wrapped = wrap(objective, device, here)
+    model.set_gradient_checkpointing(config.parallel.grad_checkpointing)
+    optimizer = create_optimizer(wrapped, config.optimizer, device)
+    step = Step(wrapped, optimizer, device, _precision(config, device), config.optimizer.grad_clip_norm)
+    if run.state:
+        step.restore(run.state["step_state"])
+        torch.set_rng_state(run.state["random_state"]["cpu"])
+        device.set_random_state(run.state["random_state"]["device"])
+    loader = pipeline.loader(Position(**run.state["position"]) if run.state else Position(0, 0), here, device)
+    per_epoch = max(1, loader.steps_per_epoch // config.accum_freq)
+    total = total_steps(config.schedule, per_epoch)
+    return Job(
+        config, run, device, here, objective, step, pipeline, loader,
+        Validator(config, pipeline, device, here, step.precision),
+        log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
+        total, _due(config, per_epoch, total),
+    )  # fmt: skip
+
+
+def _precision(config: TrainConfig, device: Device) -> str:
+    asked = config.parallel.precision
+    if asked == "auto":
+        return device.default_precision()
+    if asked not in PRECISIONS:
+        raise ConfigError("--precision: " + did_you_mean(asked, PRECISIONS, "precision"))
+    return PRECISIONS[asked]
+
+
+def _due(config: TrainConfig, per_epoch: int, total: int) -> Due:
+    out, evaluate = config.output, config.evaluate
+
+    def every(steps: int, epochs: int) -> Callable[[int], bool]:
+        period = steps or epochs * per_epoch
+        return lambda done: period > 0 and done % period == 0
+
+    validate = every(evaluate.val_every_steps, evaluate.val_frequency)
+    return Due(
+        log=lambda done: done % max(1, out.log_every_n_steps) == 0 or done in (1, total),
+        validate=lambda done: validate(done) or done == total,
+        save=every(out.save_every_steps, out.save_frequency),
+    )

@@ -1,0 +1,128 @@
+"""The training loop, on one screen.
+
+``train(config)`` trains, validates, saves, and leaves a run's folder behind. It names no loss, device, data format or
+parallel scheme: those were chosen by name when the job was prepared. Ctrl-C and SIGTERM end the step, save, and leave;
+a second Ctrl-C leaves at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych import log
+from diptych.distributed import world
+from diptych.train.config import TrainConfig
+from diptych.train.job import Job, prepared
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``folder`` of the run, ``steps`` taken of ``total_steps``, and ``main``: whether this process speaks and writes."""
+
+    folder: Path
+    steps: int
+    total_steps: int
+    main: bool = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.steps == self.total_steps
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can mend."""
+    with prepared(config) as job, interruptible() as interrupted:
+        with log.progress("train", job.total_steps, job.first_step) as tell:
+            done = _loop(job, config.output.stop_after, interrupted, tell)
+        outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
+        if outcome.finished:
+            job.finish(done)
+    return outcome
+
+
+def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], tell: log.Report) -> int:
+    """Take steps until the end, an interrupt or ``stop_after`` steps; return how many were taken in all."""
+    done, clock = job.first_step, Clock()
+    for batches, position in job.batches():
+        clock.got_data()
+        job.set_learning_rate(done)
+        result = job.step(batches)
+        done += 1
+        clock.stepped(sum(len(batch.keys) for batch in batches) * job.world.size)
+
+        stopping = interrupted() or (stop_after > 0 and done - job.first_step >= stop_after)
+        stopping = world.any_process(stopping, job.device.torch_device)
+        if job.due.log(done):
+            tell(done, job.record(done, position, result, clock.read()))
+        if job.due.validate(done):
+            job.validate(done, position)
+        if job.due.save(done) or stopping or done == job.total_steps:
+            job.save(done, position)
+        if stopping or done == job.total_steps:
+            break
+        clock.resume()
+    return done
+
+
+class Clock:
+    """Where the time of training goes, apart from validating and saving: waiting for data, or working.
+
+    ``read`` gives ``pairs_per_second`` over all processes and ``data_wait``, a share from 0 to 1, since the last reading.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+        self.resume()
+
+    def _clear(self) -> None:
+        self._pairs, self._waited, self._worked = 0, 0.0, 0.0
+
+    def resume(self) -> None:
+        """The loop asks for its next batch."""
+        self._mark = time.perf_counter()
+
+    def got_data(self) -> None:
+        """The batch is there."""
+        now = time.perf_counter()
+        self._waited += now - self._mark
+        self._mark = now
+
+    def stepped(self, pairs: int) -> None:
+        """The step is done."""
+        self._worked += time.perf_counter() - self._mark
+        self._pairs += pairs
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last reading."""
+        spent = max(self._waited + self._worked, 1e-9)
+        figures = {"pairs_per_second": self._pairs / spent, "data_wait": self._waited / spent}
+        self._clear()
+        return figures
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; a second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,92 @@
+"""From the config's data options to sources, transforms and loaders: where wants meet sources, once, at build.
+
+Chooses the split when a file has splits and none was named. Reads nothing itself; see the data room.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diptych import log
+from diptych.data import Loader, Position, Prepare, Source, open_source
+from diptych.devices import Device
+from diptych.distributed.world import World
+from diptych.errors import ConfigError, SourceError
+from diptych.image import EvalTransform, TrainTransform
+from diptych.models import ModelConfig
+from diptych.text import Tokenizer, get_tokenizer
+from diptych.train.config import TrainConfig
+from diptych.types import Wants
+
+VALIDATION_SPLITS = ("val", "validation", "valid", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The data of a run: sources, and how records become samples."""
+
+    config: TrainConfig
+    wants: Wants
+    tokenizer: Tokenizer
+    train_transform: TrainTransform
+    eval_transform: EvalTransform
+    train_source: Source
+    val_source: Source | None
+    zeroshot_source: Source | None
+
+    def loader(self, start: Position, world: World, device: Device) -> Loader:
+        """The training batches, from a position on, for ever."""
+        data = self.config.data
+        prepare = Prepare(self.train_transform, self.tokenizer, self.wants, training=True)
+        return Loader(
+            self.train_source, prepare, batch_size=data.batch_size, workers=data.workers, seed=data.seed,
+            rank=world.rank, ranks=world.size, start=start, shuffle=True, drop_last=True,
+            pin_memory=device.abilities.pin_memory, bad_samples=data.bad_samples,
+        )  # fmt: skip
+
+    def validation_loader(self, world: World) -> Loader:
+        """One ordered pass over the validation data, first captions, eval pixels; each rank its rows of each batch."""
+        if self.val_source is None:
+            raise ConfigError("there is no --val-data to validate on.")
+        prepare = Prepare(self.eval_transform, self.tokenizer, self.wants, training=False)
+        size = min(self.config.data.batch_size, max(1, len(self.val_source) // world.size))
+        return Loader(
+            self.val_source, prepare, batch_size=size, workers=min(1, self.config.data.workers), seed=0,
+            rank=world.rank, ranks=world.size, shuffle=False, drop_last=True, epochs=1,
+        )  # fmt: skip
+
+
+def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants) -> Pipeline:
+    """Open the sources and build the transforms that the model's preprocessing asks for."""
+    data, size, look = config.data, model.vision.image_size, model.preprocess
+    if not data.train_data:
+        raise ConfigError("--train-data is missing: give a .jsonl, .csv, .tsv, shards {000..099}.tar or a folder.")
+    train = TrainTransform(
+        size, scale=data.aug_scale, interpolation=look.interpolation, flip=data.aug_flip,
+        color_jitter=data.aug_color_jitter, grayscale=data.aug_grayscale,
+    )  # fmt: skip
+    source = opened(data.train_data, data.train_split, ("train",), config)
+    if len(source) < data.batch_size:
+        raise SourceError(
+            f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
+        )
+    return Pipeline(
+        config, wants, get_tokenizer("bpe", model.text.context_length), train,
+        EvalTransform(size, resize_mode=look.resize_mode, interpolation=look.interpolation), source,
+        opened(data.val_data, data.val_split, VALIDATION_SPLITS, config) if data.val_data else None,
+        open_source(data.imagenet_val, options=config.source) if data.imagenet_val else None,
+    )  # fmt: skip
+
+
+def opened(spec: str, split: str, preferred: tuple[str, ...], config: TrainConfig) -> Source:
+    """Open a source; where it has several splits and none was named, take the first preferred one and say so."""
+    source = open_source(spec, split=split, options=config.source)
+    splits = source.splits()
+    if split or len(splits) < 2:
+        return source
+    chosen = next((name for name in preferred if name in splits), None)
+    if chosen is None:
+        flag = "--train-split" if "train" in preferred else "--val-split"
+        raise ConfigError(f"{spec} has the splits {', '.join(sorted(splits))}; name one with {flag}.")
+    log.say(f"{spec}: taking the split {chosen!r} ({splits[chosen]} of {len(source)} records)")
+    return open_source(spec, split=chosen, options=config.source)

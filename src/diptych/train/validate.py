@@ -1,0 +1,93 @@
+"""Looking at how good the model is while it trains: the loss on held-out pairs, retrieval, zero-shot classification.
+
+Scores come from the evaluate room; here they are called at the right moment, and kept in the run's folder as
+``results.json`` for the report. All processes share the loss, which gathers; scores are taken on rank 0 while the others wait.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diptych import log
+from diptych.devices import Device
+from diptych.distributed import world
+from diptych.distributed.world import World
+from diptych.evaluate import Result, evaluators
+from diptych.files import write_text
+from diptych.objectives import Objective
+from diptych.train.config import TrainConfig
+from diptych.train.pipeline import Pipeline
+from diptych.train.step import move, total
+
+
+class Validator:
+    """Measures an objective's model on the run's validation data."""
+
+    def __init__(self, config: TrainConfig, pipeline: Pipeline, device: Device, world: World, precision: str) -> None:
+        self.config, self.pipeline, self.device, self.world, self.precision = config, pipeline, device, world, precision
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure on."""
+        return self.pipeline.val_source is not None or self.pipeline.zeroshot_source is not None
+
+    def measure(self, objective: Objective, folder: Path) -> Iterator[dict[str, Any]]:
+        """Yield a row of scores per data set, and leave ``results.json`` in the folder; nothing on other ranks than 0."""
+        loss = self.loss(objective) if self.pipeline.val_source is not None else 0.0
+        if self.world.main:
+            yield from self._scores(objective, folder, loss)
+
+    def _scores(self, objective: Objective, folder: Path, loss: float) -> Iterator[dict[str, Any]]:
+        entries, rows = [], []
+        if self.pipeline.val_source is not None:
+            result = self._score(
+                "retrieval", objective, self.pipeline.val_source, protocol=self.config.evaluate.protocol
+            )
+            entries.append(result.entry("val"))
+            rows.append({"name": "val", "loss": loss, **result.metrics})
+            log.say(f"val: loss {rows[-1]['loss']:.3f} · " + headline(result))
+        if self.pipeline.zeroshot_source is not None:
+            result = self._score("zeroshot", objective, self.pipeline.zeroshot_source)
+            entries.append(result.entry("zeroshot"))
+            rows.append({"name": "zeroshot", **result.metrics})
+            log.say("zeroshot: " + headline(result))
+        write_text(folder / "results.json", json.dumps(entries, indent=1) + "\n", "results")
+        yield from rows
+
+    def _score(self, evaluator: str, objective: Objective, source: Any, **options: Any) -> Result:
+        run = evaluators.get(evaluator)
+        pipeline = self.pipeline
+        return run(
+            objective.model, source, pipeline.tokenizer, pipeline.eval_transform, self.device,
+            batch_size=min(64, self.config.data.batch_size), workers=min(1, self.config.data.workers),
+            precision=self.precision, **options,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def loss(self, objective: Objective) -> float:
+        """The objective's mean loss over the validation pairs in batches of --batch-size; the last partial one is left out."""
+        objective.eval()
+        losses = []
+        try:
+            for batch, _ in self.pipeline.validation_loader(self.world):
+                with self.device.autocast(self.precision):
+                    losses.append(float(total(objective(move(batch, self.device.torch_device)))))
+        finally:
+            objective.train()
+        local = torch.tensor(losses, device=self.device.torch_device).mean()
+        return float(world.mean(local))
+
+
+def headline(result: Result) -> str:
+    """The few scores that a person wants to see at once, in percent, with chance beside them."""
+    wanted = ("image_to_text_R@1", "image_to_text_R@10", "text_to_image_R@1", "text_to_image_R@10", "top1", "top5")
+    return " · ".join(
+        f"{name} {100 * result.metrics[name]:.1f} % (chance {100 * result.chance.get(name, 0.0):.2f} %)"
+        for name in wanted
+        if name in result.metrics
+    )

@@ -1,0 +1,71 @@
+"""The metric log keeps every row, forgets what a resumed run writes again, and feeds TensorBoard."""
+
+import json
+
+import pytest
+
+from diptych import log
+from diptych.errors import ConfigError
+
+
+def test_rows_are_json_lines_and_infinities_become_null(tmp_path):
+    sink = log.open_sinks(tmp_path)
+    sink.write("train", 1, {"loss": 2.5, "gradient_norm": float("inf")})
+    sink.close()
+    assert log.read_rows(tmp_path / "metrics.jsonl") == [
+        {"phase": "train", "step": 1, "loss": 2.5, "gradient_norm": None}
+    ]
+
+
+def test_a_resumed_run_forgets_rows_past_its_checkpoint(tmp_path):
+    sink = log.open_sinks(tmp_path)
+    for step in (1, 2, 3, 4):
+        sink.write("train", step, {"loss": float(step)})
+    sink.close()
+    sink = log.open_sinks(tmp_path, resume_step=2)
+    sink.write("train", 3, {"loss": 30.0})
+    sink.close()
+    assert [(row["step"], row["loss"]) for row in log.read_rows(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 30.0),
+    ]
+
+
+def test_a_line_cut_by_a_crash_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert log.read_rows(path) == [{"step": 1}]
+
+
+def test_tensorboard_gets_every_number(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sink = log.open_sinks(tmp_path, "tensorboard")
+    sink.write("train", 5, {"loss": 1.25, "time": 0.0})
+    sink.write("eval", 5, {"name": "val", "image_to_text_R@1": 0.5})
+    sink.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["eval/val/image_to_text_R@1", "train/loss"]
+    assert events.Scalars("train/loss")[0].value == 1.25
+
+
+def test_an_unknown_sink_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="Did you mean 'tensorboard'"):
+        log.open_sinks(tmp_path, "tensorbord")
+
+
+def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    log.open_sinks(tmp_path).write("train", 1, {"loss": 1.0})
+    log.say("hello")
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_off_a_terminal_is_plain_lines(capsys):
+    with log.progress("work", 3) as tell:
+        for done in (1, 2, 3):
+            tell(done, "fine")
+    assert capsys.readouterr().err.strip() == "work 3/3 fine"
