@@ -48,8 +48,8 @@ def warn(message: str) -> None:
 class Report(Protocol):
     """What ``progress`` yields: tell how much is done, and a few words on how it goes."""
 
-    def __call__(self, done: int, detail: str = "") -> None:
-        """``done`` units of the total; ``detail`` stands at the end of the line."""
+    def __call__(self, done: int, detail: str = "", total: int | None = None) -> None:
+        """``done`` units of the total, which may have become known; ``detail`` stands at the end of the line."""
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def progress(title: str, total: int, start: int = 0) -> Iterator[Report]:
     """Show that long work goes on: a live bar on a terminal, else a plain line every ten seconds and at the end."""
     screen = console()
     if screen.quiet:
-        yield lambda done, detail="": None
+        yield lambda done, detail="", total=None: None
     elif screen.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -66,20 +66,20 @@ def progress(title: str, total: int, start: int = 0) -> Iterator[Report]:
         )
         with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=screen) as live:
             task = live.add_task(title, total=total, completed=start, detail="")
-            yield lambda done, detail="": live.update(task, completed=done, detail=detail)
+            yield lambda done, detail="", total=None: live.update(task, completed=done, detail=detail, total=total)
     else:
         yield _plain_lines(title, total)
 
 
-def _plain_lines(title: str, total: int) -> Report:
+def _plain_lines(title: str, expected: int) -> Report:
     last = time.monotonic()
 
-    def tell(done: int, detail: str = "") -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done >= total or now - last >= PLAIN_LINE_SECONDS:
+    def tell(done: int, detail: str = "", total: int | None = None) -> None:
+        nonlocal last, expected
+        now, expected = time.monotonic(), total or expected
+        if done >= expected or now - last >= PLAIN_LINE_SECONDS:
             last = now
-            say(f"{title} {done}/{total} {detail}".rstrip())
+            say(f"{title} {done}/{expected} {detail}".rstrip())
 
     return tell
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from diptych.evaluate._gallery import gallery
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
 from diptych.registry import Registry
 
 evaluators: Registry[Any] = Registry("diptych.evaluate", "evaluator")
 
-__all__ = ["Result", "chance", "evaluators", "retrieval_scores", "top_k"]
+__all__ = ["Result", "chance", "evaluators", "gallery", "retrieval_scores", "top_k"]

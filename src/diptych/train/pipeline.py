@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diptych import log
-from diptych.data import Loader, Position, Prepare, Source, open_source
+from diptych.data import Loader, Position, Prepare, Source, SourceOptions, open_source
 from diptych.devices import Device
 from diptych.distributed.world import World
 from diptych.errors import ConfigError, SourceError
@@ -65,7 +65,7 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants) -> Pip
         size, scale=data.aug_scale, interpolation=look.interpolation, flip=data.aug_flip,
         color_jitter=data.aug_color_jitter, grayscale=data.aug_grayscale,
     )  # fmt: skip
-    source = opened(data.train_data, data.train_split, ("train",), config)
+    source = opened(data.train_data, data.train_split, ("train",), config.source)
     if len(source) < data.batch_size:
         raise SourceError(
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
@@ -73,14 +73,14 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants) -> Pip
     return Pipeline(
         config, wants, get_tokenizer("bpe", model.text.context_length), train,
         EvalTransform(size, resize_mode=look.resize_mode, interpolation=look.interpolation), source,
-        opened(data.val_data, data.val_split, VALIDATION_SPLITS, config) if data.val_data else None,
+        opened(data.val_data, data.val_split, VALIDATION_SPLITS, config.source) if data.val_data else None,
         open_source(data.imagenet_val, options=config.source) if data.imagenet_val else None,
     )  # fmt: skip
 
 
-def opened(spec: str, split: str, preferred: tuple[str, ...], config: TrainConfig) -> Source:
+def opened(spec: str, split: str, preferred: tuple[str, ...], options: SourceOptions) -> Source:
     """Open a source; where it has several splits and none was named, take the first preferred one and say so."""
-    source = open_source(spec, split=split, options=config.source)
+    source = open_source(spec, split=split, options=options)
     splits = source.splits()
     if split or len(splits) < 2:
         return source
@@ -89,4 +89,4 @@ def opened(spec: str, split: str, preferred: tuple[str, ...], config: TrainConfi
         flag = "--train-split" if "train" in preferred else "--val-split"
         raise ConfigError(f"{spec} has the splits {', '.join(sorted(splits))}; name one with {flag}.")
     log.say(f"{spec}: taking the split {chosen!r} ({splits[chosen]} of {len(source)} records)")
-    return open_source(spec, split=chosen, options=config.source)
+    return open_source(spec, split=chosen, options=options)
