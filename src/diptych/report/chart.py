@@ -168,7 +168,11 @@ def _readings(plot: _Plot, chart: Chart, series: Sequence[Series]) -> str:
     xs = sorted({x for item in read for x, _ in item.points})
     if len(xs) > READINGS:
         xs = [xs[round(index * (len(xs) - 1) / (READINGS - 1))] for index in range(READINGS)]
-    edges = [plot.x(plot.x_low), *((plot.x(a) + plot.x(b)) / 2 for a, b in zip(xs, xs[1:], strict=False)), WIDTH - RIGHT]
+    edges = [
+        plot.x(plot.x_low),
+        *((plot.x(a) + plot.x(b)) / 2 for a, b in zip(xs, xs[1:], strict=False)),
+        WIDTH - RIGHT,
+    ]
     parts = []
     for place, x in enumerate(xs):
         near = [(item, _nearest(item.points, x)) for item in read]

@@ -37,7 +37,9 @@ class RunFiles:
     def option(self, name: str, default: Any = None) -> Any:
         """The value of an option, in whichever table of the config it stands."""
         tables = [self.config, *(table for table in self.config.values() if isinstance(table, Mapping))]
-        return next((table[name] for table in tables if name in table and not isinstance(table[name], Mapping)), default)
+        return next(
+            (table[name] for table in tables if name in table and not isinstance(table[name], Mapping)), default
+        )
 
     @property
     def batch(self) -> int | None:

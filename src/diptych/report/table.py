@@ -1,0 +1,139 @@
+"""The results: a table per data set, with chance beside every score and how many times chance it is.
+
+Retrieval stands as two directions by recall and rank; any other metric as a row of its own. No score is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+
+from diptych.report.read import Row, RunFiles, number
+from diptych.report.scale import brief, count, percent
+
+DIRECTIONS = (
+    ("image_to_text", "Picture → captions", "the captions of a picture are looked for"),
+    ("text_to_image", "Caption → pictures", "the picture of a caption is looked for"),
+)
+COLUMNS = (
+    ("R@1", "R@1"),
+    ("R@5", "R@5"),
+    ("R@10", "R@10"),
+    ("mean_rank", "mean rank"),
+    ("median_rank", "median rank"),
+)
+NAMES = {
+    "top1": "Top-1 accuracy",
+    "top5": "Top-5 accuracy",
+    "mean_per_class": "Mean accuracy per class",
+    "text_r_mean": "Mean recall, picture → captions",
+    "image_r_mean": "Mean recall, caption → pictures",
+    "r_mean": "Mean recall",
+    "loss": "Loss",
+}
+
+
+def results(run: RunFiles) -> str:
+    """All results as sections; empty where there are none."""
+    return "".join(_entry(row) for row in run.results if isinstance(row.get("metrics"), Mapping))
+
+
+def headline(run: RunFiles) -> str:
+    """The few largest figures of the page: recall at ten both ways, or top-1, of the first data set that has them."""
+    for row in run.results:
+        metrics, chance = _metrics(row, "metrics"), _metrics(row, "chance")
+        wanted = [
+            ("text_to_image_R@10", "pictures found by caption, R@10", "text"),
+            ("image_to_text_R@10", "captions found by picture, R@10", "image"),
+            ("top1", "zero-shot accuracy, top-1", "image"),
+        ]
+        figures = [
+            f'<div class="figure {hue}"><b>{percent(metrics[key], unit=False)}<small>%</small></b>'
+            f"<span>{escape(words)}</span><span>{_beside(metrics[key], chance.get(key), key)}</span></div>"
+            for key, words, hue in wanted
+            if key in metrics
+        ]
+        if figures:
+            return f'<div class="headline" aria-label="Results on {escape(str(row.get("name", "")))}">{"".join(figures)}</div>'
+    return ""
+
+
+def _entry(row: Row) -> str:
+    metrics, chance = _metrics(row, "metrics"), _metrics(row, "chance")
+    counts = " · ".join(f"{count(n)} {escape(what)}" for what, n in _metrics(row, "count").items())
+    directions = [item for item in DIRECTIONS if any(f"{item[0]}_{key}" in metrics for key, _ in COLUMNS)]
+    shown = {f"{direction}_{key}" for direction, _, _ in directions for key, _ in COLUMNS}
+    rest = {key: value for key, value in metrics.items() if key not in shown}
+    return (
+        f'<section class="result"><h3>{escape(str(row.get("name", "results")))}<span class="unit">{counts}</span></h3>'
+        f"{_retrieval(directions, metrics, chance)}{_list(rest, chance)}</section>"
+    )
+
+
+def _retrieval(
+    directions: list[tuple[str, str, str]], metrics: Mapping[str, float], chance: Mapping[str, float]
+) -> str:
+    if not directions:
+        return ""
+    columns = [item for item in COLUMNS if any(f"{direction[0]}_{item[0]}" in metrics for direction in directions)]
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for _, title in columns)
+    body = ""
+    for direction, title, words in directions:
+        cells = "".join(
+            _cell(metrics.get(f"{direction}_{key}"), chance.get(f"{direction}_{key}"), key) for key, _ in columns
+        )
+        body += (
+            f'<tr class="{direction}"><th scope="row">{escape(title)}<small>{escape(words)}</small></th>{cells}</tr>'
+        )
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: float | None, expected: float | None, key: str) -> str:
+    if value is None:
+        return "<td>–</td>"
+    if "rank" in key:
+        return f"<td><b>{brief(value)}</b><small>{_beside(value, expected, key)}</small></td>"
+    bar = f'<i class="bar"><i style="width:{100 * min(1.0, max(0.0, value)):.1f}%"></i></i>'
+    return f"<td><b>{percent(value)}</b>{bar}<small>{_beside(value, expected, key)}</small></td>"
+
+
+def _beside(value: float, expected: float | None, key: str) -> str:
+    """Chance, and how many times better than chance; a rank is better when it is lower."""
+    if expected is None:
+        return ""
+    if "rank" in key:
+        times = expected / value if value else 0.0
+        said = brief(expected)
+    else:
+        times = value / expected if expected else 0.0
+        said = percent(expected)
+    return f'chance {said}<em class="times">{_times(times)}</em>' if times else f"chance {said}"
+
+
+def _times(times: float) -> str:
+    return f"{times:,.0f}×" if times >= 20 else f"{times:.1f}×"
+
+
+def _list(metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
+    if not metrics:
+        return ""
+    rows = "".join(
+        f"<div><dt>{escape(NAMES.get(key, key.replace('_', ' ')))}</dt><dd><b>{_value(key, value)}</b>"
+        f"<small>{_beside(value, chance.get(key), key)}</small></dd></div>"
+        for key, value in metrics.items()
+    )
+    return f'<dl class="more">{rows}</dl>'
+
+
+def _value(key: str, value: float) -> str:
+    is_share = 0 <= value <= 1 and ("R@" in key or "mean" in key or key.startswith("top") or "accuracy" in key)
+    return percent(value) if is_share and "rank" not in key else brief(value)
+
+
+def _metrics(row: Row, key: str) -> dict[str, float]:
+    found = row.get(key)
+    known = {str(name): number(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
+    return {name: value for name, value in known.items() if value is not None}
