@@ -1,0 +1,72 @@
+"""Checkpoints are whole or absent, found again, and read without running code."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diptych.distributed import checkpoint
+from diptych.errors import ConfigError, WeightsError
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    state = {"step": 3, "weights": {"a": torch.arange(4.0)}, "config": {"lr": 0.1, "names": ("x", "y")}}
+    path = checkpoint.save(tmp_path, 3, state)
+    again = checkpoint.load(path)
+    assert again["config"] == state["config"]
+    assert torch.equal(again["weights"]["a"], state["weights"]["a"])
+
+
+def test_only_the_newest_are_kept_and_latest_is_the_last(tmp_path):
+    for step in (1, 2, 10):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=2)
+    assert checkpoint.steps(tmp_path) == [2, 10]
+    assert checkpoint.find("latest", tmp_path) == checkpoint.path_of(tmp_path, 10)
+
+
+def test_nothing_to_resume_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="no checkpoint in"):
+        checkpoint.find("latest", tmp_path)
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        checkpoint.find(str(tmp_path / "x.pt"), tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 10, 500])
+def test_a_truncated_checkpoint_is_refused(tmp_path, size):
+    path = checkpoint.save(tmp_path, 1, {"weights": {"a": torch.randn(1000)}})
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(WeightsError, match="not a whole checkpoint"):
+        checkpoint.load(path)
+
+
+class _Trap:
+    def __reduce__(self):
+        return (eval, ("__import__('pathlib').Path('SPRUNG').write_text('x')",))
+
+
+def test_a_crafted_pickle_is_refused_and_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weights": _Trap()}, tmp_path / "step_00000001.pt")
+    (tmp_path / "step_00000002.pt").write_bytes(pickle.dumps(_Trap()))
+    for step in (1, 2):
+        with pytest.raises(WeightsError):
+            checkpoint.load(checkpoint.path_of(tmp_path, step))
+    assert not (tmp_path / "SPRUNG").exists()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path):
+    checkpoint.save(tmp_path, 1, {"weights": {"a": torch.ones(10)}})
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from diptych.distributed import checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+        "from diptych.errors import OutputError\n"
+        "try: checkpoint.save(Path(sys.argv[1]), 2, {'weights': {'a': torch.ones(100000)}}, keep=1)\n"
+        "except OutputError as error: print(error.line)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "could not be written" in run.stdout, run
+    assert checkpoint.steps(tmp_path) == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
+    assert torch.equal(checkpoint.load(checkpoint.path_of(tmp_path, 1))["weights"]["a"], torch.ones(10))
