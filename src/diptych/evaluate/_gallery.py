@@ -32,8 +32,9 @@ def gallery(
 ) -> list[dict[str, Any]]:
     """Return two parts, pictures found by caption and captions found by picture, as ``gallery.json`` lists them.
 
-    ``queries`` rows each, about half with the right answer in the first place, a quarter with it further down, a quarter
-    without it, best first; ``hits`` answers each; pictures at most ``thumbnail`` pixels wide and high, as data URIs.
+    ``queries`` rows, half as many in the second part: about half with the right answer in the first place, a quarter with
+    it further down, a quarter without it, best first. ``hits`` answers each; pictures at most ``thumbnail`` pixels wide
+    and high, as data URIs.
     A row also says the ``rank`` of its best right answer and, where that is not among the hits, the ``answer`` itself.
     ``source`` is the one that was evaluated. Pictures that cannot be decoded any more are left out as None.
     """
@@ -49,7 +50,8 @@ def gallery(
     with_text = owner.unique()
     chosen = with_text[_spread(len(with_text), CONSIDERED)]
     own = _own_texts(owner, chosen)
-    by_image = _rows(result.image_features[chosen], result.text_features, own, (queries, hits))
+    few = (queries + 1) // 2  # captions take more room on a page than pictures
+    by_image = _rows(result.image_features[chosen], result.text_features, own, (few, hits))
     image_rows = [_row(picture(int(chosen[q])), caption, found) for q, found in by_image]
     return [
         {"title": f"Pictures found by caption{after}", "rows": text_rows},

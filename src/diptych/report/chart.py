@@ -9,12 +9,14 @@ import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
+from statistics import fmean, median
 
 from diptych.report.scale import SUPERSCRIPTS, brief, inner_ticks, nice_ticks, power_of, tick_labels
 
 Point = tuple[float, float]
-WIDTH, HEIGHT = 520, 236
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 34
+WIDTH, HEIGHT = 520, 240
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 38
 DRAWN_POINTS = 400  # of one line: more cannot be seen at this size
 READINGS = 40  # places under the pointer that show their values
 
@@ -32,7 +34,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What to draw. ``level`` is a dashed line of reference with its name; ``from_zero`` starts the axis there."""
+    """What to draw.
+
+    ``level`` is a dashed line of reference with its name; ``from_zero`` starts the axis of values at 0 and ``top`` ends it;
+    the axis of steps goes from 0 to ``last_step``, or to the last point, so that all charts of a run stand alike.
+    """
 
     title: str
     unit: str
@@ -40,6 +46,7 @@ class Chart:
     level: tuple[str, float] | None = None
     from_zero: bool = False
     top: float | None = None
+    last_step: float = 0.0
     show: Callable[[float], str] = brief
 
 
@@ -49,17 +56,17 @@ def draw(chart: Chart) -> str:
     if not series:
         return ""
     xs = [x for item in series for x, _ in item.points]
-    x_low, x_high = min(xs), max(xs)
-    if x_low == x_high:
-        x_low, x_high = x_low - 1, x_high + 1
+    x_low, x_high = min(0.0, *xs), max(chart.last_step, 1.0, *xs)
     ticks = _y_ticks(chart, series)
     power = power_of(ticks)
     plot = _Plot(x_low, x_high, ticks[0], ticks[-1])
+    inner = HEIGHT - TOP - BOTTOM + 8
     body = [
         _grid(plot, ticks, power),
         _level(plot, chart) if chart.level else "",
-        '<svg x="0" y="0" width="%d" height="%d" overflow="hidden" viewBox="0 0 %d %d">'
-        % (WIDTH, HEIGHT, WIDTH, HEIGHT),
+        # A nested drawing cuts off what leaves the plot: a spike above the axis.
+        f'<svg x="{LEFT}" y="{TOP - 4}" width="{WIDTH - LEFT}" height="{inner}" '
+        f'viewBox="{LEFT} {TOP - 4} {WIDTH - LEFT} {inner}">',
         *(_line(plot, item) for item in series),
         "</svg>",
         _readings(plot, chart, series),
@@ -68,18 +75,30 @@ def draw(chart: Chart) -> str:
     return (
         f'<figure class="chart"><figcaption><h3>{escape(chart.title)}</h3><span class="unit">{escape(unit)}</span>'
         f"{_legend(chart, series)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_words(chart, series))}">{"".join(body)}</svg></figure>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_words(chart, series))}">'
+        f"{''.join(body)}</svg></figure>"
     )
 
 
-def smooth(points: Sequence[Point], share: float = 0.04) -> list[Point]:
-    """Exponential mean over about ``share`` of the points, corrected for its start, so that it begins at the first value."""
-    keep = 1 - 2 / (max(1.0, share * len(points)) + 1)
-    total, weight, found = 0.0, 0.0, []
-    for x, y in points:
-        total, weight = keep * total + y, keep * weight + 1
-        found.append((x, total / weight))
-    return found
+def smooth(points: Sequence[Point]) -> list[Point]:
+    """The trend of a noisy line, at most 300 points: medians of buckets, then of neighbours, then means of neighbours.
+
+    Medians, because one spike must not lift the trend around it; windows are centred, so that it does not lag.
+    """
+    count = min(len(points), 300)
+    buckets = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
+    xs = [bucket[-1][0] for bucket in buckets]
+    ys = [median(y for _, y in bucket) for bucket in buckets]
+    for centre, reach in ((median, count // 40), (fmean, count // 60)):
+        ys = [centre(window) for window in _windows(ys, reach)]
+    return list(zip(xs, ys, strict=True))
+
+
+def _windows(values: list[float], reach: int) -> list[list[float]]:
+    """Each value with its neighbours on both sides; fewer, and as many on either side, towards the ends."""
+    last = len(values) - 1
+    near = [min(reach, place, last - place) for place in range(len(values))]
+    return [values[place - r : place + r + 1] for place, r in enumerate(near)]
 
 
 def thin(points: Sequence[Point], limit: int = DRAWN_POINTS) -> list[Point]:
@@ -134,7 +153,7 @@ def _grid(plot: _Plot, ticks: list[float], power: int) -> str:
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
     steps = inner_ticks(plot.x_low, plot.x_high, 5)
     for tick, label in zip(steps, tick_labels(steps), strict=True):
-        parts.append(f'<text class="tick" x="{plot.x(tick):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{label}</text>')
+        parts.append(f'<text class="tick" x="{plot.x(tick):.1f}" y="{HEIGHT - 19}" text-anchor="middle">{label}</text>')
     parts.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">step</text>')
     return "".join(parts)
 
@@ -155,7 +174,7 @@ def _line(plot: _Plot, series: Series) -> str:
     shown = thin(series.points)
     path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in shown)
     dots = ""
-    if series.marked and len(shown) <= 60 or len(shown) == 1:
+    if (series.marked and len(shown) <= 60) or len(shown) == 1:
         dots = "".join(
             f'<circle class="{series.style}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="2.6"/>' for x, y in shown
         )
@@ -170,7 +189,7 @@ def _readings(plot: _Plot, chart: Chart, series: Sequence[Series]) -> str:
         xs = [xs[round(index * (len(xs) - 1) / (READINGS - 1))] for index in range(READINGS)]
     edges = [
         plot.x(plot.x_low),
-        *((plot.x(a) + plot.x(b)) / 2 for a, b in zip(xs, xs[1:], strict=False)),
+        *((plot.x(a) + plot.x(b)) / 2 for a, b in pairwise(xs)),
         WIDTH - RIGHT,
     ]
     parts = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from diptych.report.chart import Chart, Point, Series, draw, smooth
 from diptych.report.read import Row, RunFiles, number, points
@@ -21,12 +22,18 @@ MOST_EVALUATIONS = 6
 
 def curves(run: RunFiles) -> str:
     """All charts of a run, as figures one after the other; those without a point are left out."""
-    return "".join(draw(chart) for chart in [*_scores(run), *_training(run)])
+    progress, machinery = _training(run)[:2], _training(run)[2:]
+    charts = [*progress, *_scores(run), *machinery]
+    return "".join(draw(replace(chart, last_step=float(run.steps))) for chart in charts)
 
 
 def _training(run: RunFiles) -> list[Chart]:
     loss = points(run.train, "loss")
-    level = (f"chance: ln {run.batch}", math.log(run.batch)) if run.batch and run.batch > 1 else None
+    level = (
+        (f"chance: ln {run.batch} = {math.log(run.batch):.2f}", math.log(run.batch))
+        if run.batch and run.batch > 1
+        else None
+    )
     held_out = [
         Series("validation" if name == "val" else name, points(rows, "loss"), "held-out", marked=True)
         for name, rows in _by_name(run).items()
@@ -100,6 +107,6 @@ def _percents(value: float) -> str:
 
 def _smoothed(found: list[Point], name: str) -> list[Series]:
     """The raw line, faint, under its running mean; the raw one alone where there are too few points to smooth."""
-    if len(found) < 12:
+    if len(found) < 40:
         return [Series(name, found, "plain")]
     return [Series("raw", found, "raw", read=False), Series(name, smooth(found), "plain")]

@@ -20,7 +20,7 @@ from diptych.report.read import Row, RunFiles, number
 from diptych.report.scale import MINUS, count
 
 EMBEDDED = re.compile(r"data:image/(?:png|jpeg|webp|gif);base64,([A-Za-z0-9+/]+={0,2})")
-LARGEST = 96  # CSS pixels of a picture in the grid
+LARGEST = 84  # CSS pixels of a picture in the grid: eight, the query and the missed answer stand in one row
 
 
 def galleries(run: RunFiles) -> str:
@@ -45,7 +45,7 @@ def _row(row: Row) -> str:
     answers = "".join(_hit(hit, place) for place, hit in enumerate(hits, start=1))
     query = row.get("query")
     return (
-        f'<article class="{"found" if right else "missed"}"><div class="query">{_item(query, "query")}'
+        f'<article class="{"by-caption" if pictures else "by-picture"}"><div class="query">{_item(query, "query")}'
         f'<p class="verdict">{_verdict(row, right)}</p></div>'
         f'<ol class="{"pictures" if pictures else "captions"}">{answers}</ol>{_answer(row, right)}</article>'
     )

@@ -40,9 +40,23 @@ def page(run: RunFiles) -> str:
         facts=_facts(run),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in _notes(run)),
         headline=headline(run),
+        contents=_contents(sections),
         sections="".join(sections) or '<p class="note">This folder holds no results yet.</p>',
         version=escape(__version__),
     )
+
+
+def _contents(sections: list[str]) -> str:
+    """Links to the parts of the page that there are, when there is more than one."""
+    titles = (
+        ("results", "Results"),
+        ("gallery", "What it finds"),
+        ("curves", "How it learned"),
+        ("config", "Configuration"),
+    )
+    there = [item for item, section in zip(titles, sections, strict=True) if section]
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in there)
+    return f'<nav aria-label="Contents">{links}</nav>' if len(there) > 1 else ""
 
 
 def _section(name: str, title: str, words: str, body: str) -> str:

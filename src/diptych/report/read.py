@@ -12,6 +12,7 @@ import statistics
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class RunFiles:
         """Seconds from the first row of the log to the last, long pauses between sittings left out."""
         times = [number(row.get("time")) for row in (*self.train, *self.evaluations)]
         ordered = sorted(time for time in times if time is not None)
-        gaps = [later - sooner for sooner, later in zip(ordered, ordered[1:], strict=False)]
+        gaps = [later - sooner for sooner, later in pairwise(ordered)]
         if not gaps:
             return None
         pause = max(PAUSE_SECONDS, 50 * statistics.median(gaps))

@@ -80,7 +80,9 @@ def _retrieval(
     body = ""
     for direction, title, words in directions:
         cells = "".join(
-            _cell(metrics.get(f"{direction}_{key}"), chance.get(f"{direction}_{key}"), key) for key, _ in columns
+            f'<td data-name="{escape(name)}">'
+            f"{_cell(metrics.get(f'{direction}_{key}'), chance.get(f'{direction}_{key}'), key)}</td>"
+            for key, name in columns
         )
         body += (
             f'<tr class="{direction}"><th scope="row">{escape(title)}<small>{escape(words)}</small></th>{cells}</tr>'
@@ -93,11 +95,11 @@ def _retrieval(
 
 def _cell(value: float | None, expected: float | None, key: str) -> str:
     if value is None:
-        return "<td>–</td>"
+        return "–"
     if "rank" in key:
-        return f"<td><b>{brief(value)}</b><small>{_beside(value, expected, key)}</small></td>"
+        return f"<b>{brief(value)}</b><small>{_beside(value, expected, key)}</small>"
     bar = f'<i class="bar"><i style="width:{100 * min(1.0, max(0.0, value)):.1f}%"></i></i>'
-    return f"<td><b>{percent(value)}</b>{bar}<small>{_beside(value, expected, key)}</small></td>"
+    return f"<b>{percent(value)}</b>{bar}<small>{_beside(value, expected, key)}</small>"
 
 
 def _beside(value: float, expected: float | None, key: str) -> str:
