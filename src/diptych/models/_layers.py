@@ -1,0 +1,117 @@
+"""The parts that both transformers are built from: attention, MLP, residual block, and the two activations.
+
+Attention keeps four plain ``Linear`` projections, so that adapters, tensor-parallel plans, export and quantisation need no
+special case. What attends to what is not decided here: a ``Plan`` is handed in (see ``_packing``).
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Plan(Protocol):
+    """Who attends to whom, for tokens laid out as the plan's maker laid them out.
+
+    Queries, keys and values are [..., heads * head width] over the layout's tokens.
+    """
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Attention of every token; the result is laid out like ``query``."""
+
+    def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """Attention of the one pooled token of each sequence: ``query`` and result [B, D]."""
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The pooled token of each sequence, [B, D]."""
+
+
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """[B, L, heads * d] -> [B, heads, L, d]."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(tokens: Tensor) -> Tensor:
+    """[B, heads, L, d] -> [B, L, heads * d]."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+class QuickGelu(nn.Module):
+    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quickgelu": QuickGelu}
+
+
+class Attention(nn.Module):
+    """Multi-head attention over whatever a plan lets see."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+        """Every token of the layout."""
+        return self.out(plan.attend(self.q(x), self.k(x), self.v(x), self.heads))
+
+    def pooled(self, x: Tensor, plan: Plan) -> Tensor:
+        """Only the pooled tokens ask, [B, D]; all tokens answer."""
+        return self.out(plan.attend_pooled(self.q(plan.pooled(x)), self.k(x), self.v(x), self.heads))
+
+
+class Block(nn.Module):
+    """A pre-norm residual block: attention, then MLP."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: str) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, mlp_width)
+        self.activation = ACTIVATIONS[activation]()
+        self.mlp_out = nn.Linear(mlp_width, width)
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return x + self.mlp_out(self.activation(self.mlp_in(self.ln_2(x))))
+
+    def forward(self, x: Tensor, plan: Plan, only_pooled: bool = False) -> Tensor:
+        """All tokens, in the plan's layout; or with ``only_pooled`` the pooled tokens alone, [B, D].
+
+        The last block of a tower needs nothing but its pooled tokens: their queries, and everybody's keys and values.
+        That leaves out about 20/24 of the block and is exact.
+        """
+        if only_pooled:
+            return self._mlp(plan.pooled(x) + self.attention.pooled(self.ln_1(x), plan))
+        return self._mlp(x + self.attention(self.ln_1(x), plan))
+
+    @torch.no_grad()
+    def initialise(self, width: int, layers: int) -> None:
+        """CLIP's scheme: residual branches shrink with the depth of the tower."""
+        branch = width**-0.5 * (2 * layers) ** -0.5
+        for linear in (self.attention.q, self.attention.k, self.attention.v):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+        nn.init.normal_(self.attention.out.weight, std=branch)
+        nn.init.normal_(self.mlp_in.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(self.mlp_out.weight, std=branch)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention of [B, L, D] (queries may be fewer than keys), heads split and joined again."""
+    split = (split_heads(item, heads) for item in (query, key, value))
+    return join_heads(F.scaled_dot_product_attention(*split, is_causal=causal))

@@ -1,0 +1,132 @@
+"""How the tokens of a batch are laid out, and what each may attend to.
+
+``Whole``    images: [B, N, D], everybody sees everybody, the class token (place 0) is pooled.
+``Padded``   texts: [B, L, D], causal, the end token is pooled; padding is computed and ignored. The plain twin.
+``Grouped``  texts: [T, D], T the number of real tokens. Captions of equal length stand together, so that norms and linears
+             run on exactly the real tokens and attention is one causal call per length.
+
+``Grouped`` equals ``Padded`` to rounding: ids after the end token cannot influence it in a causal tower (tests hold this).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diptych.models._layers import attention
+
+
+class Whole:
+    """Every token sees every token; the first is pooled."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """[B, N, D] each."""
+        return attention(query, key, value, heads)
+
+    def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """``query`` [B, D], keys and values [B, N, D] -> [B, D]."""
+        return attention(query[:, None], key, value, heads)[:, 0]
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The class token."""
+        return tokens[:, 0]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Causal sequences padded to one length; ``lengths`` int64 [B] counts real tokens, the last of which is pooled."""
+
+    lengths: Tensor
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """[B, L, D] each."""
+        return attention(query, key, value, heads, causal=True)
+
+    def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """``query`` [B, D] of the end tokens; they see everything up to themselves."""
+        # The mask is the causal row of each end token: True where a key may be seen.
+        seen = torch.arange(key.shape[1], device=key.device) < self.lengths[:, None]
+        split = [item.unflatten(-1, (heads, -1)).transpose(1, 2) for item in (query[:, None], key, value)]
+        mixed = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=seen[:, None, None])
+        return mixed.transpose(1, 2).flatten(2)[:, 0]
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The end token of each sequence."""
+        return tokens[torch.arange(len(tokens), device=tokens.device), self.lengths - 1]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Real tokens only, captions sorted by length.
+
+    ``order`` int64 [B] is the caption at each place; ``runs`` are (number of captions, their length), in that order;
+    ``gather`` int64 [T] is where each packed token stands in the flattened [B * L] batch; ``positions`` int64 [T] its place
+    in its caption.
+    """
+
+    order: Tensor
+    runs: tuple[tuple[int, int], ...]
+    gather: Tensor
+    positions: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor, padded_length: int) -> Grouped:
+        """Plan a batch of captions with ``lengths`` int64 [B], stored padded to ``padded_length``."""
+        # Planning is a few small integer operations, which belong on the CPU whatever the towers run on.
+        counts = lengths.cpu()
+        order = torch.argsort(counts, stable=True)
+        sizes, many = torch.unique_consecutive(counts[order], return_counts=True)
+        runs = tuple((int(number), int(size)) for size, number in zip(sizes, many, strict=True))
+        positions = torch.cat([torch.arange(size).repeat(number) for number, size in runs])
+        gather = torch.repeat_interleave(order * padded_length, counts[order]) + positions
+        place = lengths.device
+        return cls(order.to(place), runs, gather.to(place), positions.to(place))
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        return [number * size for number, size in self.runs]
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """Where the end token of each caption stands among the packed tokens, captions in sorted order."""
+        ends, start = [], 0
+        for number, size in self.runs:
+            ends.append(torch.arange(start + size - 1, start + number * size, size))
+            start += number * size
+        return torch.cat(ends).to(self.order.device)
+
+    @cached_property
+    def _back(self) -> Tensor:
+        return torch.argsort(self.order)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """[T, D] each; one causal call per group of equal length."""
+        groups = zip(*(item.split(self._widths) for item in (query, key, value)), self.runs, strict=True)
+        return torch.cat(
+            [
+                attention(*(part.unflatten(0, run) for part in (one, two, three)), heads, causal=True).flatten(0, 1)
+                for one, two, three, run in groups
+            ]
+        )
+
+    def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """``query`` [B, D] of the end tokens, in sorted order; each sees its whole caption."""
+        queries = query.split([number for number, _ in self.runs])
+        groups = zip(queries, key.split(self._widths), value.split(self._widths), self.runs, strict=True)
+        return torch.cat(
+            [
+                attention(one[:, None], two.unflatten(0, run), three.unflatten(0, run), heads)[:, 0]
+                for one, two, three, run in groups
+            ]
+        )
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The end tokens [B, D], in sorted order; ``unsorted`` puts them back."""
+        return tokens[self._ends]
+
+    def unsorted(self, rows: Tensor) -> Tensor:
+        """[B, ...] from sorted order to the batch's own."""
+        return rows[self._back]

@@ -1,0 +1,128 @@
+"""CLIP's modified ResNet (Radford et al. 2021, section 2.4): a three-convolution stem, anti-aliased strides, attention pooling.
+
+Differences from the ResNet of He et al.: three 3x3 convolutions in place of one 7x7, average pooling before every strided
+convolution, and a last pooling in which the mean of the map asks and all places answer. Has batch norm: statistics are per
+process.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.models import TOWERS, ImageTower, ModelConfig
+from diptych.models._config import ResNetConfig
+from diptych.models._layers import attention
+from diptych.types import Encoded
+
+EXPANSION = 4
+
+
+def convolution(inward: int, outward: int, size: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inward, outward, size, stride, padding=size // 2, bias=False), nn.BatchNorm2d(outward), nn.ReLU()
+    )
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut; a stride is an average pooling, so that nothing aliases."""
+
+    def __init__(self, inward: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.reduce = convolution(inward, planes, 1)
+        self.spatial = convolution(planes, planes, 3)
+        self.pool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+        self.expand = nn.Sequential(
+            nn.Conv2d(planes, planes * EXPANSION, 1, bias=False), nn.BatchNorm2d(planes * EXPANSION)
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inward != planes * EXPANSION:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                nn.Conv2d(inward, planes * EXPANSION, 1, bias=False),
+                nn.BatchNorm2d(planes * EXPANSION),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inward, H, W] -> [B, 4 * planes, H / stride, W / stride]."""
+        return torch.relu(self.expand(self.pool(self.spatial(self.reduce(x)))) + self.shortcut(x))
+
+
+class AttentionPool(nn.Module):
+    """The mean over the map, with a position of its own, attends to every place of the map."""
+
+    def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.empty(side * side + 1, width))
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, embed_dim]."""
+        places = x.flatten(2).transpose(1, 2)
+        places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.positional_embedding.to(x.dtype)
+        pooled = attention(self.q(places[:, :1]), self.k(places), self.v(places), self.heads)
+        return self.out(pooled[:, 0])
+
+
+@TOWERS.register("resnet")
+class ResNet(ImageTower):
+    """Stem -> four stages -> attention pooling."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        vision = config.vision
+        assert isinstance(vision, ResNetConfig)
+        width = vision.width
+        self.stem = nn.Sequential(
+            convolution(3, width // 2, 3, stride=2),
+            convolution(width // 2, width // 2, 3),
+            convolution(width // 2, width, 3),
+            nn.AvgPool2d(2),
+        )
+        stages, inward = [], width
+        for number, blocks in enumerate(vision.layers):
+            planes, stride = width * 2**number, 1 if number == 0 else 2
+            stages.append(
+                nn.Sequential(
+                    *(Bottleneck(inward if first else planes * EXPANSION, planes, stride if first else 1)
+                      for first in [place == 0 for place in range(blocks)])
+                )
+            )  # fmt: skip
+            inward = planes * EXPANSION
+        self.stages = nn.ModuleList(stages)
+        self.pool = AttentionPool(vision.image_size // 32, inward, vision.heads, config.embed_dim)
+
+    def blocks(self) -> list[nn.Module]:
+        """What to shard and to checkpoint."""
+        return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
+
+    def forward(self, images: Tensor, want_tokens: bool = False) -> Encoded:
+        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, 32 * width] are the places of the last map."""
+        x = self.stem(self.normalised(images))
+        for block in self.blocks():
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+        pooled = self.pool(x)
+        if not want_tokens:
+            return Encoded(pooled)
+        tokens = x.flatten(2).transpose(1, 2)
+        return Encoded(pooled, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """CLIP's scheme: torch's own for convolutions, each block begins as its shortcut, small attention weights."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                module.reset_parameters()
+        for block in self.blocks():
+            nn.init.zeros_(block.expand[1].weight)  # type: ignore[union-attr, index, arg-type]
+        width = self.pool.q.in_features
+        nn.init.normal_(self.pool.positional_embedding, std=width**-0.5)
+        for linear in (self.pool.q, self.pool.k, self.pool.v, self.pool.out):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+            nn.init.zeros_(linear.bias)

@@ -1,0 +1,90 @@
+"""CLIP's text tower: a causal transformer over BPE ids, pooled at the end token (Radford et al. 2021).
+
+Runs packed: only real tokens are computed (see ``_packing``). The end token is the largest id of a caption, at its first
+place, as in every CLIP. Not a bidirectional encoder, and no padding mask is ever needed.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.errors import ConfigError
+from diptych.models import TOWERS, ModelConfig, TextTower
+from diptych.models._layers import Block, Plan
+from diptych.models._packing import Grouped, Padded
+from diptych.types import Encoded
+
+
+@TOWERS.register("transformer")
+class Transformer(TextTower):
+    """Ids -> blocks -> the end token -> projection. ``attention`` is "groups" (packed) or "padded" (the plain twin)."""
+
+    attention: Literal["groups", "padded"] = "groups"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        text = config.text
+        hidden = int(text.width * text.mlp_ratio)
+        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
+        self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
+        self.layers = nn.ModuleList(
+            Block(text.width, text.heads, hidden, config.activation) for _ in range(text.layers)
+        )
+        self.ln_final = nn.LayerNorm(text.width)
+        self.projection = nn.Linear(text.width, config.embed_dim, bias=False)
+
+    def blocks(self) -> list[nn.Module]:
+        """What to shard and to checkpoint."""
+        return list(self.layers)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, want_tokens: bool = False) -> Encoded:
+        """ids [B, L], real tokens [B] (None: up to the largest id) -> pooled [B, D]; tokens [B, L, width] after the last norm.
+
+        Raises ConfigError when L is longer than the context.
+        """
+        longest = self.config.text.context_length
+        if tokens.ndim != 2 or tokens.shape[1] > longest:
+            raise ConfigError(f"token ids of shape {list(tokens.shape)} were given; expected [captions, at most {longest}].")
+        if lengths is None:
+            lengths = tokens.argmax(dim=1) + 1
+        if self.attention == "padded" or want_tokens:
+            return self._padded(tokens, lengths, want_tokens)
+        plan = Grouped.of(lengths, tokens.shape[1])
+        x = self.token_embedding(tokens.flatten()[plan.gather]) + self.positional_embedding[plan.positions]
+        x = self._run(x, plan, cut=True)
+        return Encoded(plan.unsorted(self.projection(self.ln_final(x))))
+
+    def _padded(self, tokens: Tensor, lengths: Tensor, want_tokens: bool) -> Encoded:
+        plan = Padded(lengths)
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        x = self._run(x, plan, cut=not want_tokens)
+        if not want_tokens:
+            return Encoded(self.projection(self.ln_final(x)))
+        normed = self.ln_final(x)
+        real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
+        return Encoded(self.projection(plan.pooled(normed)), normed, real)
+
+    def _run(self, x: Tensor, plan: Plan, cut: bool) -> Tensor:
+        last = len(self.layers) - 1
+        for number, block in enumerate(self.layers):
+            only_pooled = cut and number == last
+            if self.recompute and self.training:
+                x = checkpoint(block, x, plan, only_pooled, use_reentrant=False)
+            else:
+                x = block(x, plan, only_pooled)
+        return x
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """CLIP's scheme."""
+        width = self.config.text.width
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        for block in self.layers:
+            block.initialise(width, len(self.layers))  # type: ignore[operator]
+        self.ln_final.reset_parameters()
+        nn.init.normal_(self.projection.weight, std=width**-0.5)

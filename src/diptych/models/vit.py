@@ -1,0 +1,74 @@
+"""The vision transformer of CLIP (Dosovitskiy et al. 2021; Radford et al. 2021): class token, norm before and after.
+
+Takes uint8 pictures and normalises them itself. Positions are learned, one per patch of one image size: resizing them is
+the weights room's affair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.models import TOWERS, ImageTower, ModelConfig
+from diptych.models._config import VitConfig
+from diptych.models._layers import Block
+from diptych.models._packing import Whole
+from diptych.types import Encoded
+
+
+@TOWERS.register("vit")
+class Vit(ImageTower):
+    """Patches -> blocks -> the class token -> projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        vision = config.vision
+        assert isinstance(vision, VitConfig)
+        patches = (vision.image_size // vision.patch_size) ** 2
+        hidden = int(vision.width * vision.mlp_ratio)
+        self.patch_embedding = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(vision.width))
+        self.positional_embedding = nn.Parameter(torch.empty(patches + 1, vision.width))
+        self.ln_pre = nn.LayerNorm(vision.width)
+        self.layers = nn.ModuleList(
+            Block(vision.width, vision.heads, hidden, config.activation) for _ in range(vision.layers)
+        )
+        self.ln_post = nn.LayerNorm(vision.width)
+        self.projection = nn.Linear(vision.width, config.embed_dim, bias=False)
+
+    def blocks(self) -> list[nn.Module]:
+        """What to shard and to checkpoint."""
+        return list(self.layers)
+
+    def forward(self, images: Tensor, want_tokens: bool = False) -> Encoded:
+        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are patches before the last norm."""
+        x = self.patch_embedding(self.normalised(images)).flatten(2).transpose(1, 2)  # [B, N, width]
+        classes = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        x = self.ln_pre(torch.cat([classes, x], dim=1) + self.positional_embedding.to(x.dtype))
+        plan, last = Whole(), len(self.layers) - 1
+        for number, block in enumerate(self.layers):
+            only_pooled = number == last and not want_tokens
+            if self.recompute and self.training:
+                x = checkpoint(block, x, plan, only_pooled, use_reentrant=False)
+            else:
+                x = block(x, plan, only_pooled)
+        first = x[:, 0] if want_tokens else x
+        pooled = self.projection(self.ln_post(first))
+        if not want_tokens:
+            return Encoded(pooled)
+        return Encoded(pooled, x[:, 1:], torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """CLIP's scheme for both towers."""
+        vision = self.config.vision
+        width = vision.width
+        nn.init.normal_(self.patch_embedding.weight, std=self.patch_embedding.weight[0].numel() ** -0.5)
+        nn.init.normal_(self.class_embedding, std=width**-0.5)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        for block in self.layers:
+            block.initialise(width, len(self.layers))  # type: ignore[operator]
+        self.ln_pre.reset_parameters()
+        self.ln_post.reset_parameters()
+        nn.init.normal_(self.projection.weight, std=width**-0.5)
