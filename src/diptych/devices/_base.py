@@ -1,0 +1,235 @@
+"""Everything the code may ask of an accelerator, done once through PyTorch's own device-neutral doors.
+
+``torch.get_device_module(name)``, ``torch.amp`` and ``torch.accelerator`` answer for every accelerator that follows
+PyTorch's conventions, built in or from a vendor's plug-in. An entry of this folder subclasses ``Device`` and says only
+what is special to it. This is not a list of device speeds, and it moves no tensors: that is ``tensor.to(device)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from diptych.errors import ConfigError, DeviceError
+from diptych.registry import did_you_mean
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an accelerator can do beyond fp32; ``diptych selftest`` checks each claim.
+
+    ``bfloat16`` and ``float16``: autocast in that type · ``fused_adamw``: AdamW in one kernel · ``pin_memory``:
+    page-locked host memory, from which copies overlap with computing · ``varlen_attention``: attention over packed
+    sequences of unequal length in one kernel.
+    """
+
+    bfloat16: bool = False
+    float16: bool = False
+    fused_adamw: bool = False
+    pin_memory: bool = False
+    varlen_attention: bool = False
+
+
+class Device:
+    """One accelerator of this machine, made by ``get_device``.
+
+    A subclass sets ``name`` (PyTorch's device type), and where they differ from what stands here ``backend`` (the
+    collective library), ``plugin`` (the module whose import brings the device), ``package`` (what pip installs) and
+    ``fused_adamw``; it overrides a method where the device departs from PyTorch's conventions.
+    """
+
+    name: ClassVar[str]
+    backend: ClassVar[str] = "gloo"
+    plugin: ClassVar[str] = ""
+    package: ClassVar[str] = ""
+    fused_adamw: ClassVar[bool] = False
+    indexed: ClassVar[bool] = True
+    """False where there is always exactly one, such as the CPU."""
+
+    torch_device: torch.device
+
+    def __init__(self, index: int | None = None) -> None:
+        """Raises DeviceError, in one line, when the accelerator is absent or has no such index."""
+        reason = self.why_absent()
+        if reason:
+            raise DeviceError(reason)
+        self.select(index or 0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.torch_device})"
+
+    # --- presence -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def installed(cls) -> bool:
+        """Whether the plug-in is on this machine; costs no import of it."""
+        return not cls.plugin or importlib.util.find_spec(cls.plugin) is not None
+
+    @classmethod
+    def load_plugin(cls) -> None:
+        """Import the plug-in. Raises DeviceError, naming the package, when it is missing or does not load."""
+        if not cls.plugin:
+            return
+        package = cls.package or cls.plugin
+        if not cls.installed():
+            raise DeviceError(
+                f"--device {cls.name} needs the package {package}, which is not installed here; "
+                f"install the build of {package} that matches torch {torch.__version__}, or choose another --device."
+            )
+        try:
+            importlib.import_module(cls.plugin)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DeviceError(
+                f"--device {cls.name}: the package {package} is installed but does not load ({error}); "
+                "check the vendor's driver and that its environment script was sourced."
+            ) from error
+
+    @classmethod
+    def count(cls) -> int:
+        """How many this process may use; 0 without the hardware. The plug-in must be loaded."""
+        module = getattr(torch, cls.name, None)
+        if module is None or not module.is_available():
+            return 0
+        return int(module.device_count())
+
+    @classmethod
+    def why_absent(cls) -> str | None:
+        """Why the accelerator cannot be used, as one line with advice; None when it can."""
+        try:
+            cls.load_plugin()
+        except DeviceError as error:
+            return error.line
+        if cls.count() > 0:
+            return None
+        return (
+            f"--device {cls.name}: torch {torch.__version__} sees no {cls.name} accelerator on this machine; "
+            "check the driver and the build of torch, or choose --device cpu."
+        )
+
+    def select(self, index: int) -> None:
+        """Make number ``index`` the one that this object, and this process by default, uses. Raises DeviceError."""
+        count = self.count()
+        if not 0 <= index < count:
+            raise DeviceError(
+                f"--device {self.name}:{index}: this process sees {count} of them; "
+                f"choose {self.name}:0" + (f" to {self.name}:{count - 1}." if count > 1 else ".")
+            )
+        self.torch_device = torch.device(self.name, index)
+        if hasattr(self.module, "set_device"):
+            self.module.set_device(index)
+
+    @property
+    def module(self) -> Any:
+        """PyTorch's module of this device type, such as ``torch.cpu``."""
+        return torch.get_device_module(self.name)
+
+    # --- arithmetic ---------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def abilities(self) -> Abilities:
+        """What this accelerator can do."""
+        return Abilities(
+            bfloat16=self.computes_in(torch.bfloat16),
+            float16=self.computes_in(torch.float16),
+            fused_adamw=self.fused_adamw,
+            pin_memory=self.pins_memory(),
+            varlen_attention=self.has_varlen_attention(),
+        )
+
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        """Whether autocast to ``dtype`` works: asked of the device module, by the convention for plug-ins."""
+        supported = getattr(self.module, "get_amp_supported_dtype", None)
+        if supported is not None:
+            return dtype in supported()
+        if dtype is torch.bfloat16:
+            return bool(getattr(self.module, "is_bf16_supported", lambda: False)())
+        return dtype is torch.float16
+
+    def pins_memory(self) -> bool:
+        """Whether host memory can be page-locked for this device: found by trying."""
+        try:
+            return torch.empty(1).pin_memory().is_pinned()
+        except (RuntimeError, NotImplementedError):
+            return False
+
+    def has_varlen_attention(self) -> bool:
+        """Whether ``torch.nn.attention.varlen`` runs here."""
+        return False
+
+    def default_precision(self) -> str:
+        """The precision that ``--precision auto`` means: bf16, else fp16, else fp32."""
+        return "bf16" if self.abilities.bfloat16 else "fp16" if self.abilities.float16 else "fp32"
+
+    def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
+        """Context in which towers compute in ``precision`` ("fp32" changes nothing). Raises DeviceError, ConfigError."""
+        if precision not in PRECISIONS:
+            raise ConfigError(did_you_mean(precision, PRECISIONS, "precision"))
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        if not getattr(self.abilities, {"bf16": "bfloat16", "fp16": "float16"}[precision]):
+            raise DeviceError(
+                f"--precision {precision}: {self.torch_device} does not compute in it; "
+                f"choose --precision {self.default_precision()}."
+            )
+        return torch.amp.autocast(self.name, dtype=PRECISIONS[precision])
+
+    def scaler(self, precision: str) -> torch.amp.GradScaler:
+        """A gradient scaler, which does something for fp16 only: its range is too narrow for small gradients."""
+        return torch.amp.GradScaler(self.name, enabled=precision == "fp16")
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the accelerator is done."""
+        own: Callable[[], None] | None = getattr(self.module, "synchronize", None)
+        (own or torch.accelerator.synchronize)()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: ``allocated`` to tensors, its ``peak``, ``reserved`` by the allocator, ``free`` and ``total`` of the device.
+
+        A figure that the device does not tell is left out.
+        """
+        names = {"allocated": "memory_allocated", "peak": "max_memory_allocated", "reserved": "memory_reserved"}
+        figures = {key: self._figure(name) for key, name in names.items()}
+        free_total = self._figure("mem_get_info") or self._figure("get_memory_info")
+        if free_total is not None:
+            figures["free"], figures["total"] = free_total
+        return {key: int(value) for key, value in figures.items() if value is not None}
+
+    def reset_peak_memory(self) -> None:
+        """Let ``peak`` of ``memory`` count from now on, where the device can."""
+        self._figure("reset_peak_memory_stats")
+
+    def _figure(self, function: str) -> Any:
+        # The device's own module first; the neutral functions came with torch 2.9, and plug-ins may leave them out.
+        for place in (self.module, torch.accelerator):
+            own = getattr(place, function, None)
+            if own is not None:
+                try:
+                    return own(self.torch_device.index)
+                except (RuntimeError, NotImplementedError):
+                    continue
+        return None
+
+    def seed(self, number: int) -> None:
+        """Seed the accelerator's random numbers; the CPU's are a matter of ``torch.manual_seed``."""
+        seed = getattr(self.module, "manual_seed_all", None) or getattr(self.module, "manual_seed", None)
+        (seed or torch.manual_seed)(number)
+
+    def random_state(self) -> Tensor:
+        """The state of the accelerator's random numbers, a uint8 tensor on the CPU."""
+        return self.module.get_rng_state(self.torch_device).cpu()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Go back to what ``random_state`` gave."""
+        self.module.set_rng_state(state, self.torch_device)

@@ -1,0 +1,66 @@
+"""The CPU: always there, one per process, and the reference that every accelerator is tested against.
+
+Its arithmetic is fp32 unless asked otherwise: bf16 is faster only on CPUs with units for it, and runs there resume
+bit by bit. It needs no plug-in and no page-locked memory.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+from diptych.devices import DEVICES
+from diptych.devices._base import Device
+
+
+@DEVICES.register("cpu")
+class Cpu(Device):
+    """The CPU of this machine."""
+
+    name = "cpu"
+    fused_adamw = True
+    indexed = False
+
+    def select(self, index: int) -> None:
+        """There is one; any index is it, because processes under torchrun share it."""
+        self.torch_device = torch.device("cpu")
+
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        """Autocast takes both half types."""
+        return dtype in (torch.bfloat16, torch.float16)
+
+    def pins_memory(self) -> bool:
+        """Never: there is nowhere to copy to."""
+        return False
+
+    def default_precision(self) -> str:
+        """Always fp32."""
+        return "fp32"
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of this process in RAM: ``peak`` since it started, and ``total`` of the machine."""
+        try:
+            import resource
+        except ImportError:  # Windows has no such module
+            return {}
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"peak": peak, "total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+
+    def reset_peak_memory(self) -> None:
+        """The operating system keeps the peak; it cannot be reset."""
+
+    def seed(self, number: int) -> None:
+        """Seed PyTorch's generator of the CPU, and only it."""
+        torch.default_generator.manual_seed(number)
+
+    def random_state(self) -> Tensor:
+        """The state of PyTorch's CPU generator."""
+        return torch.get_rng_state()
+
+    def set_random_state(self, state: Tensor) -> None:
+        """Go back to what ``random_state`` gave."""
+        torch.set_rng_state(state)
