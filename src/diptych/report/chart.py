@@ -142,7 +142,10 @@ def _y_ticks(chart: Chart, series: Sequence[Series]) -> list[float]:
     if chart.top is not None:
         high = min(chart.top, high)
     ticks = nice_ticks(low, high, 4)
-    return ticks if chart.top is None else [tick for tick in ticks if tick <= chart.top + 1e-9] or [0.0, chart.top]
+    if chart.top is None:
+        return ticks
+    kept = [tick for tick in ticks if tick <= chart.top]
+    return kept if len(kept) > 1 else [0.0, chart.top]
 
 
 def _grid(plot: _Plot, ticks: list[float], power: int) -> str:

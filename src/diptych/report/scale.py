@@ -22,13 +22,17 @@ def nice_step(span: float, count: int) -> float:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values that cover low..high: the first at or below ``low``, the last at or above ``high``."""
-    if not high > low:
-        pad = abs(low) * 0.1 or 1.0
+    """Round values that cover low..high: the first at or below ``low``, the last at or above ``high``.
+
+    A range of one value, or too small beside its values for labels to tell apart, is widened.
+    """
+    size = max(abs(low), abs(high))
+    if not high - low > 1e-4 * size:
+        pad = 0.1 * size or 1.0
         low, high = low - pad, high + pad
     step = nice_step(high - low, count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def inner_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -47,7 +51,7 @@ def tick_labels(ticks: list[float]) -> list[str]:
     top = max((abs(tick) for tick in ticks), default=0.0)
     unit, suffix = (1e6, "M") if top >= 1e6 else (1e3, "k") if top >= 1e4 else (1.0, "")
     scaled = [tick / unit for tick in ticks]
-    decimals = next((d for d in range(7) if all(abs(round(tick, d) - tick) < 1e-6 for tick in scaled)), 6)
+    decimals = next((d for d in range(10) if all(abs(round(tick, d) - tick) < 1e-9 for tick in scaled)), 10)
     return [f"{tick:,.{decimals}f}{suffix if tick else ''}".replace("-", MINUS).replace(",", THIN) for tick in scaled]
 
 
