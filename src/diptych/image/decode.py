@@ -1,0 +1,136 @@
+"""An encoded picture to RGB, or one clear line about why not.
+
+Handles what people really have: EXIF rotation, alpha (laid on white), palettes, CMYK, 16-bit greys (scaled, not clipped),
+animations (the first frame). A picture that is cut short, of an unknown kind, or larger than the limit is a RecordError
+before it costs memory. Plain JPEGs go through simplejpeg where it is installed, which gives the same pixels faster.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diptych.errors import RecordError
+
+MAX_PIXELS = 178_956_970  # as Pillow's own warning limit: a quarter of a gigabyte of RGB, more than any photo
+_EXIF_ORIENTATION = 0x0112
+
+
+def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a file's path or bytes into an RGB picture, upright. Raises RecordError, whose ``key`` names the file."""
+    name = key or (str(source) if not isinstance(source, bytes) else "image")
+    data = source if isinstance(source, bytes) else _read(Path(source), name)
+    if not data:
+        raise RecordError(name, "the image file is empty (0 bytes)", "download it again or remove it")
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures and odd metadata; size is checked below, by our own limit.
+            warnings.simplefilter("ignore")
+            return _decode(data, name, max_pixels)
+    except UnidentifiedImageError as error:
+        raise RecordError(name, f"not an image that can be read ({_kind(data)})", "remove it or convert it") from error
+    except Image.DecompressionBombError as error:
+        raise RecordError(name, f"larger than {max_pixels:,} pixels", "shrink it or remove it") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+        EOFError,
+    ) as error:
+        # These are what Pillow's readers raise on damaged files, by their documentation and by fuzzing.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecordError(name, f"damaged or cut short ({reason})", "download it again or remove it") from error
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordError(name, f"no such image file: {path}", "check the paths, or give --image-root") from error
+    except OSError as error:
+        raise RecordError(name, f"the image file cannot be read: {error.strerror}") from error
+
+
+def _kind(data: bytes) -> str:
+    head = data[:512].lstrip().lower()
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "it looks like a web page, not an image"
+    return f"it begins with {data[:8]!r}"
+
+
+def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as opened:
+        width, height = opened.size
+        if width * height > max_pixels:
+            raise RecordError(name, f"{width} x {height} pixels, more than the limit of {max_pixels:,}", "shrink it")
+        if width < 1 or height < 1:
+            raise RecordError(name, f"{width} x {height} pixels: nothing to see")
+        orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
+        fast = _fast_jpeg(data, opened)
+        if fast is not None:
+            return fast if orientation == 1 else _upright(fast, orientation)
+        opened.load()
+        picture = ImageOps.exif_transpose(opened) if orientation != 1 else opened
+        return _rgb(picture)
+
+
+def _fast_jpeg(data: bytes, opened: Image.Image) -> Image.Image | None:
+    """The picture by libjpeg-turbo, if it is a three-channel JPEG; None leaves it to Pillow."""
+    library = _simplejpeg()
+    if library is None or opened.format != "JPEG" or opened.mode != "RGB":
+        return None
+    try:
+        return Image.fromarray(library.decode_jpeg(data, colorspace="RGB"))
+    except ValueError:
+        # Damaged, or a variant that it does not read: Pillow decides, and words the error.
+        return None
+
+
+@cache
+def _simplejpeg() -> Any:
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    exif = Image.Exif()
+    exif[_EXIF_ORIENTATION] = orientation
+    picture.getexif().update(exif)
+    return ImageOps.exif_transpose(picture)
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB; transparent parts become white, as on a page."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture.copy()
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return _grey_of_high_depth(picture)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        page = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, layer).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _grey_of_high_depth(picture: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255, which turns a 16-bit grey picture white.
+    values = np.asarray(picture).astype(np.float64)
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and values.max(initial=0) > 255):
+        values = values / 257
+    elif picture.mode == "F" and values.max(initial=0) <= 1:
+        values = values * 255
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")

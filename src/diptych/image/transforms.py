@@ -1,0 +1,123 @@
+"""From an RGB picture to the uint8 square that a tower takes: one recipe for training, one for evaluation.
+
+Resizing uses Pillow's kernels, the field's reference. Sizes and crops follow the rules that CLIP's published numbers were
+made with, to the pixel. Randomness comes from a generator that the caller seeds, never from global state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from diptych.errors import ConfigError
+
+KERNELS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+def _kernel(name: str) -> Image.Resampling:
+    if name not in KERNELS:
+        raise ConfigError(f"unknown interpolation {name!r}; known: {', '.join(KERNELS)}.")
+    return KERNELS[name]
+
+
+def planar(image: Image.Image) -> np.ndarray:
+    """RGB -> uint8 [3, H, W], contiguous."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The same pixels every time.
+
+    ``resize_mode``: "shortest" resizes the short side to ``size`` and crops the centre; "squash" resizes to the square;
+    "longest" resizes the long side and pads with black.
+    """
+
+    size: int
+    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+    interpolation: str = "bicubic"
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture -> uint8 [3, size, size]."""
+        kernel = _kernel(self.interpolation)
+        if self.resize_mode == "squash":
+            return torch.from_numpy(planar(_resized(image, (self.size, self.size), kernel)))
+        if self.resize_mode == "longest":
+            return torch.from_numpy(planar(self._padded(image, kernel)))
+        if self.resize_mode != "shortest":
+            raise ConfigError(f"unknown resize mode {self.resize_mode!r}; known: shortest, squash, longest.")
+        width, height = image.size
+        short = min(width, height)
+        # The long side is rounded down, the crop's corner to the nearest even choice: the field's rules.
+        target = (self.size * width // short, self.size * height // short)
+        image = _resized(image, target, kernel)
+        left, top = round((target[0] - self.size) / 2), round((target[1] - self.size) / 2)
+        return torch.from_numpy(planar(image.crop((left, top, left + self.size, top + self.size))))
+
+    def _padded(self, image: Image.Image, kernel: Image.Resampling) -> Image.Image:
+        scale = self.size / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        page = Image.new("RGB", (self.size, self.size))
+        page.paste(_resized(image, (width, height), kernel), ((self.size - width) // 2, (self.size - height) // 2))
+        return page
+
+
+def _resized(image: Image.Image, size: tuple[int, int], kernel: Image.Resampling) -> Image.Image:
+    return image if image.size == size else image.resize(size, kernel)
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """A random crop resized to the square, and on request a mirror image and changed colours.
+
+    ``scale`` bounds the share of the area that the crop keeps, ``ratio`` its width over height (drawn on a logarithmic
+    scale). ``flip`` and ``grayscale`` are probabilities; ``color_jitter`` j draws factors of brightness, contrast and
+    saturation from 1 - j to 1 + j.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bicubic"
+    flip: float = 0.0
+    color_jitter: float = 0.0
+    grayscale: float = 0.0
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """RGB picture -> uint8 [3, size, size], all randomness from ``rng``."""
+        image = image.crop(self._box(image.width, image.height, rng))
+        image = _resized(image, (self.size, self.size), _kernel(self.interpolation))
+        if self.flip and rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.color_jitter:
+            for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                image = change(image).enhance(rng.uniform(max(0.0, 1 - self.color_jitter), 1 + self.color_jitter))
+        if self.grayscale and rng.random() < self.grayscale:
+            image = image.convert("L").convert("RGB")
+        return planar(image)
+
+    def _box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """The crop's left, top, right, bottom: ten draws, then the largest centred crop of an allowed shape."""
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            shape = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
+            wide, high = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+            if 0 < wide <= width and 0 < high <= height:
+                left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+                return left, top, left + wide, top + high
+        shape = min(max(width / height, self.ratio[0]), self.ratio[1])
+        wide = max(1, min(width, round(height * shape)))
+        high = max(1, min(height, round(width / shape)))
+        left, top = (width - wide) // 2, (height - high) // 2
+        return left, top, left + wide, top + high

@@ -1,0 +1,165 @@
+"""CLIP's byte-pair encoding (Radford et al. 2021): lower-cased, 49,408 ids, the same ids as OpenAI's and open_clip's.
+
+A text is cleaned (ftfy, HTML entities twice, white space), lower-cased, split into words, and each word's bytes are merged.
+Plain printable ASCII skips the cleaning, which cannot change it, and finds whole words in a cache; everything else takes the
+full path. Both give the same ids (tests hold this). A literal ``<|endoftext|>`` in a text becomes the end token, as in the
+references. The merges are OpenAI's, under MIT (BPE_LICENSE.txt).
+"""
+
+from __future__ import annotations
+
+import gzip
+import html
+import itertools
+from array import array
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import regex
+from torch import Tensor
+
+from diptych.text import TOKENIZERS, Tokenizer
+
+MERGES = Path(__file__).parent / "bpe_merges.txt.gz"
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+CACHE_LIMIT = 1 << 18  # words; beyond it the cache is emptied, so that a stream of random strings cannot fill memory
+SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Vocabulary(NamedTuple):
+    """``symbols`` writes each of the 256 bytes as one printable character; ``ranks`` orders merges; ``ids`` numbers tokens."""
+
+    symbols: tuple[str, ...]
+    ranks: Mapping[tuple[str, str], int]
+    ids: Mapping[str, int]
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    """The vocabulary, read on first use."""
+    merges = [tuple(line.split()) for line in gzip.decompress(MERGES.read_bytes()).decode().splitlines()]
+    symbols, in_order = _byte_symbols()
+    tokens = [*in_order, *(symbol + WORD_END for symbol in in_order), *(one + two for one, two in merges), START, END]
+    return Vocabulary(
+        symbols,
+        {(one, two): rank for rank, (one, two) in enumerate(merges)},
+        {token: number for number, token in enumerate(tokens)},
+    )
+
+
+def _byte_symbols() -> tuple[tuple[str, ...], list[str]]:
+    """A printable character for each byte, by byte and in the vocabulary's order: printable bytes stand for themselves."""
+    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in set(own)]
+    drawn = {**{byte: chr(byte) for byte in own}, **{byte: chr(256 + place) for place, byte in enumerate(rest)}}
+    return tuple(drawn[byte] for byte in range(256)), [drawn[byte] for byte in [*own, *rest]]
+
+
+@TOKENIZERS.register("bpe")
+class Bpe(Tokenizer):
+    """CLIP's tokenizer."""
+
+    name = "bpe"
+    vocab_size = 49408
+    start_id = 49406
+    end_id = 49407
+
+    def __init__(self, context_length: int = 77) -> None:
+        super().__init__(context_length)
+        self._words = _Words()
+
+    def __getstate__(self) -> dict[str, object]:
+        """A worker process starts with an empty cache."""
+        return {"context_length": self.context_length}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__init__(state["context_length"])  # type: ignore[misc]
+
+    def packed(self, text: str) -> bytes:
+        """The ids of a text, without start and end, as native 32-bit integers."""
+        # Printable ASCII without & and < is a fixed point of ftfy and of HTML unescaping, and its words are what stands
+        # between spaces: no pattern of the split crosses white space.
+        if text.isascii() and text.isprintable() and "&" not in text and "<" not in text:
+            return b"".join(map(self._words.__getitem__, text.lower().split()))
+        return self.packed_without_cache(text)
+
+    def packed_without_cache(self, text: str) -> bytes:
+        """The full path, for any text: the plain twin of the fast one."""
+        return _pieces(clean(text))
+
+    def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
+        """The text of ids, words apart by one space; start, end and padding are left out."""
+        names, values = _inverse()
+        kept = [int(one) for one in ids if int(one) not in (self.start_id, self.end_id, self.pad_id)]
+        joined = "".join(names[one] for one in kept)
+        words = joined.replace(WORD_END, " ")
+        return (
+            bytes(values[symbol] if symbol != " " else 32 for symbol in words).decode("utf-8", errors="replace").strip()
+        )
+
+
+class _Words(dict[str, bytes]):
+    """Word -> its ids, learned when first asked for."""
+
+    def __missing__(self, word: str) -> bytes:
+        if len(self) >= CACHE_LIMIT:
+            self.clear()
+        ids = self[word] = _pieces(word)
+        return ids
+
+
+def _pieces(text: str) -> bytes:
+    """The ids of a cleaned text."""
+    known = vocabulary()
+    found: list[int] = []
+    for piece in _splitter().findall(text):
+        if piece in (START, END):
+            found.append(known.ids[piece])
+            continue
+        letters = "".join(known.symbols[byte] for byte in piece.encode("utf-8")) + WORD_END
+        whole = known.ids.get(letters)
+        # Every token that ends a word is what its own letters merge to (a test checks all of them): no need to merge.
+        if whole is not None:
+            found.append(whole)
+        else:
+            symbols = [*letters[: -len(WORD_END) - 1], letters[-len(WORD_END) - 1 :]]
+            found += [known.ids[token] for token in merged(symbols, known.ranks)]
+    return array("I", found).tobytes()
+
+
+@cache
+def _splitter() -> regex.Pattern[str]:
+    return regex.compile(SPLIT, regex.IGNORECASE)
+
+
+@cache
+def _inverse() -> tuple[dict[int, str], dict[str, int]]:
+    known = vocabulary()
+    return {number: token for token, number in known.ids.items()}, {
+        symbol: byte for byte, symbol in enumerate(known.symbols)
+    }
+
+
+def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """Merge neighbours, lowest rank first and leftmost among equals, until no pair of neighbours has a rank."""
+    symbols, none = list(symbols), len(ranks)
+    while len(symbols) > 1:
+        found = [ranks.get(pair, none) for pair in itertools.pairwise(symbols)]
+        best = min(found)
+        if best == none:
+            break
+        place = found.index(best)
+        symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+    return symbols
+
+
+def clean(text: str) -> str:
+    """Mend mojibake, resolve HTML entities (twice, for doubly escaped ones), fold white space, lower-case."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
