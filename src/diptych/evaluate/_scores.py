@@ -139,7 +139,7 @@ def _ratio_of_binomials(total: int, own: int, k: int) -> float:
 def _products(queries: Tensor, candidates: Tensor) -> Tensor:
     # A caller may stand inside autocast: ranks of bf16 products would tie by the hundred.
     with torch.autocast(queries.device.type, enabled=False):
-        return (queries @ candidates.T).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        return (queries @ candidates.T).nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def _normalised(features: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ def read_run(folder: Path) -> RunFiles:
     train = tuple(row for row in rows if row.get("phase") == "train")
     lost = [row for row in train if "loss" in row and number(row["loss"]) is None]
     if lost:
-        notes.append(f"The loss was not a number in {len(lost)} rows of the log, first at step {lost[0]['step']}.")
+        rows_lost = "1 row" if len(lost) == 1 else f"{len(lost)} rows"
+        notes.append(f"The loss was not a number in {rows_lost} of the log, first at step {lost[0]['step']}.")
     return RunFiles(
         name=folder.resolve().name,
         config=config,

@@ -42,6 +42,7 @@ def headline(run: RunFiles) -> str:
     """The few largest figures of the page: recall at ten both ways, or top-1, of the first data set that has them."""
     for row in run.results:
         metrics, chance = _metrics(row, "metrics"), _metrics(row, "chance")
+        name = escape(str(row.get("name", "results")))
         wanted = [
             ("text_to_image_R@10", "pictures found by caption, R@10", "text"),
             ("image_to_text_R@10", "captions found by picture, R@10", "image"),
@@ -49,12 +50,12 @@ def headline(run: RunFiles) -> str:
         ]
         figures = [
             f'<div class="figure {hue}"><b>{percent(metrics[key], unit=False)}<small>%</small></b>'
-            f"<span>{escape(words)}</span><span>{_beside(metrics[key], chance.get(key), key)}</span></div>"
+            f"<span>{escape(words)} · {name}</span><span>{_beside(metrics[key], chance.get(key), key)}</span></div>"
             for key, words, hue in wanted
             if key in metrics
         ]
         if figures:
-            return f'<div class="headline" aria-label="Results on {escape(str(row.get("name", "")))}">{"".join(figures)}</div>'
+            return f'<div class="headline">{"".join(figures)}</div>'
     return ""
 
 
