@@ -16,6 +16,7 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
@@ -259,6 +260,23 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(const at::Te
   return {back(a), back(b), back(c)};
 }
 
+// The schema does not say that the running figures change, so the fallback would leave them as they are.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& mean, const std::optional<at::Tensor>& variance,
+    bool training, double momentum, double epsilon) {
+  const auto host = [](const std::optional<at::Tensor>& one) {
+    return one.has_value() && one->defined() ? std::optional<at::Tensor>(one->cpu()) : std::nullopt;
+  };
+  const auto host_mean = host(mean), host_variance = host(variance);
+  auto [a, b, c] = at::native_batch_norm(
+      input.cpu(), host(weight), host(bias), host_mean, host_variance, training, momentum, epsilon);
+  if (training && host_mean.has_value()) {
+    mean->copy_(*host_mean);
+    variance->copy_(*host_variance);
+  }
+  return {a.to(input.device()), b.to(input.device()), c.to(input.device())};
+}
+
 int64_t plain_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double,
     bool, std::optional<double>, bool) {
   return static_cast<int64_t>(sdp::SDPBackend::math);
@@ -271,6 +289,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", &copy_from_and_resize);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
+  m.impl("native_batch_norm", &batch_norm);
   m.impl("as_strided", TORCH_FN(at::native::as_strided_tensorimpl));
   m.impl("view", TORCH_FN(at::native::view));
   m.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));

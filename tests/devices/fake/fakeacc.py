@@ -5,6 +5,7 @@ it, and gives PyTorch's PrivateUse1 device type the name "fakeacc". ``--device f
 PyTorch has one such type per process, so the tests import this only in processes of their own.
 """
 
+import datetime
 import hashlib
 import os
 import subprocess
@@ -12,6 +13,7 @@ import types
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from diptych.devices import DEVICES, Device
 
@@ -30,7 +32,19 @@ def build(compiler: str = "g++") -> Path:
     unfinished = library.with_suffix(f".{os.getpid()}.tmp")
     includes = [f"-I{root / 'include'}", f"-I{root / 'include/torch/csrc/api/include'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    command = [compiler, "-std=c++20", "-O1", "-w", "-fPIC", "-shared", abi, *includes, str(SOURCE), "-o", str(unfinished)]
+    command = [
+        compiler,
+        "-std=c++20",
+        "-O1",
+        "-w",
+        "-fPIC",
+        "-shared",
+        abi,
+        *includes,
+        str(SOURCE),
+        "-o",
+        str(unfinished),
+    ]
     subprocess.run([*command, f"-L{root / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu"], check=True)
     unfinished.replace(library)
     return library
@@ -40,9 +54,24 @@ torch.ops.load_library(str(build()))
 plugin = torch.ops.fakeacc
 
 
+class On:
+    """``torch.fakeacc.device(index)``: the context in which that device is the current one."""
+
+    def __init__(self, device: int | torch.device) -> None:
+        self.index = device if isinstance(device, int) else device.index or 0
+
+    def __enter__(self) -> None:
+        self.before = plugin.current_device()
+        plugin.set_device(self.index)
+
+    def __exit__(self, *_: object) -> None:
+        plugin.set_device(self.before)
+
+
 class Module(types.ModuleType):
     """``torch.fakeacc``: the functions that PyTorch asks of an accelerator's module."""
 
+    device = On
     is_available = staticmethod(lambda: True)
     is_initialized = staticmethod(lambda: True)
     _is_in_bad_fork = staticmethod(lambda: False)
@@ -62,6 +91,48 @@ class Module(types.ModuleType):
 torch.utils.rename_privateuse1_backend("fakeacc")
 torch._register_device_module("fakeacc", Module("torch.fakeacc"))
 torch.utils.generate_methods_for_privateuse1_backend()
+
+
+class Collectives(dist.ProcessGroup):
+    """The collective library "fakeccl": a plug-in's own backend, as hccl and tccl are; it goes through the host and Gloo."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
+        super().__init__(rank, size)
+        self.host = dist.ProcessGroupGloo(store, rank, size, timeout)
+
+    def getBackendName(self) -> str:
+        return "fakeccl"
+
+    def _through_host(self, work, lists, options):
+        for tensor in (tensor for tensors in lists for tensor in tensors):
+            if tensor.device.type != "fakeacc":
+                raise ValueError(f"fakeccl moves tensors of fakeacc, not of {tensor.device}")
+        hosts = [[tensor.cpu() for tensor in tensors] for tensors in lists]
+        work(*hosts, options).wait()
+        for there, here in zip(lists, hosts, strict=True):
+            for tensor, host in zip(there, here, strict=True):
+                tensor.copy_(host)
+        done = torch.futures.Future()
+        done.set_result(lists[0])
+        return torch._C._distributed_c10d._create_work_from_future(done)
+
+    def allreduce(self, tensors, options):
+        return self._through_host(self.host.allreduce, [tensors], options)
+
+    def broadcast(self, tensors, options):
+        return self._through_host(self.host.broadcast, [tensors], options)
+
+    def allgather(self, gathered, tensors, options):
+        def work(host_gathered, host_tensors, options):
+            return self.host.allgather([host_gathered], host_tensors, options)
+
+        return self._through_host(work, [gathered[0], tensors], options)
+
+    def barrier(self, options):
+        return self.host.barrier(options)
+
+
+dist.Backend.register_backend("fakeccl", Collectives, devices=["fakeacc"])
 
 
 @DEVICES.register("fakeacc")

@@ -1,0 +1,90 @@
+"""``diptych selftest``: hold an accelerator to everything that this toolkit asks of it, and print a table.
+
+Exit code 0 when every required check passed, 1 when one failed, 2 when the accelerator is not there at all. The checks
+stand in ``_conformance.py``. It says nothing on speed: that is ``diptych profile``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diptych.commands import command
+
+if TYPE_CHECKING:
+    from diptych.commands._conformance import Row
+
+COLOURS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which accelerator is tested, and how the result is told."""
+
+    device: str = "auto"
+    """Accelerator: auto, or the name of one; NAME:1 picks the second; module:Class takes somebody else's."""
+    list: bool = False
+    """Only list the accelerators that are known, and say of each whether it can be used here."""
+    json: bool = False
+    """One JSON object instead of a table."""
+
+
+@command("selftest", example="diptych selftest --device auto")
+def main(options: Options) -> int:
+    """Check an accelerator against the CPU: every operator, mixed precision, the optimiser, two training steps."""
+    if options.list:
+        return _list(options.json)
+    import torch
+
+    from diptych.commands._conformance import run
+    from diptych.devices import get_device
+
+    device = get_device(options.device)
+    rows = _shown(run(device), options.json)
+    failed = [row for row in rows if row.outcome == "failed" and row.required]
+    if options.json:
+        head = {"device": str(device.torch_device), "torch": torch.__version__, "passed": not failed}
+        about = {"abilities": dataclasses.asdict(device.abilities), "rows": [dataclasses.asdict(row) for row in rows]}
+        print(json.dumps({**head, **about}))
+    else:
+        _conclude(rows, str(device.torch_device))
+    return 1 if failed else 0
+
+
+def _list(as_json: bool) -> int:
+    from diptych.devices import DEVICES, list_devices
+
+    found = {name: DEVICES.get(name).why_absent() for name in list_devices()}
+    if as_json:
+        print(json.dumps({name: {"available": why is None, "reason": why} for name, why in found.items()}))
+    else:
+        for name, why in found.items():
+            print(f"{name:<8} {'available' if why is None else why}")
+    return 0
+
+
+def _shown(rows: Iterable[Row], quiet: bool) -> list[Row]:
+    """Collect the rows; each is printed as it comes, because some take seconds, and a crash must leave a trace."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    kept = []
+    for row in rows:
+        kept.append(row)
+        if not quiet:
+            mark = row.outcome if row.required or row.outcome != "failed" else "failed (optional)"
+            line = Text(f"{row.group:<10} {row.name:<36} ")
+            line.append(f"{mark:<8}", style=COLOURS[row.outcome]).append(f" {row.seconds:6.2f} s  {row.detail}")
+            console.print(line)
+    return kept
+
+
+def _conclude(rows: list[Row], device: str) -> None:
+    counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in COLOURS}
+    told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    print(f"\n{device}: {told}, in {sum(row.seconds for row in rows):.1f} s")
