@@ -59,7 +59,14 @@ def _free_folder() -> Path:
 def _config(folder: Path, options: Options) -> Any:
     from diptych.train.config import read
 
-    words = ["--recipe", "emoji", "--train-data", str(EMOJI / "train-*.tar"), "--val-data", str(EMOJI / "unseen_style-*.tar")]
+    words = [
+        "--recipe",
+        "emoji",
+        "--train-data",
+        str(EMOJI / "train-*.tar"),
+        "--val-data",
+        str(EMOJI / "unseen_style-*.tar"),
+    ]
     words += ["--output", str(folder), "--device", options.device]
     if options.short:
         words += ["--max-steps", "30", "--val-every-steps", "0", "--val-frequency", "0"]

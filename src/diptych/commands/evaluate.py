@@ -79,14 +79,23 @@ def measure(options: Options) -> Iterator[Result]:
     tasks: list[tuple[str, Any, dict[str, Any]]] = []
     if options.val_data:
         source = opened(options.val_data, options.val_split, VALIDATION_SPLITS, options.source)
-        tasks.append(("retrieval", source, {"protocol": options.protocol, "captions_per_image": options.captions_per_image}))
+        tasks.append(
+            ("retrieval", source, {"protocol": options.protocol, "captions_per_image": options.captions_per_image})
+        )
     if options.imagenet_val:
         folders = open_source(options.imagenet_val, options=options.source)
         tasks.append(("zeroshot", folders, {"templates": options.templates, "labels": options.labels or None}))
     for name, source, own in tasks:
         with log.progress(f"{name} on {source.name}", 1) as tell:
             yield evaluators.get(name)(
-                model, source, tokenizer, look, device, progress=lambda done, total: tell(done, total=total), **shared, **own
+                model,
+                source,
+                tokenizer,
+                look,
+                device,
+                progress=lambda done, total: tell(done, total=total),
+                **shared,
+                **own,
             )
 
 

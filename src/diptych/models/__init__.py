@@ -117,7 +117,7 @@ class TwoTower(nn.Module):
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute activations in the backward pass of training."""
         for tower in (self.image, self.text):
-            tower.recompute = on
+            tower.recompute = on  # type: ignore[assignment]
 
 
 def create_model(model: str | ModelConfig, *, device: Any = None, dtype: torch.dtype | None = None) -> TwoTower:

@@ -113,5 +113,5 @@ class Block(nn.Module):
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of [B, L, D] (queries may be fewer than keys), heads split and joined again."""
-    split = (split_heads(item, heads) for item in (query, key, value))
-    return join_heads(F.scaled_dot_product_attention(*split, is_causal=causal))
+    asks, keys, values = (split_heads(item, heads) for item in (query, key, value))
+    return join_heads(F.scaled_dot_product_attention(asks, keys, values, is_causal=causal))

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.models._layers import attention
+from diptych.models._layers import attention, join_heads, split_heads
 
 
 class Whole:
@@ -49,9 +50,8 @@ class Padded:
         """``query`` [B, D] of the end tokens; they see everything up to themselves."""
         # The mask is the causal row of each end token: True where a key may be seen.
         seen = torch.arange(key.shape[1], device=key.device) < self.lengths[:, None]
-        split = [item.unflatten(-1, (heads, -1)).transpose(1, 2) for item in (query[:, None], key, value)]
-        mixed = torch.nn.functional.scaled_dot_product_attention(*split, attn_mask=seen[:, None, None])
-        return mixed.transpose(1, 2).flatten(2)[:, 0]
+        asks, keys, values = (split_heads(item, heads) for item in (query[:, None], key, value))
+        return join_heads(F.scaled_dot_product_attention(asks, keys, values, attn_mask=seen[:, None, None]))[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The end token of each sequence."""
@@ -105,12 +105,11 @@ class Grouped:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """[T, D] each; one causal call per group of equal length."""
         groups = zip(*(item.split(self._widths) for item in (query, key, value)), self.runs, strict=True)
-        return torch.cat(
-            [
-                attention(*(part.unflatten(0, run) for part in (one, two, three)), heads, causal=True).flatten(0, 1)
-                for one, two, three, run in groups
-            ]
-        )
+        mixed = []
+        for asks, keys, values, run in groups:
+            parts = (asks.unflatten(0, run), keys.unflatten(0, run), values.unflatten(0, run))
+            mixed.append(attention(*parts, heads=heads, causal=True).flatten(0, 1))
+        return torch.cat(mixed)
 
     def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """``query`` [B, D] of the end tokens, in sorted order; each sees its whole caption."""

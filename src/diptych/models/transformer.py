@@ -48,7 +48,9 @@ class Transformer(TextTower):
         """
         longest = self.config.text.context_length
         if tokens.ndim != 2 or tokens.shape[1] > longest:
-            raise ConfigError(f"token ids of shape {list(tokens.shape)} were given; expected [captions, at most {longest}].")
+            raise ConfigError(
+                f"token ids of shape {list(tokens.shape)} were given; expected [captions, at most {longest}]."
+            )
         if lengths is None:
             lengths = tokens.argmax(dim=1) + 1
         if self.attention == "padded" or want_tokens:

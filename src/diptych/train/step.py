@@ -37,7 +37,10 @@ class StepResult:
 
 def move(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; from pinned memory the copy overlaps with computing."""
-    return Batch(*(item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch))
+    tensors = {
+        name: item.to(device, non_blocking=True) for name, item in batch._asdict().items() if isinstance(item, Tensor)
+    }
+    return batch._replace(**tensors)  # type: ignore[arg-type]
 
 
 class Step:
@@ -56,7 +59,7 @@ class Step:
         clip_norm: float = 0.0,
     ) -> None:
         self.wrapped, self.optimizer, self.device, self.precision = wrapped, optimizer, device, precision
-        self.objective: Objective = getattr(wrapped, "module", wrapped)
+        self.objective: Objective = getattr(wrapped, "module", wrapped)  # type: ignore[arg-type]
         self.clip_norm = clip_norm
         self.scaler = device.scaler(precision)
         self._parameters = [item for item in wrapped.parameters() if item.requires_grad]

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diptych import text
 from diptych.devices import get_device
-from diptych.errors import ConfigError, WeightsError
+from diptych.errors import WeightsError
 from diptych.image import EvalTransform, TrainTransform
-from diptych.models import ModelConfig, TwoTower, create_model, list_models, model_config
+from diptych.models import ModelConfig, TwoTower, create_model, model_config
+from diptych.text import Tokenizer
+from diptych.text import get_tokenizer as tokenizer_named
 from diptych.weights import _native
 
 WEIGHT_FILE = "model.safetensors"
@@ -111,11 +112,9 @@ def create_model_and_transforms(
     return (model.to(place).eval(), *transforms(model.config))
 
 
-def get_tokenizer(model_name: str) -> text.Tokenizer:
+def get_tokenizer(model_name: str) -> Tokenizer:
     """The tokenizer of an architecture, with its context length. Raises ConfigError for an unknown name."""
-    if model_name not in list_models():
-        model_config(model_name)
-    return text.get_tokenizer("bpe", model_config(model_name).text.context_length)
+    return tokenizer_named("bpe", model_config(model_name).text.context_length)
 
 
 __all__ = [
