@@ -9,99 +9,28 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.commands._checks import HALF_LIMIT, Check, NotClaimed, Row, compare, expect, outcome
+from diptych.commands._conformance_training import training_checks
 from diptych.commands._operators import PRODUCTS, Operator, operators
 from diptych.devices import PRECISIONS, Device
 
 MEBI = 2**20
-HALF_LIMIT = {"bf16": 4e-2, "fp16": 1e-2}
-
-
-class Mismatch(Exception):
-    """The accelerator did something else than it should; the message says what, with figures."""
-
-
-class NotClaimed(Exception):
-    """The accelerator does not claim to do this, or cannot be asked."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. ``required`` False: a failure is shown but does not fail the suite."""
-
-    group: str
-    name: str
-    outcome: Literal["passed", "failed", "skipped"]
-    detail: str
-    seconds: float
-    required: bool = True
-
-
-@dataclass(frozen=True)
-class Check:
-    """``run(device)`` returns a few words on what was seen; it raises Mismatch, NotClaimed, or whatever the device raises."""
-
-    group: str
-    name: str
-    run: Callable[[Device], str]
-    required: bool = True
 
 
 def run(device: Device) -> Iterator[Row]:
     """Run all checks, one after the other; a failing one does not stop the rest."""
-    from diptych.commands._conformance_training import training_checks
-
     for check in [*_state_checks(), *map(_operator_check, operators()), *_precision_checks(), *training_checks()]:
         yield outcome(check, device)
     yield outcome(Check("processes", f"collectives, {device.backend}", collectives, required=False), device)
-
-
-def outcome(check: Check, device: Device) -> Row:
-    """Run one check and say how it went."""
-    start = time.perf_counter()
-    row = Row(check.group, check.name, "passed", "", 0.0, check.required)
-    try:
-        detail = check.run(device)
-        # Errors of work still queued must be told in this row, not in a later one.
-        device.synchronize()
-        row = replace(row, detail=detail)
-    except NotClaimed as reason:
-        row = replace(row, outcome="skipped", detail=str(reason))
-    except Exception as error:  # whatever a vendor's operator raises is the finding
-        told = " ".join(str(error).split())
-        row = replace(
-            row, outcome="failed", detail=told if isinstance(error, Mismatch) else f"{type(error).__name__}: {told}"
-        )
-    return replace(row, seconds=time.perf_counter() - start)
-
-
-def expect(true: bool, message: str) -> None:
-    """Raise Mismatch unless ``true``."""
-    if not true:
-        raise Mismatch(message)
-
-
-def compare(found: Tensor, wanted: Tensor, limit: float, what: str) -> float:
-    """The largest difference over the largest wanted value. Raises Mismatch above ``limit``, or for another shape."""
-    expect(found.shape == wanted.shape, f"{what}: shape {list(found.shape)}, expected {list(wanted.shape)}")
-    here, there = found.detach().cpu().double(), wanted.detach().cpu().double()
-    expect(bool(torch.isfinite(here).all()), f"{what}: not finite")
-    if not there.numel():
-        return 0.0
-    error = float((here - there).abs().max() / there.abs().max().clamp_min(1e-12))
-    expect(error <= limit, f"{what}: error {error:.1e}, limit {limit:.0e}")
-    return error
 
 
 # --- operators --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diptych.commands._conformance import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
+from diptych.commands._checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
 from diptych.types import Batch
 
@@ -127,7 +127,7 @@ def micro_batches(device: Device, name: str) -> str:
     halves = [slice(0, PAIRS // 2), slice(PAIRS // 2, PAIRS)]
 
     def cut(batch: Batch) -> list[Batch]:
-        return [_part(batch, half) for half in halves]
+        return [part_of(batch, half) for half in halves]
 
     found, wanted = (_losses(place, name, "fp32", cut) for place in (device, get_device("cpu")))
     error = compare(torch.tensor(found), torch.tensor(wanted), LOSS_LIMIT["fp32"], f"losses {found}, expected {wanted}")
@@ -149,7 +149,7 @@ def _losses(
     objective = create_objective(OBJECTIVES.get("clip").Config(), model).to(device.torch_device).train()
     optimizer = create_optimizer(objective, OptimizerOptions(lr=1e-3), device)
     step = Step(objective, optimizer, device, precision, clip_norm=1.0)
-    batch = _batch(model.config.vision.image_size, model.config.text.context_length)
+    batch = example_batch(model.config.vision.image_size, model.config.text.context_length)
     losses: list[float] = []
     # The scaler starts high and leaves out steps until its scale fits fp16's range: those do not count.
     for _ in range(MOST_STEPS):
@@ -162,7 +162,7 @@ def _losses(
     raise Mismatch(f"the gradient scaler left out {MOST_STEPS - len(losses)} of {MOST_STEPS} steps")
 
 
-def _batch(size: int, context: int) -> Batch:
+def example_batch(size: int, context: int) -> Batch:
     """Random pictures and captions of unequal lengths, padded, as ``collate`` makes them."""
     source = torch.Generator().manual_seed(12)
     images = torch.randint(0, 256, (1, PAIRS, 3, size, size), generator=source).to(torch.uint8)
@@ -175,7 +175,8 @@ def _batch(size: int, context: int) -> Batch:
     return Batch(images, tokens, lengths, None, None, keys, torch.arange(PAIRS))
 
 
-def _part(batch: Batch, rows: slice) -> Batch:
+def part_of(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch: a micro-batch, or a process's share."""
     groups = None if batch.groups is None else batch.groups[rows]
     return Batch(
         batch.images[:, rows], batch.tokens[:, rows], batch.lengths[:, rows], None, None, batch.keys[rows], groups

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from diptych.commands import command
 
 if TYPE_CHECKING:
-    from diptych.commands._conformance import Row
+    from diptych.commands._checks import Row
 
 COLOURS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -44,6 +44,9 @@ def main(options: Options) -> int:
     from diptych.devices import get_device
 
     device = get_device(options.device)
+    if not options.json:
+        claims = [name for name, claimed in dataclasses.asdict(device.abilities).items() if claimed]
+        print(f"{device.torch_device}, {device.backend}; claims {', '.join(claims) or 'nothing beyond fp32'}\n")
     rows = _shown(run(device), options.json)
     failed = [row for row in rows if row.outcome == "failed" and row.required]
     if options.json:
@@ -78,7 +81,7 @@ def _shown(rows: Iterable[Row], quiet: bool) -> list[Row]:
         kept.append(row)
         if not quiet:
             mark = row.outcome if row.required or row.outcome != "failed" else "failed (optional)"
-            line = Text(f"{row.group:<10} {row.name:<36} ")
+            line = Text(f"{row.group:<10} {row.name:<37} ")
             line.append(f"{mark:<8}", style=COLOURS[row.outcome]).append(f" {row.seconds:6.2f} s  {row.detail}")
             console.print(line)
     return kept

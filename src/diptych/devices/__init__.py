@@ -52,7 +52,10 @@ def _split(name: str) -> tuple[str, int | None]:
 def _entry(name: str) -> type[Device]:
     if ":" not in name and name not in list_devices():
         raise DeviceError(did_you_mean(name, ["auto", *list_devices()], "device"))
-    return DEVICES.get(name)
+    entry = DEVICES.get(name)
+    if not (isinstance(entry, type) and issubclass(entry, Device)):
+        raise DeviceError(f"--device {name}: expected a subclass of diptych.devices.Device, got {entry!r}.")
+    return entry
 
 
 def _first_available() -> type[Device]:

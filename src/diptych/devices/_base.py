@@ -59,11 +59,14 @@ class Device:
     torch_device: torch.device
 
     def __init__(self, index: int | None = None) -> None:
-        """Raises DeviceError, in one line, when the accelerator is absent or has no such index."""
+        """Number ``index``, or the one that this process uses already.
+
+        Raises DeviceError, in one line, when the accelerator is absent or has no such index.
+        """
         reason = self.why_absent()
         if reason:
             raise DeviceError(reason)
-        self.select(index or 0)
+        self.select(self._current() if index is None else index)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.torch_device})"
@@ -127,6 +130,11 @@ class Device:
         self.torch_device = torch.device(self.name, index)
         if hasattr(self.module, "set_device"):
             self.module.set_device(index)
+
+    def _current(self) -> int:
+        # A program that calls the library may have chosen before us. torch.cpu answers with a word, mps not at all.
+        number = getattr(self.module, "current_device", lambda: 0)()
+        return number if isinstance(number, int) else 0
 
     @property
     def module(self) -> Any:

@@ -1,0 +1,154 @@
+"""The conformance suite passes on the CPU, fails on devices that break a promise, and tells both through its exit code."""
+
+import json
+
+import pytest
+import torch
+
+from diptych.commands import main
+from diptych.commands._checks import Check, NotClaimed, outcome
+from diptych.commands._conformance import autocast, memory_figures, pinned_copies, random_state, run_operator
+from diptych.commands._conformance_training import adamw, gradient_scaler, smallest_models, two_steps
+from diptych.commands._operators import Operator, operators
+from diptych.devices import DEVICES, Device, get_device
+
+Cpu = DEVICES.get("cpu")
+
+
+class Liar(Cpu):
+    """A device that claims and tells what is not so."""
+
+    def pins_memory(self):
+        return True
+
+    def memory(self):
+        return {"allocated": 0}
+
+    def set_random_state(self, state):
+        pass
+
+    def autocast(self, precision):
+        return super().autocast("fp32")
+
+    def scaler(self, precision):
+        return torch.amp.GradScaler("cpu", enabled=False)
+
+
+class Modest(Cpu):
+    """A device that claims nothing."""
+
+    fused_adamw = False
+
+    def computes_in(self, dtype):
+        return False
+
+    def memory(self):
+        return {}
+
+
+def ran(check, device: Device):
+    return outcome(Check("group", "name", check), device)
+
+
+def test_the_suite_passes_on_the_cpu(capsys):
+    assert main(["selftest", "--device", "cpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"]
+    assert len(report["rows"]) > 55
+    assert {row["outcome"] for row in report["rows"]} == {"passed", "skipped"}
+    assert [row["name"] for row in report["rows"] if row["outcome"] == "skipped"] == ["pinned copies"]
+
+
+def test_a_broken_promise_fails_the_suite_and_says_where(capsys):
+    assert main(["selftest", "--device", f"{__name__}:Liar"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    failed = [line for line in lines if " failed " in line]
+    for what in ("pinned copies", "memory figures", "random state", "autocast, bf16", "gradient scaler"):
+        assert any(what in line for line in failed), what
+    assert any("passed" in line and "linear" in line for line in lines)
+
+
+@pytest.mark.parametrize("check", [pinned_copies, memory_figures, random_state, gradient_scaler])
+def test_each_lie_is_found_by_its_own_check(check):
+    assert ran(check, Liar()).outcome == "failed"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_is_not_claimed_is_skipped(precision):
+    device = Modest()
+    rows = [
+        ran(lambda one: autocast(one, precision), device),
+        ran(lambda one: two_steps(one, "tiny-test", precision), device),
+        ran(lambda one: adamw(one, fused=True), device),
+        ran(gradient_scaler, device),
+        ran(memory_figures, device),
+    ]
+    assert [row.outcome for row in rows] == ["skipped"] * 5
+    assert all(row.detail for row in rows)
+
+
+def test_a_wrong_value_a_wrong_gradient_and_a_crash_are_failures():
+    device, x = get_device("cpu"), torch.randn(4, 5)
+
+    def wrong_value(a):
+        return a.exp() * (1.0 if a.dtype == torch.float64 else 1.001)
+
+    def wrong_gradient(a):
+        kept = a.exp()
+        return kept if a.dtype == torch.float64 else kept.detach() + a - a.detach()
+
+    def not_finite(a):
+        return a if a.dtype == torch.float64 else a / 0.0
+
+    def crash(a):
+        raise NotImplementedError("no kernel for exp")
+
+    told = {
+        function.__name__: ran(lambda one, f=function: run_operator(Operator("exp", f, (x,)), one), device)
+        for function in (torch.exp, wrong_value, wrong_gradient, not_finite, crash)
+    }
+    assert {name: row.outcome for name, row in told.items()} == {
+        "exp": "passed", "wrong_value": "failed", "wrong_gradient": "failed", "not_finite": "failed", "crash": "failed",
+    }  # fmt: skip
+    assert "forward: error" in told["wrong_value"].detail
+    assert "gradient 0" in told["wrong_gradient"].detail
+    assert "no kernel for exp" in told["crash"].detail
+
+
+def test_the_operators_cover_what_the_models_use():
+    names = [operator.name for operator in operators()]
+    assert len(set(names)) == len(names)
+    for word in ("linear", "layer norm", "batch norm", "conv2d", "embedding", "gelu", "quick gelu", "attention, causal",
+                 "softmax", "cross entropy", "gather", "argmax", "sort", "normalize", "cat", "pooling", "bicubic",
+                 "clamp", "exp", "matmul", "uint8"):  # fmt: skip
+        assert any(word in name for name in names), word
+
+
+def test_one_small_model_of_each_tower_family_is_trained():
+    assert smallest_models() == ["tiny-test", "tiny-test-resnet"]
+
+
+def test_a_check_that_is_not_required_does_not_fail_the_suite():
+    def refuse(device):
+        raise NotClaimed("not here")
+
+    assert ran(refuse, get_device("cpu")).outcome == "skipped"
+    row = outcome(Check("group", "name", lambda device: {}["kernel"], required=False), get_device("cpu"))
+    assert (row.outcome, row.required) == ("failed", False)
+    assert row.detail.startswith("KeyError")
+
+
+def test_list_tells_of_each_accelerator_whether_it_is_here(capsys):
+    assert main(["selftest", "--list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["cpu"] == {"available": True, "reason": None}
+    assert set(listed) == {"cpu", "cuda", "mps", "npu", "sdaa", "xpu"}
+    assert main(["selftest", "--list"]) == 0
+    assert "cpu      available" in capsys.readouterr().out
+
+
+def test_an_absent_accelerator_is_the_users_mistake(capsys):
+    assert main(["selftest", "--device", "gpu"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("diptych: unknown device 'gpu'")
+    assert len(told.splitlines()) == 1
