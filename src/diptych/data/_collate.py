@@ -1,0 +1,45 @@
+"""Samples become a batch: pixels stacked as uint8, captions padded to the longest one here.
+
+Not a place for floating-point numbers: normalising is the image tower's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from diptych.types import Batch, Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """B samples -> a Batch (shapes in ``types.Batch``)."""
+    views, texts, count = len(samples[0].images), len(samples[0].tokens), len(samples)
+    images = np.empty((views, count, *samples[0].images.shape[1:]), dtype=samples[0].images.dtype)
+    for place, sample in enumerate(samples):
+        images[:, place] = sample.images
+    longest = max(len(ids) for sample in samples for ids in sample.tokens)
+    tokens = np.zeros((texts, count, longest), dtype=np.int64)
+    lengths = np.empty((texts, count), dtype=np.int64)
+    for place, sample in enumerate(samples):
+        for view, ids in enumerate(sample.tokens):
+            tokens[view, place, : len(ids)] = ids
+            # The end token is the largest id; a caption ends at its first one, wherever else it may stand.
+            lengths[view, place] = ids.argmax() + 1
+    return Batch(
+        images=torch.from_numpy(images),
+        tokens=torch.from_numpy(tokens),
+        lengths=torch.from_numpy(lengths),
+        masked=None,
+        labels=_labels(samples),
+        keys=tuple(sample.key for sample in samples),
+        groups=torch.tensor([sample.group for sample in samples], dtype=torch.int64),
+        cut=sum(sample.cut for sample in samples),
+    )
+
+
+def _labels(samples: Sequence[Sample]) -> torch.Tensor | None:
+    if any(sample.label is None for sample in samples):
+        return None
+    return torch.tensor([sample.label for sample in samples], dtype=torch.int64)

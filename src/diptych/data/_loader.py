@@ -1,0 +1,184 @@
+"""Batches in an order that is exact: the same for any number of ranks and loader processes, and resumable anywhere.
+
+Global batch k of an epoch is the records at places k*G to (k+1)*G - 1 of the epoch's permutation, G = batch size x ranks;
+rank r takes its r-th slice. Each sample's chance is seeded by (seed, epoch, place). A position is therefore two numbers, and
+resuming is starting there. One torch DataLoader serves the whole run: its processes are not restarted between epochs.
+"""
+
+from __future__ import annotations
+
+import operator
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from diptych.data._collate import collate
+from diptych.data._order import draw, permute
+from diptych.data._prepare import Prepare
+from diptych.errors import ConfigError, DataError, RecordError, SourceError
+from diptych.types import Batch, Sample
+
+if TYPE_CHECKING:
+    from diptych.data import Source
+
+ATTEMPTS = 16  # records tried in place of a bad one before giving up
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next record to read: ``index`` counts records of the epoch that all ranks together have consumed."""
+
+    epoch: int
+    index: int
+
+
+BEGINNING = Position(0, 0)
+
+
+class Place(NamedTuple):
+    """One record to prepare: where it stands in its epoch, and which record that is."""
+
+    epoch: int
+    place: int
+    record: int
+
+
+class Fetched(NamedTuple):
+    """What a loader process sends back: a batch, or the error that stops the run; and bad records met on the way."""
+
+    batch: Batch | None
+    error: DataError | None
+    bad: list[tuple[str, str]]
+
+
+class Loader:
+    """Iterate ``(Batch, Position)``: a batch of this rank, and where to resume after it.
+
+    ``epochs`` None goes on for ever. ``bad_samples`` "raise" stops at the first unusable record with its RecordError,
+    "replace" takes another in its place. ``bad`` lists (key, reason) of all met so far, ``cut`` counts truncated tokens.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Prepare,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        start: Position = BEGINNING,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        epochs: int | None = None,
+        pin_memory: bool = False,
+        bad_samples: Literal["raise", "replace"] = "raise",
+    ) -> None:
+        if batch_size < 1 or workers < 0:
+            raise ConfigError(f"--batch-size {batch_size} --workers {workers}: expected at least 1 and at least 0.")
+        if not drop_last and ranks > 1:
+            raise ConfigError(
+                "the last partial batch can only be kept with one process, since ranks must stay in step."
+            )
+        self.source, self.prepare, self.seed, self.shuffle = source, prepare, seed, shuffle
+        self.batch_size, self.rank, self.global_batch = batch_size, rank, batch_size * ranks
+        self.workers, self.pin_memory, self.bad_samples = workers, pin_memory, bad_samples
+        self.start, self.drop_last, self.epochs = start, drop_last, epochs
+        self.bad: list[tuple[str, str]] = []
+        self.cut = 0
+        if drop_last and len(source) < self.global_batch:
+            raise SourceError(
+                f"{source.name}: {len(source)} records do not fill one batch of {self.global_batch}; lower --batch-size."
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in a whole epoch, the same on every rank."""
+        whole, rest = divmod(len(self.source), self.global_batch)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def _plan(self) -> Iterator[tuple[list[Place], Position]]:
+        """For every coming batch of this rank: what to prepare, and the position after it."""
+        epoch, index = self.start.epoch, self.start.index
+        count = len(self.source)
+        # A started batch must fit, or with drop_last off at least begin, before the end of the epoch.
+        needed = self.global_batch if self.drop_last else 1
+        while self.epochs is None or epoch < self.epochs:
+            while index + needed <= count:
+                first = index + self.rank * self.batch_size
+                places = np.arange(first, min(first + self.batch_size, count))
+                records = permute(places, count, self.seed, epoch) if self.shuffle else places
+                index += self.global_batch
+                after = Position(epoch, index) if index + needed <= count else Position(epoch + 1, 0)
+                yield [Place(epoch, int(place), int(one)) for place, one in zip(places, records, strict=True)], after
+            epoch, index = epoch + 1, 0
+
+    def __iter__(self) -> Iterator[tuple[Batch, Position]]:
+        fetch: Any = _Fetch(self.source, self.prepare, self.seed, self.bad_samples)
+        loader: DataLoader[Fetched] = DataLoader(
+            fetch, batch_sampler=_Places(self), collate_fn=operator.itemgetter(0), num_workers=self.workers,
+            pin_memory=self.pin_memory, worker_init_fn=_quiet_worker, prefetch_factor=4 if self.workers else None,
+        )  # fmt: skip
+        for (_, position), fetched in zip(self._plan(), loader, strict=False):
+            self.bad += fetched.bad
+            if fetched.batch is None:
+                raise fetched.error or DataError("a loader process sent neither a batch nor an error.")
+            self.cut += fetched.batch.cut
+            yield fetched.batch, position
+
+
+class _Places:
+    """The batch sampler: what each fetch is asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for places, _ in self._loader._plan():
+            yield places
+
+
+def _quiet_worker(worker: int) -> None:
+    # Ctrl-C is for the main process, which then ends its workers; torch must not start threads beside them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+class _Fetch:
+    """What a loader process does: places -> one Fetched."""
+
+    def __init__(self, source: Source, prepare: Prepare, seed: int, bad_samples: str) -> None:
+        self.source, self.prepare, self.seed, self.bad_samples = source, prepare, seed, bad_samples
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, places: list[Place]) -> list[Fetched]:
+        bad: list[tuple[str, str]] = []
+        try:
+            samples = [self._sample(place, bad) for place in places]
+        except DataError as error:
+            # Sent as a value: raised in a worker, torch would bury it in a traceback.
+            return [Fetched(None, error, bad)]
+        return [Fetched(collate(samples), None, bad)]
+
+    def _sample(self, place: Place, bad: list[tuple[str, str]]) -> Sample:
+        seed = draw(self.seed, place.epoch, place.place)
+        record = place.record
+        for attempt in range(ATTEMPTS):
+            try:
+                return self.prepare(self.source.record(record), seed)
+            except RecordError as error:
+                if self.bad_samples == "raise":
+                    raise
+                bad.append((error.key, error.reason))
+                record = draw(seed, attempt) % len(self.source)
+        raise SourceError(
+            f"{self.source.name}: {ATTEMPTS} records in a row were bad, the last one {bad[-1][0]}: {bad[-1][1]}."
+        )

@@ -1,0 +1,63 @@
+"""A record becomes a sample: decode, transform, choose a caption, tokenise.
+
+All chance comes from the seed that is handed in, so the same record with the same seed gives the same sample in any process.
+Training draws one caption per text view and a crop per image view; evaluation takes the first caption and the fixed transform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from diptych.errors import RecordError
+from diptych.image import EvalTransform, TrainTransform, decode_image
+from diptych.text import Tokenizer
+from diptych.types import Record, Sample, Wants
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """How records become samples, decided once for a whole run."""
+
+    transform: TrainTransform | EvalTransform
+    tokenizer: Tokenizer
+    wants: Wants
+    training: bool
+
+    def __call__(self, record: Record, seed: int) -> Sample:
+        """Raises RecordError for an unreadable image or an empty caption."""
+        rng = np.random.default_rng(seed)
+        captions = [self._caption(record, rng) for _ in range(self.wants.texts)]
+        image = decode_image(record.image, record.key)
+        views = []
+        for _ in range(self.wants.views):
+            if isinstance(self.transform, TrainTransform):
+                views.append(self.transform(image, rng))
+            else:
+                views.append(self.transform(image).numpy())
+        encoded = [self.tokenizer.encode(caption) for caption in captions]
+        return Sample(
+            images=np.stack(views),
+            tokens=tuple(item.ids for item in encoded),
+            masked=None,
+            label=record.label,
+            key=record.key,
+            group=picture_id(record),
+            cut=sum(item.cut for item in encoded),
+        )
+
+    def _caption(self, record: Record, rng: np.random.Generator) -> str:
+        if not record.captions:
+            raise RecordError(record.key, "has no caption", "give it one, or leave it out")
+        chosen = record.captions[int(rng.integers(len(record.captions))) if self.training else 0]
+        if not chosen.strip():
+            raise RecordError(record.key, "the caption is empty", "write one, or leave the record out")
+        return chosen
+
+
+def picture_id(record: Record) -> int:
+    """A stable 63-bit id of the picture: equal for records that show the same one."""
+    name = record.group if record.group is not None else record.key
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
