@@ -27,6 +27,11 @@ def test_a_rank_is_better_when_it_is_lower():
     assert "25" in shown and "chance 500" in shown and "20×" in shown
 
 
+def test_what_is_hardly_better_than_chance_is_not_praised():
+    assert 'class="times low">0.8×' in results(run({"top1": 0.008}, {"top1": 0.01}))
+    assert 'class="times">2.0×' in results(run({"top1": 0.02}, {"top1": 0.01}))
+
+
 def test_other_metrics_are_rows_of_their_own():
     shown = text(results(run({"top1": 0.25, "top5": 0.5}, {"top1": 0.01, "top5": 0.05})))
     assert "Top-1 accuracy" in shown and "25×" in shown and "10.0×" in shown

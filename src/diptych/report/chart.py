@@ -63,12 +63,12 @@ def draw(chart: Chart) -> str:
     inner = HEIGHT - TOP - BOTTOM + 8
     body = [
         _grid(plot, ticks, power),
-        _level(plot, chart) if chart.level else "",
         # A nested drawing cuts off what leaves the plot: a spike above the axis.
         f'<svg x="{LEFT}" y="{TOP - 4}" width="{WIDTH - LEFT}" height="{inner}" '
         f'viewBox="{LEFT} {TOP - 4} {WIDTH - LEFT} {inner}">',
         *(_line(plot, item) for item in series),
         "</svg>",
+        _level(plot, chart) if chart.level else "",
         _readings(plot, chart, series),
     ]
     unit = chart.unit + (f" ×10{str(power).translate(SUPERSCRIPTS)}" if power else "")

@@ -73,7 +73,7 @@ def brief(value: float) -> str:
 def percent(fraction: float, unit: bool = True) -> str:
     """A fraction as a percentage with one decimal, two below one percent."""
     value = 100 * fraction
-    text = f"{value:.1f}" if abs(value) >= 1 or value == 0 else f"{value:.2f}"
+    text = f"{value:.1f}" if abs(value) >= 0.995 or value == 0 else f"{value:.2f}"
     return text.replace("-", MINUS) + (f"{THIN}%" if unit else "")
 
 

@@ -113,7 +113,9 @@ def _beside(value: float, expected: float | None, key: str) -> str:
     else:
         times = value / expected if expected else 0.0
         said = percent(expected)
-    return f'chance {said}<em class="times">{_times(times)}</em>' if times else f"chance {said}"
+    # What is hardly better than chance is not painted as a success.
+    praise = "times" if times >= 2 else "times low"
+    return f'chance {said}<em class="{praise}">{_times(times)}</em>' if times else f"chance {said}"
 
 
 def _times(times: float) -> str:
