@@ -75,7 +75,7 @@ def _shown(rows: Iterable[Row], quiet: bool) -> list[Row]:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False)
     kept = []
     for row in rows:
         kept.append(row)
@@ -83,7 +83,9 @@ def _shown(rows: Iterable[Row], quiet: bool) -> list[Row]:
             mark = row.outcome if row.required or row.outcome != "failed" else "failed (optional)"
             line = Text(f"{row.group:<10} {row.name:<37} ")
             line.append(f"{mark:<8}", style=COLOURS[row.outcome]).append(f" {row.seconds:6.2f} s  {row.detail}")
-            console.print(line)
+            # A narrow terminal cuts what went well; what went wrong is told in full, and so is everything in a file.
+            short = sys.stdout.isatty() and row.outcome == "passed"
+            console.print(line, no_wrap=short, overflow="ellipsis" if short else None, soft_wrap=not short)
     return kept
 
 

@@ -1,6 +1,6 @@
 """The make-believe accelerator as a vendor would ship it: a plug-in, and a device entry for Diptych in one file.
 
-Importing this compiles ``fakeacc.cpp`` (about 15 seconds, kept in ``build/`` until the source or PyTorch changes), loads
+Importing this compiles ``fakeacc.cpp`` (about 12 seconds, kept in ``build/`` until the source or PyTorch changes), loads
 it, and gives PyTorch's PrivateUse1 device type the name "fakeacc". ``--device fakeacc:FakeAccelerator`` then reaches it.
 PyTorch has one such type per process, so the tests import this only in processes of their own.
 """
