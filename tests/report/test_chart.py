@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Series, draw, smooth, thin
+from diptych.report.read import number
 
-finite = st.floats(-1e9, 1e9)
+finite = st.floats(-1e30, 1e30).map(lambda y: number(y) or 0.0)
 
 
 @settings(max_examples=80, deadline=None)

@@ -42,3 +42,4 @@ def test_of_equal_steps_the_last_row_counts():
 
 def test_numbers_are_finite_and_not_truth_values():
     assert number(True) is None and number(float("nan")) is None and number("1") is None and number(3) == 3.0
+    assert number(10**400) is None and number(5e-324) == 0.0

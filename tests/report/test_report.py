@@ -146,8 +146,18 @@ def test_foreign_text_is_never_markup(run_folder):
     assert EVIL in tree.text  # shown, as text
 
 
+def test_half_a_surrogate_pair_does_not_stop_the_page(run_folder):
+    (run_folder / "gallery.json").write_text('[{"title": "broken \\ud83d", "rows": [{"query": {"text": "x"}}]}]')
+    assert "broken ?" in write_report(run_folder).read_text(encoding="utf-8")
+
+
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**6)
+    | st.sampled_from([10**400, -(10**18), 1e29])
+    | st.floats()
+    | st.text(st.characters(), max_size=8),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(

@@ -26,5 +26,7 @@ def write_report(run_folder: Path) -> Path:
     if not folder.is_dir():
         raise OutputError(f"no such run folder: {folder}; give the folder that a run wrote to.")
     path = folder / "report.html"
-    write_text(path, page(read_run(folder)), "report")
+    # Half a surrogate pair is valid in JSON and nowhere else: a caption may hold one.
+    text = page(read_run(folder)).encode("utf-8", "replace").decode("utf-8")
+    write_text(path, text, "report")
     return path

@@ -166,11 +166,20 @@ def _level(plot: _Plot, chart: Chart) -> str:
     if not plot.y_low <= value <= plot.y_high:
         return ""
     y = plot.y(value)
-    above = y - 6 if y - 6 > TOP + 4 else y + 14
+    drawn = [(plot.x(x), plot.y(v)) for item in chart.series for x, v in thin(item.points)]
+    places = [(x, at) for at in (y - 6, y + 14) if TOP + 4 < at < HEIGHT - BOTTOM for x in (WIDTH - RIGHT, LEFT + 4)]
+    side, at = max(places, key=lambda place: _clearance(place, drawn), default=(WIDTH - RIGHT, y - 6))
+    anchor = "end" if side > WIDTH / 2 else "start"
     return (
         f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="level-name" x="{WIDTH - RIGHT}" y="{above:.1f}" text-anchor="end">{escape(name)}</text>'
+        f'<text class="level-name" x="{side}" y="{at:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
     )
+
+
+def _clearance(place: Point, drawn: Sequence[Point]) -> float:
+    """How far the lines stay from words that begin or end here, in units of the drawing; 20 is as good as any more."""
+    x, y = place
+    return min([20.0, *(abs(v - (y - 4)) for u, v in drawn if abs(u - x) < 0.35 * WIDTH)])
 
 
 def _line(plot: _Plot, series: Series) -> str:

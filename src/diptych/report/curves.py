@@ -70,7 +70,7 @@ def _training(run: RunFiles) -> list[Chart]:
 
 def _scores(run: RunFiles) -> list[Chart]:
     charts = []
-    chance = {row.get("name"): row["chance"] for row in run.results if isinstance(row.get("chance"), Mapping)}
+    chance = {str(row.get("name")): row["chance"] for row in run.results if isinstance(row.get("chance"), Mapping)}
     for name, rows in list(_by_name(run).items())[:MOST_EVALUATIONS]:
         expected = chance.get(name, {})
         for direction, title, hue in DIRECTIONS:

@@ -17,6 +17,8 @@ from diptych.report.read import RunFiles, number
 from diptych.report.scale import count, duration
 from diptych.report.table import headline, results
 
+END_OF_DATES = 32503680000.0  # the year 3000: a larger time is no time
+
 
 def page(run: RunFiles) -> str:
     """Return the whole HTML text."""
@@ -93,7 +95,7 @@ def _facts(run: RunFiles) -> str:
     if run.seconds:
         facts.append(("duration", duration(run.seconds)))
     times = [number(row.get("time")) for row in (*run.train, *run.evaluations)]
-    last = max((time for time in times if time is not None), default=None)
+    last = max((time for time in times if time is not None and 0 < time < END_OF_DATES), default=None)
     if last:
         facts.append(("last written", f"{datetime.fromtimestamp(last, UTC):%Y-%m-%d %H:%M} UTC"))
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)

@@ -7,7 +7,6 @@ header (pairs seen, duration).
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -101,10 +100,10 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def number(value: Any) -> float | None:
-    """The value as a finite float, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """The value as a float, or None where it is no number, not finite or beyond 1e30; below 1e-30 it is 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e30:
         return None
-    return float(value)
+    return float(value) if abs(value) >= 1e-30 else 0.0
 
 
 def points(rows: tuple[Row, ...], key: str) -> list[tuple[float, float]]:
