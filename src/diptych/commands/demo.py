@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.commands import command
+from diptych.commands._tables import print_results
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
 # Name of the test split -> what its title says in the report.
@@ -42,8 +43,6 @@ def main(options: Options) -> int:
         return 130
     entries = _evaluate(folder, options.device)
     report = write_report(folder)
-    from diptych.commands.evaluate import print_results
-
     print_results(entries)
     print(f"report: {report}")
     return 0
@@ -63,9 +62,9 @@ def _config(folder: Path, options: Options) -> Any:
         "--recipe",
         "emoji",
         "--train-data",
-        str(EMOJI / "train-*.tar"),
+        str(EMOJI / "train-*.tar.gz"),
         "--val-data",
-        str(EMOJI / "unseen_style-*.tar"),
+        str(EMOJI / "unseen_style-*.tar.gz"),
     ]
     words += ["--output", str(folder), "--device", options.device]
     if options.short:
@@ -77,8 +76,7 @@ def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
     from diptych import log, text, weights
     from diptych.data import SourceOptions, open_source
     from diptych.devices import get_device
-    from diptych.evaluate import evaluators
-    from diptych.evaluate._gallery import gallery
+    from diptych.evaluate import evaluators, gallery
     from diptych.files import write_text
 
     device = get_device(device_name)
@@ -87,7 +85,7 @@ def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
     look = weights.transforms(model.config)[1].transform
     entries, pictures = [], []
     for split, title in SPLITS.items():
-        source = open_source(str(EMOJI / f"{split}-*.tar"), options=SourceOptions())
+        source = open_source(str(EMOJI / f"{split}-*.tar.gz"), options=SourceOptions())
         with log.progress(f"evaluating: {title}", len(source)) as tell:
             result: Any = evaluators.get("retrieval")(
                 model, source, tokenizer, look, device, captions_per_image=1,

@@ -41,6 +41,12 @@ class Reader:
         return data
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: DIPTYCH_CACHE, else diptych/ in the user's cache folder."""
+    named = os.environ.get("DIPTYCH_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
+
+
 def checked_file(spec: str) -> Path:
     """The path of a file that exists and is not empty. Raises SourceError."""
     path = Path(spec)

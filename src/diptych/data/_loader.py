@@ -145,8 +145,10 @@ class _Places:
 
 
 def _quiet_worker(worker: int) -> None:
-    # Ctrl-C is for the main process, which then ends its workers; torch must not start threads beside them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and the SIGTERM that clusters send to every process, are for the main process, which saves and then ends its
+    # workers; a worker whose parent has gone leaves by itself. torch must not start threads beside them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -4,16 +4,20 @@
 
 A tar is random access once its headers are read, so it is a source like any other: nothing is streamed, and any number of
 shards serves any number of ranks. Shards are named by a path, a pattern (``train-*.tar``), or braces (``{000..099}.tar``).
-Compressed tars are refused: they cannot be read at an offset.
+A gzipped tar cannot be read at an offset: it is unpacked once into the cache folder (DIPTYCH_CACHE, else the user's own).
 """
 
 from __future__ import annotations
 
 import glob
+import gzip
+import hashlib
 import itertools
 import json
 import re
+import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -23,8 +27,9 @@ import numpy as np
 from diptych import log
 from diptych.data import SOURCES, SourceOptions
 from diptych.data._fields import CAPTION_KEYS, captions_of
-from diptych.data._index import Reader, checked_file
+from diptych.data._index import CHUNK, Reader, cache_folder, checked_file
 from diptych.errors import SourceError
+from diptych.files import replacing
 from diptych.types import Record
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -48,7 +53,7 @@ class WebDataset:
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         if split:
             raise SourceError(f"{spec}: shards have no splits; name the shards of {split!r} instead.")
-        paths = shards(spec)
+        paths = [unpacked(path) for path in shards(spec)]
         self.name = Path(spec).name
         self._readers = [Reader(path) for path in paths]
         self._keys: list[str] = []
@@ -130,6 +135,23 @@ def shards(spec: str) -> list[Path]:
     return found
 
 
+def unpacked(path: Path) -> Path:
+    """The tar itself, or for a gzipped one its unpacked copy in the cache, made once for each state of the file."""
+    if not path.name.lower().endswith((".tar.gz", ".tgz")):
+        return path
+    state = path.stat()
+    mark = hashlib.blake2b(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    copy = cache_folder() / "unpacked" / f"{path.name.partition('.')[0]}-{mark}.tar"
+    if copy.exists():
+        return copy
+    with replacing(copy, "unpacked shard") as beside, gzip.open(path) as source, beside.open("wb") as target:
+        try:
+            shutil.copyfileobj(source, target, CHUNK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SourceError(f"{path}: not a whole gzip file ({error}).") from error
+    return copy
+
+
 def braces(spec: str) -> Iterator[str]:
     """``a{00..02}b{x,y}`` -> a00bx, a00by, a01bx, ...; zeros in front are kept."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", spec)
@@ -184,9 +206,4 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
         if "empty header" in str(error) or "truncated" in str(error) or "unexpected end" in str(error):
             log.warn(f"{path}: cut short; what stands before the cut is used.")
             return
-        advice = (
-            " Unpack it with gzip first: a compressed tar cannot be read at an offset."
-            if path.suffix in (".gz", ".tgz")
-            else ""
-        )
-        raise SourceError(f"{path}: not a readable tar ({error}).{advice}") from error
+        raise SourceError(f"{path}: not a readable tar ({error}).") from error

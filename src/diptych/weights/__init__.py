@@ -107,8 +107,7 @@ def create_model_and_transforms(
     ``pretrained`` is a weight file or run folder; None gives random weights. Raises ConfigError, WeightsError, DeviceError.
     """
     model = create(model_name, str(pretrained) if pretrained else "")
-    # A plain device string, "npu:1" or a torch.device, as open_clip's users pass it.
-    place = get_device(str(device)).torch_device
+    place = get_device(device).torch_device
     return (model.to(place).eval(), *transforms(model.config))
 
 
