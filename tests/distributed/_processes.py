@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
+from torch import multiprocessing
 
 
 def run_in_processes(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:

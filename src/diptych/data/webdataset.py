@@ -188,22 +188,21 @@ def groups(path: Path) -> Iterator[Group]:
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of the files in a tar. What a truncated one still holds is used, with a warning."""
-    whole = path.stat().st_size
+    whole, end = path.stat().st_size, 0
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isfile():
                     continue
                 if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
                     log.warn(f"{path}: the member {member.name!r} points outside of the archive and is left out.")
-                    continue
-                if member.offset_data + member.size > whole:
-                    log.warn(f"{path}: cut short at {member.name!r}; what stands before it is used.")
-                    return
-                yield member.name, member.offset_data, member.size
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                elif member.offset_data + member.size <= whole:
+                    yield member.name, member.offset_data, member.size
     except tarfile.ReadError as error:
-        if "empty header" in str(error) or "truncated" in str(error) or "unexpected end" in str(error):
-            log.warn(f"{path}: cut short; what stands before the cut is used.")
-            return
-        raise SourceError(f"{path}: not a readable tar ({error}).") from error
+        if not any(word in str(error) for word in ("empty", "truncated", "unexpected end")):
+            raise SourceError(f"{path}: not a readable tar ({error}).") from error
+    # A whole tar ends with a block of zeros behind the last member.
+    if end + tarfile.BLOCKSIZE > whole:
+        log.warn(f"{path}: cut short; what stands before the cut is used.")

@@ -126,11 +126,13 @@ def create_model(model: str | ModelConfig, *, device: Any = None, dtype: torch.d
     Raises ConfigError for an unknown name.
     """
     config = model_config(model) if isinstance(model, str) else model
-    with torch.device(device or "cpu"):
+    # Built without memory and filled once: torch's own initial values would only be drawn to be thrown away.
+    with torch.device("meta"):
         built = TwoTower(config)
     if dtype is not None:
         built.to(dtype)
-    return built if built.logit_scale.is_meta else built.initialise()
+    place = torch.device(device or "cpu")
+    return built if place.type == "meta" else built.to_empty(device=place).initialise()
 
 
 __all__ = [

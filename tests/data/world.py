@@ -1,0 +1,72 @@
+"""A small world of pictures and captions on disk, in every format, for the data tests."""
+
+import io
+import itertools
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COUNT = 23
+
+
+def picture(number: int) -> bytes:
+    """A PNG whose every pixel says which record it is."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), (number * 10 % 256, number, 7), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def caption(number: int) -> str:
+    return f"picture number {number}"
+
+
+def write_images(folder: Path, count: int = COUNT) -> list[str]:
+    """Files img/00.png, ...; their paths relative to the folder."""
+    (folder / "img").mkdir(parents=True, exist_ok=True)
+    names = [f"img/{number:02d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(picture(number))
+    return names
+
+
+def write_jsonl(folder: Path) -> str:
+    names = write_images(folder)
+    rows = [{"image": name, "captions": [caption(number)]} for number, name in enumerate(names)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "pairs.jsonl")
+
+
+def write_csv(folder: Path) -> str:
+    names = write_images(folder)
+    lines = ["filepath,title", *(f"{name},{caption(number)}" for number, name in enumerate(names))]
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return str(folder / "pairs.csv")
+
+
+def write_folder(folder: Path) -> str:
+    for number, name in enumerate(write_images(folder)):
+        (folder / name).with_suffix(".txt").write_text(caption(number) + "\n")
+    return str(folder / "img")
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def write_webdataset(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds = [0, 4, 15, COUNT]
+    for shard, (first, last) in enumerate(itertools.pairwise(bounds)):
+        with tarfile.open(folder / f"shard-{shard:03d}.tar", "w") as tar:
+            for number in range(first, last):
+                add(tar, f"{number:02d}.png", picture(number))
+                add(tar, f"{number:02d}.txt", caption(number).encode())
+    return str(folder / "shard-{000..002}.tar")
+
+
+FORMATS = {"jsonl": write_jsonl, "csv": write_csv, "folder": write_folder, "webdataset": write_webdataset}
