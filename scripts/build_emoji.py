@@ -1,4 +1,4 @@
-"""Build the emoji data set that ships with Diptych: drawings in seven styles, their English names and keywords.
+"""Build the emoji data set that ships with Diptych: drawings in nine styles, their English names and keywords.
 
     python -m venv /path/to/venv && /path/to/venv/bin/pip install resvg-py==0.5.0 Pillow==13.0.0
     /path/to/venv/bin/python scripts/build_emoji.py WORK_FOLDER
@@ -49,15 +49,87 @@ class Package(NamedTuple):
 
 
 STYLES = [
-    Package("@iconify-json/noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", "noto", "Noto Emoji by Google (github.com/googlefonts/noto-emoji)", "Apache-2.0"),
-    Package("@iconify-json/noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37", "noto-v1", "Noto Emoji, first design, by Google", "Apache-2.0"),
-    Package("@iconify-json/twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7", "twemoji", "Twemoji by Twitter, Inc. and contributors", "CC-BY-4.0"),
-    Package("@iconify-json/fluent-emoji", "1.2.7", "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b", "fluent", "Fluent Emoji (colour) by Microsoft", "MIT"),
-    Package("@iconify-json/fluent-emoji-flat", "1.2.6", "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175", "fluent-flat", "Fluent Emoji (flat) by Microsoft", "MIT"),
-    Package("@iconify-json/emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e", "emojitwo", "EmojiTwo, from Emoji One 2, by its contributors", "CC-BY-4.0"),
+    Package(
+        "@iconify-json/noto",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        "noto",
+        "Noto Emoji by Google (github.com/googlefonts/noto-emoji)",
+        "Apache-2.0",
+    ),
+    Package(
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        "noto-v1",
+        "Noto Emoji, first design, by Google",
+        "Apache-2.0",
+    ),
+    Package(
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "twemoji",
+        "Twemoji by Twitter, Inc. and contributors",
+        "CC-BY-4.0",
+    ),
+    Package(
+        "@iconify-json/fluent-emoji",
+        "1.2.7",
+        "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b",
+        "fluent",
+        "Fluent Emoji (colour) by Microsoft",
+        "MIT",
+    ),
+    Package(
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "fluent-flat",
+        "Fluent Emoji (flat) by Microsoft",
+        "MIT",
+    ),
+    Package(
+        "@iconify-json/emojione",
+        "1.2.3",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        "emojitwo",
+        "EmojiTwo, from Emoji One 2, by its contributors",
+        "CC-BY-4.0",
+    ),
+    Package(
+        "@iconify-json/fluent-emoji-high-contrast",
+        "1.2.6",
+        "0b92d48c90d2200bd499e3cdd09a127ca6a8c8ddefd34c35eb5a1e4994012ae0",
+        "fluent-line",
+        "Fluent Emoji (high contrast) by Microsoft",
+        "MIT",
+    ),
+    Package(
+        "@iconify-json/emojione-monotone",
+        "1.2.1",
+        "40b90004bafb406b59266155ef9b7e1dd67bf2947fc8db8d07388776f4d0d04e",
+        "emojitwo-line",
+        "EmojiTwo (monotone), from Emoji One 2, by its contributors",
+        "CC-BY-4.0",
+    ),
 ]
-UNSEEN = Package("@iconify-json/openmoji", "1.2.29", "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5", "openmoji", "OpenMoji by HfG Schwäbisch Gmünd (openmoji.org)", "CC-BY-SA-4.0")
-NAMES = Package("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a", "names", "Emojibase by Miles Johnson: names and keywords, from Unicode CLDR", "MIT")
+UNSEEN = Package(
+    "@iconify-json/openmoji",
+    "1.2.29",
+    "03181e2c156cab35cf4a62f1f7886bd971d59212e75ac3f189d5a4cae3930fc5",
+    "openmoji",
+    "OpenMoji by HfG Schwäbisch Gmünd (openmoji.org)",
+    "CC-BY-SA-4.0",
+)
+NAMES = Package(
+    "emojibase-data",
+    "17.0.0",
+    "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
+    "names",
+    "Emojibase by Miles Johnson: names and keywords, from Unicode CLDR",
+    "MIT",
+)
 
 
 class Emoji(NamedTuple):
@@ -157,7 +229,10 @@ def write_shard(path: Path, rows: list[tuple[str, Emoji, str, bytes]]) -> dict[s
                 member = tarfile.TarInfo(f"{key}.{ending}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    with path.open("wb") as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=9, mtime=0) as packed:
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=9, mtime=0) as packed,
+    ):
         packed.write(raw.getvalue())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"file": path.name, "samples": len(rows), "bytes": path.stat().st_size, "sha256": digest}
@@ -177,13 +252,17 @@ def main(work: Path) -> None:
     lines = []
     for number, package in enumerate(STYLES):
         rows = list(samples(package, sets[package.style], seen))
-        lines.append({"split": "train", "style": package.style} | write_shard(OUTPUT / f"train-{number:06d}.tar.gz", rows))
+        lines.append(
+            {"split": "train", "style": package.style} | write_shard(OUTPUT / f"train-{number:06d}.tar.gz", rows)
+        )
         print(lines[-1], flush=True)
     for split, package, chosen in (("unseen_style", UNSEEN, seen), ("held_out_names", STYLES[0], held_out)):
         rows = list(samples(package, sets[package.style], chosen))
         lines.append({"split": split, "style": package.style} | write_shard(OUTPUT / f"{split}-000000.tar.gz", rows))
         print(lines[-1], flush=True)
-    sources = [{key: value for key, value in item._asdict().items() if key != "credit"} for item in [*STYLES, UNSEEN, NAMES]]
+    sources = [
+        {key: value for key, value in item._asdict().items() if key != "credit"} for item in [*STYLES, UNSEEN, NAMES]
+    ]
     manifest = {"side": SIDE, "emoji": len(emoji), "shards": lines, "sources": sources}
     (OUTPUT / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (OUTPUT / "ATTRIBUTION.md").write_text(attribution(), encoding="utf-8")
@@ -191,7 +270,10 @@ def main(work: Path) -> None:
 
 def attribution() -> str:
     """Who drew what, under which licence, and what was changed."""
-    rows = [f"| {item.style} | {item.credit} | {item.licence} | {item.name}@{item.version} |" for item in [*STYLES, UNSEEN, NAMES]]
+    rows = [
+        f"| {item.style} | {item.credit} | {item.licence} | {item.name}@{item.version} |"
+        for item in [*STYLES, UNSEEN, NAMES]
+    ]
     return "\n".join(
         [
             "# Who drew these, and on what terms",

@@ -47,9 +47,5 @@ def wrap(objective: nn.Module, device: Device, world: World) -> nn.Module:
         return objective
     index = device.torch_device.index
     return DistributedDataParallel(
-        objective,
-        device_ids=None if index is None else [index],
-        gradient_as_bucket_view=True,
-        # The models' buffers are constants (mean, std) or batch-norm statistics, which follow rank 0.
-        broadcast_buffers=any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in objective.modules()),
+        objective, device_ids=None if index is None else [index], gradient_as_bucket_view=True
     )

@@ -57,7 +57,7 @@ class Clip(Objective):
         """Unit features [B, D] of the first image view and the first text view."""
         image = self.model.image(batch.images[0]).pooled
         text = self.model.text(batch.tokens[0], batch.lengths[0]).pooled
-        return Features(F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1))
+        return Features(F.normalize(_full(image), dim=-1), F.normalize(_full(text), dim=-1))
 
     def compare(self, features: Features, batch: Batch) -> Terms:
         """``contrastive``: the mean over this process's pairs of both directions' cross-entropy, in nats."""
@@ -66,7 +66,7 @@ class Clip(Objective):
         rows = rank_offset(len(image))
         if not self.config.local_loss:
             image, text, rows = all_image, all_text, 0
-        scale = self.model.logit_scale.float().exp()
+        scale = _full(self.model.logit_scale).exp()
         loss, correct = contrastive(Features(image, text), Features(all_image, all_text), scale, rows)
         return Terms({"contrastive": loss}, {"logit_scale": scale.detach(), "batch_accuracy": correct})
 
@@ -85,8 +85,15 @@ def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 
     column ``offset + i``. Both results are scalars.
     """
     own = torch.arange(len(rows.image), device=rows.image.device) + offset
-    by_image = scale * rows.image @ columns.text.T
-    # When the rows are all there is, both directions share one product.
-    by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
-    loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
+    # Autocast would round the similarities to half precision, which at a scale of 100 is a whole nat.
+    with torch.autocast(rows.image.device.type, enabled=False):
+        by_image = scale * rows.image @ columns.text.T
+        # When the rows are all there is, both directions share one product.
+        by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
+        loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
     return loss, (by_image.detach().argmax(dim=1) == own).float().mean()
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """At least fp32, whatever the towers ran in; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
