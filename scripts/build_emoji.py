@@ -222,9 +222,8 @@ def write_shard(path: Path, rows: list[tuple[str, Emoji, str, bytes]]) -> dict[s
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, emoji, style, picture in rows:
-            about = {
-                "captions": emoji.captions, "name": emoji.captions[0], "codepoint": emoji.code, "style": style, "group": emoji.group,
-            }  # fmt: skip
+            about = {"captions": emoji.captions, "name": emoji.captions[0], "codepoint": emoji.code}
+            about |= {"style": style, "group": emoji.group}
             for ending, data in (("webp", picture), ("json", json.dumps(about, ensure_ascii=False).encode())):
                 member = tarfile.TarInfo(f"{key}.{ending}")
                 member.size = len(data)
@@ -278,7 +277,7 @@ def attribution() -> str:
         [
             "# Who drew these, and on what terms",
             "",
-            "Each drawing was rendered from its set's SVG to 64 x 64 pixels on white and stored as WebP; nothing else was changed.",
+            "Each drawing was rendered from its set's SVG to 64 x 64 pixels on white, stored as WebP, and not changed otherwise.",
             "The texts of the licences are in LICENSES/. The OpenMoji drawings (the shard unseen_style) and what is derived from",
             "them stay under CC BY-SA 4.0.",
             "",

@@ -13,7 +13,7 @@ import torch
 from diptych import log, weights
 from diptych.commands import main
 from diptych.distributed import checkpoint
-from diptych.errors import ConfigError, DataError, RecordError, SourceError
+from diptych.errors import ConfigError, RecordError, SourceError, WeightsError
 from diptych.train.config import read
 from diptych.train.loop import Clock, train
 from tests.data.world import write_jsonl
@@ -136,7 +136,7 @@ def test_a_changed_model_or_objective_is_refused(pairs, tmp_path):
     run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
     with pytest.raises(ConfigError, match="the model changed"):
         run(pairs, tmp_path / "a", "--resume", "latest", "--model", "tiny-test-resnet")
-    with pytest.raises(ConfigError, match="the objective changed .local_loss: True there, False here"):
+    with pytest.raises(ConfigError, match=r"the objective changed .local_loss: True there, False here"):
         run(pairs, tmp_path / "a", "--resume", "latest", "--no-local-loss")
 
 
@@ -174,12 +174,12 @@ def test_ctrl_c_saves_and_the_run_goes_on(pairs, tmp_path):
     [
         (["--model", "tiny-tset"], ConfigError, "Did you mean 'tiny-test'"),
         (["--train-data", "none.jsonl"], SourceError, "no such file"),
-        (["--batch-size", "24"], SourceError, "lower --batch-size"),
+        (["--batch-size", "24"], SourceError, "fewer than --batch-size 24; lower it"),
         (["--objective", "clpi"], ConfigError, "Did you mean 'clip'"),
         (["--precision", "fp8"], ConfigError, "unknown precision 'fp8'"),
         (["--accum-freq", "0"], ConfigError, "--accum-freq 0"),
         (["--resume", "latest"], ConfigError, "no checkpoint"),
-        (["--pretrained", "none"], DataError | Exception, "none: no such weight file"),
+        (["--pretrained", "none"], WeightsError, "none: no such weight file"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_written(pairs, tmp_path, flags, error, expected):
@@ -250,7 +250,7 @@ def test_two_processes_train_as_one(pairs, tmp_path):
         [*launch, "-m", "diptych", "train", *flags],
         check=True,
         capture_output=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     for (step, loss), (other_step, other) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert step == other_step
