@@ -89,6 +89,8 @@ FAMILIES: dict[str, type] = {"vit": VitConfig, "resnet": ResNetConfig}
 
 def model_config_from_dict(values: Mapping[str, Any], where: str = "model config") -> ModelConfig:
     """Build a config from plain values. Raises ConfigError for an unknown or missing key, or a value that cannot be."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a table, got {values!r}.")
     rest = dict(values)
     vision = rest.pop("vision", None)
     if not isinstance(vision, Mapping) or vision.get("family", "vit") not in FAMILIES:
