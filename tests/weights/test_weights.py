@@ -95,7 +95,7 @@ def test_files_that_do_not_fit_say_what_is_wrong(path, tmp_path):
             tmp_path / f"e{number}.safetensors",
             {"diptych": json.dumps(about | change)},
         )
-        refused(tmp_path / f"e{number}.safetensors", "update Diptych|vision|damaged")
+        refused(tmp_path / f"e{number}.safetensors", "update Diptych|vision|expected a table")
     save_file(tensors, tmp_path / "f.safetensors", {"diptych": "{"})
     refused(tmp_path / "f.safetensors", "metadata is damaged")
 
