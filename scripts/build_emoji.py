@@ -1,4 +1,4 @@
-"""Build the emoji data set that ships with Diptych: drawings in nine styles, their English names and keywords.
+"""Build the emoji data set that ships with Diptych: drawings in ten styles, their English names and keywords.
 
     python -m venv /path/to/venv && /path/to/venv/bin/pip install resvg-py==0.5.0 Pillow==13.0.0
     /path/to/venv/bin/python scripts/build_emoji.py WORK_FOLDER
@@ -11,6 +11,8 @@ Not part of the package: needs Node.js's npm, resvg-py and Pillow.
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import gzip
 import hashlib
 import io
@@ -18,12 +20,11 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 SIDE = 64
 QUALITY = 72
@@ -113,6 +114,14 @@ STYLES = [
         "EmojiTwo (monotone), from Emoji One 2, by its contributors",
         "CC-BY-4.0",
     ),
+    Package(
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        "twemoji-outlined",
+        "Twemoji by Twitter, Inc. and contributors, with black lines drawn by this script",
+        "CC-BY-4.0",
+    ),
 ]
 UNSEEN = Package(
     "@iconify-json/openmoji",
@@ -174,8 +183,7 @@ def captions(label: str, tags: list[str]) -> tuple[str, ...]:
     name = label.lower()
     words = [tag.lower() for tag in tags if tag.lower() not in name]
     ways = [name, f"{name}: {', '.join(words[:3])}" if words else name, f"an emoji of {name.removeprefix('flag: ')}"]
-    ways += [f"{' '.join(words[:2])}"] if len(words) > 1 else []
-    ways += [f"{words[-1]}, {name}", " ".join([*words[:1], *words[-2:]])] if len(words) > 2 else []
+    ways += [" ".join(words[:2])] if len(words) > 1 else []
     return tuple(dict.fromkeys(ways))
 
 
@@ -195,26 +203,46 @@ def svg_of(icons: dict[str, Any], slug: str) -> str | None:
     )
 
 
-def rendered(svg: str) -> bytes:
-    """A WebP of 64 x 64 pixels, the drawing inside a white margin of two pixels. Drawn larger, then reduced, for clean edges."""
-    drawn = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=240, height=240)))).convert("RGBA")
-    page = Image.new("RGBA", drawn.size, (255, 255, 255, 255))
-    picture = Image.alpha_composite(page, drawn).convert("RGB").resize((SIDE - 4, SIDE - 4), Image.Resampling.BOX)
+def drawn(svg: str) -> Image.Image:
+    """The drawing on white, four times as large as it will be, for clean edges."""
+    picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=240, height=240)))).convert(
+        "RGBA"
+    )
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture).convert("RGB")
+
+
+def outlined(picture: Image.Image) -> Image.Image:
+    """The same with a black line wherever two colours meet, as comics are drawn."""
+    edges = functools.reduce(ImageChops.lighter, picture.filter(ImageFilter.FIND_EDGES).split())
+    lines = edges.point(lambda value: 255 if value > 48 else 0).filter(ImageFilter.MaxFilter(7))
+    result = picture.copy()
+    result.paste((0, 0, 0), mask=lines)
+    return result
+
+
+def encoded(svg: str, with_outlines: bool) -> bytes:
+    """A WebP of 64 x 64 pixels, the drawing inside a white margin of two."""
+    large = outlined(drawn(svg)) if with_outlines else drawn(svg)
     whole = Image.new("RGB", (SIDE, SIDE), (255, 255, 255))
-    whole.paste(picture, (2, 2))
+    whole.paste(large.resize((SIDE - 4, SIDE - 4), Image.Resampling.BOX), (2, 2))
     buffer = io.BytesIO()
     whole.save(buffer, "WEBP", quality=QUALITY, method=6)
     return buffer.getvalue()
 
 
-def samples(package: Package, files: dict[str, Any], chosen: list[Emoji]) -> Iterator[tuple[str, Emoji, str, bytes]]:
+def samples(package: Package, files: dict[str, Any], chosen: list[Emoji]) -> list[tuple[str, Emoji, str, bytes]]:
     """(key, emoji, style, picture) of every chosen emoji that the style draws, by its own name for it or the usual one."""
     own = {code.lower(): slug for code, slug in files.get("chars.json", {}).items()}
-    for emoji in chosen:
-        icons = files["icons.json"]
-        svg = svg_of(icons, own.get(emoji.code, "")) or svg_of(icons, emoji.slug)
-        if svg is not None:
-            yield f"{package.style}-{emoji.code}", emoji, package.style, rendered(svg)
+    icons = files["icons.json"]
+    svgs = [(one, svg_of(icons, own.get(one.code, "")) or svg_of(icons, one.slug)) for one in chosen]
+    found = [(one, svg) for one, svg in svgs if svg is not None]
+    render = functools.partial(encoded, with_outlines=package.style.endswith("-outlined"))
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        pictures = list(pool.map(render, [svg for _, svg in found], chunksize=16))
+    return [
+        (f"{package.style}-{one.code}", one, package.style, data)
+        for (one, _), data in zip(found, pictures, strict=True)
+    ]
 
 
 def write_shard(path: Path, rows: list[tuple[str, Emoji, str, bytes]]) -> dict[str, Any]:
@@ -250,13 +278,13 @@ def main(work: Path) -> None:
 
     lines = []
     for number, package in enumerate(STYLES):
-        rows = list(samples(package, sets[package.style], seen))
+        rows = samples(package, sets[package.style], seen)
         lines.append(
             {"split": "train", "style": package.style} | write_shard(OUTPUT / f"train-{number:06d}.tar.gz", rows)
         )
         print(lines[-1], flush=True)
     for split, package, chosen in (("unseen_style", UNSEEN, seen), ("held_out_names", STYLES[0], held_out)):
-        rows = list(samples(package, sets[package.style], chosen))
+        rows = samples(package, sets[package.style], chosen)
         lines.append({"split": split, "style": package.style} | write_shard(OUTPUT / f"{split}-000000.tar.gz", rows))
         print(lines[-1], flush=True)
     sources = [
@@ -277,7 +305,8 @@ def attribution() -> str:
         [
             "# Who drew these, and on what terms",
             "",
-            "Each drawing was rendered from its set's SVG to 64 x 64 pixels on white, stored as WebP, and not changed otherwise.",
+            "Each drawing was rendered from its set's SVG to 64 x 64 pixels on white and stored as WebP; those of the style",
+            "twemoji-outlined were given black lines where colours meet. Nothing else was changed.",
             "The texts of the licences are in LICENSES/. The OpenMoji drawings (the shard unseen_style) and what is derived from",
             "them stay under CC BY-SA 4.0.",
             "",
