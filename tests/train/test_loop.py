@@ -25,7 +25,20 @@ def pairs(tmp_path):
 
 
 def words(pairs, folder, *more):
-    basic = ["--model", "tiny-test", "--train-data", pairs, "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+    basic = [
+        "--model",
+        "tiny-test",
+        "--train-data",
+        pairs,
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+    ]
     return [*basic, "--output", str(folder), "--lr", "1e-3", "--save-frequency", "0", "--log-every-n-steps", "1", *more]
 
 
