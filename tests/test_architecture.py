@@ -149,7 +149,7 @@ def test_every_entry_has_a_test_file(folder):
     tests = Path(__file__).parent / folder
     entries = [path.stem for path in (SOURCE / folder).glob("*.py") if not path.stem.startswith("_")]
     written = "".join(path.stem for path in tests.glob("test_*.py"))
-    text = "".join(path.read_text(encoding="utf-8") for path in tests.glob("test_*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in tests.glob("*.py"))
     missing = [
         entry
         for entry in entries

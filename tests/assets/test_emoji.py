@@ -1,5 +1,6 @@
 """The emoji set that ships: small, whole, split as promised, and free to ship."""
 
+import collections
 import hashlib
 import io
 import json
@@ -48,8 +49,10 @@ def test_pictures_are_64_pixels_of_rgb_and_captions_are_several(samples):
 
 
 def test_the_splits_are_what_they_say(samples):
-    codes = {split: {about["codepoint"] for which, _, _, about in samples if which == split} for split, *_ in samples}
-    styles = {split: {style for which, style, _, _ in samples if which == split} for split, *_ in samples}
+    codes, styles = collections.defaultdict(set), collections.defaultdict(set)
+    for split, style, _, about in samples:
+        codes[split].add(about["codepoint"])
+        styles[split].add(style)
     assert not codes["train"] & codes["held_out_names"]
     assert codes["unseen_style"] <= codes["train"]
     assert styles["unseen_style"] == {"openmoji"}

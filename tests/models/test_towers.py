@@ -4,9 +4,22 @@ import pytest
 import torch
 
 from diptych.errors import ConfigError
-from diptych.models import create_model
+from diptych.models import TOWERS, create_model
 
 END = 49407
+
+
+FAMILIES = {"vit": "tiny-test", "resnet": "tiny-test-resnet", "transformer": "tiny-test"}
+
+
+@pytest.mark.parametrize("family", TOWERS.names())
+def test_every_family_has_blocks_and_a_small_preset_to_test_it(family):
+    model = create_model(FAMILIES[family])
+    tower = model.text if family == "transformer" else model.image
+    assert isinstance(tower, TOWERS.get(family))
+    inside = set(tower.modules())
+    assert tower.blocks()
+    assert all(block in inside for block in tower.blocks())
 
 
 def captions(lengths, width=77, seed=0):
