@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diptych import config
@@ -97,6 +97,7 @@ def test_a_wrong_recipe_key_is_one_line_that_names_the_file(values, expected):
     st.none() | st.text(st.characters(blacklist_categories=["Cs"])),
     st.booleans(),
 )
+@example(0, (0.0, 0.0), "a line\x85break\u2028to some", False)
 def test_what_is_saved_reads_back_equal(size, betas, label, switch):
     tree = Tree(Reading(size, betas, switch), Moving(label=label))
     again = config.from_dict(Tree, tomllib.loads(config.to_toml(config.to_dict(tree))), "saved")

@@ -134,7 +134,7 @@ def to_toml(values: Mapping[str, Any]) -> str:
     for key, value in values.items():
         if isinstance(value, Mapping):
             lines += ["", f"[{key}]"] if lines else [f"[{key}]"]
-            lines += to_toml(value).splitlines()
+            lines += to_toml(value).rstrip("\n").split("\n")  # not splitlines: a string may hold U+0085
     return "\n".join(lines) + "\n"
 
 
