@@ -104,3 +104,16 @@ def test_a_batch_is_padded_to_its_own_longest_caption_and_counts_cuts(tmp_path):
 def test_the_position_rolls_over_at_the_end_of_an_epoch(tmp_path):
     iterator = iter(Loader(open_source(write_jsonl(tmp_path)), prepare(), batch_size=10))
     assert [next(iterator)[1] for _ in range(3)] == [Position(0, 10), Position(1, 0), Position(1, 10)]
+
+
+def test_training_draws_among_captions_or_keeps_to_the_first(tmp_path):
+    write_images(tmp_path, 1)
+    (tmp_path / "one.jsonl").write_text(json.dumps({"image": "img/00.png", "captions": ["a cat", "a dog", "an owl"]}))
+    record, tokenizer = open_source(str(tmp_path / "one.jsonl")).record(0), get_tokenizer("bpe")
+
+    def seen(captions):
+        made = Prepare(EvalTransform(8), tokenizer, Wants(), training=True, captions=captions)
+        return {tokenizer.decode(made(record, seed).tokens[0]) for seed in range(40)}
+
+    assert seen("random") == {"a cat", "a dog", "an owl"}
+    assert seen("first") == {"a cat"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,12 +20,13 @@ from diptych.types import Record, Sample, Wants
 
 @dataclass(frozen=True)
 class Prepare:
-    """How records become samples, decided once for a whole run."""
+    """How records become samples, decided once for a whole run; ``captions`` says which one training takes of several."""
 
     transform: TrainTransform | EvalTransform
     tokenizer: Tokenizer
     wants: Wants
     training: bool
+    captions: Literal["random", "first"] = "random"
 
     def __call__(self, record: Record, seed: int) -> Sample:
         """Raises RecordError for an unreadable image or an empty caption."""
@@ -51,7 +53,8 @@ class Prepare:
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:
             raise RecordError(record.key, "has no caption", "give it one, or leave it out")
-        chosen = record.captions[int(rng.integers(len(record.captions))) if self.training else 0]
+        drawn = self.training and self.captions == "random"
+        chosen = record.captions[int(rng.integers(len(record.captions))) if drawn else 0]
         if not chosen.strip():
             raise RecordError(record.key, "the caption is empty", "write one, or leave the record out")
         return chosen

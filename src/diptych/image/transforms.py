@@ -40,13 +40,14 @@ def planar(image: Image.Image) -> np.ndarray:
 class EvalTransform:
     """The same pixels every time.
 
-    ``resize_mode``: "shortest" resizes the short side to ``size`` and crops the centre; "squash" resizes to the square;
+    ``resize_mode``: "shortest" resizes the short side to ``resize_to`` (0: ``size``) and crops the centre; "squash" resizes to the square;
     "longest" resizes the long side and pads with black.
     """
 
     size: int
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
     interpolation: str = "bicubic"
+    resize_to: int = 0
 
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB picture -> uint8 [3, size, size]."""
@@ -60,7 +61,8 @@ class EvalTransform:
         width, height = image.size
         short = min(width, height)
         # The long side is rounded down, the crop's corner to the nearest even choice: the field's rules.
-        target = (self.size * width // short, self.size * height // short)
+        side = self.resize_to or self.size
+        target = (side * width // short, side * height // short)
         image = _resized(image, target, kernel)
         left, top = round((target[0] - self.size) / 2), round((target[1] - self.size) / 2)
         return torch.from_numpy(planar(image.crop((left, top, left + self.size, top + self.size))))

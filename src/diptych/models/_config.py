@@ -1,7 +1,7 @@
 """An architecture as data: frozen dataclasses that presets fill and weight files carry.
 
 Sizes, activation and preprocessing together, because weights are useless when any of them is guessed wrong. The activation
-belongs to the whole model: CLIP's towers share it. Nothing here computes.
+belongs to the whole model: CLIP's towers share it, unless the text's says otherwise. Nothing here computes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from diptych.errors import ConfigError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+Activation = Literal["gelu", "quickgelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,23 @@ class VitConfig:
     layers: int
     heads: int
     mlp_ratio: float = 4.0
+    layer_scale: float | None = None
+    """Initial factor of each residual branch; None has no such parameters."""
     family: Literal["vit"] = "vit"
+
+
+@dataclass(frozen=True)
+class SiglipConfig:
+    """SigLIP's vision transformer: no class token, attention pooling; ``norm_eps`` is that of its layer norms."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    family: Literal["siglip"] = "siglip"
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,16 @@ class ResNetConfig:
     family: Literal["resnet"] = "resnet"
 
 
+VisionConfig = VitConfig | SiglipConfig | ResNetConfig
+
+
 @dataclass(frozen=True)
 class TextConfig:
-    """A causal transformer over token ids, pooled at the end token."""
+    """A transformer over token ids: "transformer" is causal and pools the end token, "siglip_text" neither.
+
+    ``tokenizer`` names what makes the ids; ``pad_id`` fills up a text that is shorter than the context. ``activation`` None
+    takes the model's.
+    """
 
     width: int
     layers: int
@@ -53,7 +77,12 @@ class TextConfig:
     context_length: int = 77
     vocab_size: int = 49408
     mlp_ratio: float = 4.0
-    family: Literal["transformer"] = "transformer"
+    norm_eps: float = 1e-5
+    projection_bias: bool = False
+    activation: Activation | None = None
+    tokenizer: Literal["bpe", "siglip", "siglip2"] = "bpe"
+    pad_id: int = 0
+    family: Literal["transformer", "siglip_text"] = "transformer"
 
 
 @dataclass(frozen=True)
@@ -64,6 +93,8 @@ class PreprocessConfig:
     std: tuple[float, float, float] = OPENAI_STD
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+    resize_to: int = 0
+    """The short side before the centre is cropped, in pixels; 0 is the crop's own size."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +103,9 @@ class ModelConfig:
 
     name: str
     embed_dim: int
-    vision: VitConfig | ResNetConfig
+    vision: VisionConfig
     text: TextConfig
-    activation: Literal["gelu", "quickgelu"] = "gelu"
+    activation: Activation = "gelu"
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     logit_scale: float = math.log(1 / 0.07)
     logit_bias: float | None = None
@@ -84,7 +115,7 @@ class ModelConfig:
         return options.to_dict(self)
 
 
-FAMILIES: dict[str, type] = {"vit": VitConfig, "resnet": ResNetConfig}
+FAMILIES: dict[str, type] = {"vit": VitConfig, "siglip": SiglipConfig, "resnet": ResNetConfig}
 
 
 def model_config_from_dict(values: Mapping[str, Any], where: str = "model config") -> ModelConfig:
@@ -97,7 +128,7 @@ def model_config_from_dict(values: Mapping[str, Any], where: str = "model config
         raise ConfigError(
             f"{where}: [vision] must be a table whose family is one of {', '.join(FAMILIES)}; got {vision!r}."
         )
-    tower: VitConfig | ResNetConfig = options.from_dict(
+    tower: VisionConfig = options.from_dict(
         FAMILIES[vision.get("family", "vit")], vision, f"{where}, [vision]"
     )
     text = options.from_dict(TextConfig, _table(rest, "text", where), f"{where}, [text]")
@@ -112,7 +143,7 @@ class _Plain:
 
     name: str
     embed_dim: int
-    activation: Literal["gelu", "quickgelu"] = "gelu"
+    activation: Activation = "gelu"
     logit_scale: float = math.log(1 / 0.07)
     logit_bias: float | None = None
 
@@ -127,7 +158,7 @@ def _table(values: dict[str, Any], key: str, where: str) -> Mapping[str, Any]:
 def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Return the config if its sizes fit together. Raises ConfigError."""
     vision, text = config.vision, config.text
-    if isinstance(vision, VitConfig):
+    if isinstance(vision, VitConfig | SiglipConfig):
         if vision.image_size % vision.patch_size:
             raise ConfigError(
                 f"{where}: image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}."
@@ -138,6 +169,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
             )
     elif vision.image_size % 32:
         raise ConfigError(f"{where}: image_size {vision.image_size} is no multiple of 32, as a ResNet needs.")
+    if isinstance(vision, SiglipConfig) and vision.width != config.embed_dim:
+        raise ConfigError(f"{where}: embed_dim {config.embed_dim} must be the siglip tower's width {vision.width}.")
     if text.width % text.heads:
         raise ConfigError(f"{where}: the text tower's width {text.width} is no multiple of its {text.heads} heads.")
     return config

@@ -1,4 +1,4 @@
-"""The parts that both transformers are built from: attention, MLP, residual block, and the two activations.
+"""The parts that both transformers are built from: attention, MLP, residual block, and the activations.
 
 Attention keeps four plain ``Linear`` projections, so that adapters, tensor-parallel plans, export and quantisation need no
 special case. What attends to what is not decided here: a ``Plan`` is handed in (see ``_packing``).
@@ -47,7 +47,14 @@ class QuickGelu(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quickgelu": QuickGelu}
+class TanhGelu(nn.GELU):
+    """The tanh form of GELU, as in JAX: SigLIP's activation."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quickgelu": QuickGelu, "gelu_tanh": TanhGelu}
 
 
 class Attention(nn.Module):
@@ -71,19 +78,28 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm residual block: attention, then MLP."""
+    """A pre-norm residual block: attention, then MLP; ``layer_scale`` multiplies what each branch adds (Touvron et al. 2021)."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: str) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, activation: str, eps: float = 1e-5, layer_scale: float | None = None
+    ) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
+        self.ln_1 = nn.LayerNorm(width, eps)
         self.attention = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
+        self.ln_2 = nn.LayerNorm(width, eps)
         self.mlp_in = nn.Linear(width, mlp_width)
         self.activation = ACTIVATIONS[activation]()
         self.mlp_out = nn.Linear(mlp_width, width)
+        self.layer_scale = layer_scale
+        if layer_scale is not None:
+            self.scale_1, self.scale_2 = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
+
+    def _attended(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + (branch if self.layer_scale is None else branch * self.scale_1)
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return x + self.mlp_out(self.activation(self.mlp_in(self.ln_2(x))))
+        branch = self.mlp_out(self.activation(self.mlp_in(self.ln_2(x))))
+        return x + (branch if self.layer_scale is None else branch * self.scale_2)
 
     def forward(self, x: Tensor, plan: Plan, only_pooled: bool = False) -> Tensor:
         """All tokens, in the plan's layout; or with ``only_pooled`` the pooled tokens alone, [B, D].
@@ -92,8 +108,8 @@ class Block(nn.Module):
         That leaves out about 20/24 of the block and is exact.
         """
         if only_pooled:
-            return self._mlp(plan.pooled(x) + self.attention.pooled(self.ln_1(x), plan))
-        return self._mlp(x + self.attention(self.ln_1(x), plan))
+            return self._mlp(self._attended(plan.pooled(x), self.attention.pooled(self.ln_1(x), plan)))
+        return self._mlp(self._attended(x, self.attention(self.ln_1(x), plan)))
 
     @torch.no_grad()
     def initialise(self, width: int, layers: int) -> None:
@@ -104,6 +120,9 @@ class Block(nn.Module):
         nn.init.normal_(self.attention.out.weight, std=branch)
         nn.init.normal_(self.mlp_in.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(self.mlp_out.weight, std=branch)
+        if self.layer_scale is not None:
+            nn.init.constant_(self.scale_1, self.layer_scale)
+            nn.init.constant_(self.scale_2, self.layer_scale)
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

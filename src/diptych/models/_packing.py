@@ -1,6 +1,7 @@
 """How the tokens of a batch are laid out, and what each may attend to.
 
 ``Whole``    images: [B, N, D], everybody sees everybody, the class token (place 0) is pooled.
+``Last``     SigLIP's texts: [B, L, D], everybody sees everybody, the last place is pooled.
 ``Padded``   texts: [B, L, D], causal, the end token is pooled; padding is computed and ignored. The plain twin.
 ``Grouped``  texts: [T, D], T the number of real tokens. Captions of equal length stand together, so that norms and linears
              run on exactly the real tokens and attention is one causal call per length.
@@ -34,6 +35,14 @@ class Whole:
     def pooled(self, tokens: Tensor) -> Tensor:
         """The class token."""
         return tokens[:, 0]
+
+
+class Last(Whole):
+    """Every token sees every token; the last is pooled."""
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """The last place."""
+        return tokens[:, -1]
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,11 @@ class Transformer(TextTower):
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.layers = nn.ModuleList(
-            Block(text.width, text.heads, hidden, config.activation) for _ in range(text.layers)
+            Block(text.width, text.heads, hidden, text.activation or config.activation, text.norm_eps)
+            for _ in range(text.layers)
         )
-        self.ln_final = nn.LayerNorm(text.width)
-        self.projection = nn.Linear(text.width, config.embed_dim, bias=False)
+        self.ln_final = nn.LayerNorm(text.width, text.norm_eps)
+        self.projection = nn.Linear(text.width, config.embed_dim, bias=text.projection_bias)
 
     def blocks(self) -> list[nn.Module]:
         """What to shard and to checkpoint."""
@@ -90,3 +91,5 @@ class Transformer(TextTower):
             block.initialise(width, len(self.layers))  # type: ignore[operator]
         self.ln_final.reset_parameters()
         nn.init.normal_(self.projection.weight, std=width**-0.5)
+        if self.projection.bias is not None:
+            nn.init.zeros_(self.projection.bias)

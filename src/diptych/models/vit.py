@@ -32,7 +32,8 @@ class Vit(ImageTower):
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, vision.width))
         self.ln_pre = nn.LayerNorm(vision.width)
         self.layers = nn.ModuleList(
-            Block(vision.width, vision.heads, hidden, config.activation) for _ in range(vision.layers)
+            Block(vision.width, vision.heads, hidden, config.activation, layer_scale=vision.layer_scale)
+            for _ in range(vision.layers)
         )
         self.ln_post = nn.LayerNorm(vision.width)
         self.projection = nn.Linear(vision.width, config.embed_dim, bias=False)

@@ -54,6 +54,8 @@ class DataOptions:
     """Seed of the weights, the order of the data and every random choice."""
     bad_samples: typing.Literal["raise", "replace"] = "raise"
     """An unreadable image or empty caption: stop with its name, or take another record in its place and count it."""
+    captions: typing.Literal["random", "first"] = "random"
+    """Which of a picture's captions a training step takes: one at random each time, or always the first."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, least and most."""
     aug_flip: float = 0.0

@@ -37,7 +37,7 @@ class Pipeline:
     def loader(self, start: Position, world: World, device: Device) -> Loader:
         """The training batches, from a position on, for ever."""
         data = self.config.data
-        prepare = Prepare(self.train_transform, self.tokenizer, self.wants, training=True)
+        prepare = Prepare(self.train_transform, self.tokenizer, self.wants, training=True, captions=data.captions)
         return Loader(
             self.train_source, prepare, batch_size=data.batch_size, workers=data.workers, seed=data.seed,
             rank=world.rank, ranks=world.size, start=start, shuffle=True, drop_last=True,

@@ -1,0 +1,93 @@
+"""The image tower of SigLIP and SigLIP 2 at a fixed resolution (Zhai et al. 2023; Tschannen et al. 2025).
+
+A vision transformer without class token and without a norm before the blocks; a learned query attends to all patches, and
+an MLP follows. Not NaFlex: one image size, one grid of positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diptych.models import TOWERS, ImageTower, ModelConfig
+from diptych.models._config import SiglipConfig
+from diptych.models._layers import ACTIVATIONS, Block, attention
+from diptych.models._packing import Whole
+from diptych.types import Encoded
+
+
+class MapPool(nn.Module):
+    """Attention pooling with a learned query, then a residual MLP ("MAP head" of big_vision)."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: str, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.probe = nn.Parameter(torch.empty(width))
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps)
+        self.mlp_in = nn.Linear(width, mlp_width)
+        self.activation = ACTIVATIONS[activation]()
+        self.mlp_out = nn.Linear(mlp_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, width] -> [B, width]."""
+        asks = self.q(self.probe.to(x.dtype)).expand(len(x), 1, -1)
+        pooled = self.out(attention(asks, self.k(x), self.v(x), self.heads))[:, 0]
+        return pooled + self.mlp_out(self.activation(self.mlp_in(self.norm(pooled))))
+
+
+@TOWERS.register("siglip")
+class Siglip(ImageTower):
+    """Patches -> blocks -> norm -> attention pooling. The pooled width is the embedding's: there is no projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        vision = config.vision
+        assert isinstance(vision, SiglipConfig)
+        patches = (vision.image_size // vision.patch_size) ** 2
+        hidden = int(vision.width * vision.mlp_ratio)
+        activation, eps = config.activation, vision.norm_eps
+        self.patch_embedding = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size)
+        self.positional_embedding = nn.Parameter(torch.empty(patches, vision.width))
+        self.layers = nn.ModuleList(
+            Block(vision.width, vision.heads, hidden, activation, eps) for _ in range(vision.layers)
+        )
+        self.ln_post = nn.LayerNorm(vision.width, eps)
+        self.pool = MapPool(vision.width, vision.heads, hidden, activation, eps)
+
+    def blocks(self) -> list[nn.Module]:
+        """What to shard and to checkpoint."""
+        return list(self.layers)
+
+    def forward(self, images: Tensor, want_tokens: bool = False) -> Encoded:
+        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] after the last norm."""
+        x = self.patch_embedding(self.normalised(images)).flatten(2).transpose(1, 2)  # [B, N, width]
+        x = x + self.positional_embedding.to(x.dtype)
+        plan = Whole()
+        for block in self.layers:
+            x = checkpoint(block, x, plan, use_reentrant=False) if self.recompute and self.training else block(x, plan)
+        x = self.ln_post(x)
+        pooled = self.pool(x)
+        if not want_tokens:
+            return Encoded(pooled)
+        return Encoded(pooled, x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """big_vision's scheme: Xavier for the linears, small positions."""
+        width = self.config.vision.width
+        nn.init.normal_(self.patch_embedding.weight, std=self.patch_embedding.weight[0].numel() ** -0.5)
+        nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.positional_embedding, std=width**-0.5)
+        nn.init.normal_(self.pool.probe, std=width**-0.5)
+        for module in [*self.layers.modules(), *self.pool.modules()]:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        self.ln_post.reset_parameters()
