@@ -40,8 +40,8 @@ def planar(image: Image.Image) -> np.ndarray:
 class EvalTransform:
     """The same pixels every time.
 
-    ``resize_mode``: "shortest" resizes the short side to ``resize_to`` (0: ``size``) and crops the centre; "squash" resizes to the square;
-    "longest" resizes the long side and pads with black.
+    ``resize_mode``: "shortest" resizes the short side to ``resize_to`` (0: ``size``) and crops the centre; "squash" resizes
+    to the square; "longest" resizes the long side and pads with black.
     """
 
     size: int

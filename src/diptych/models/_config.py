@@ -128,9 +128,7 @@ def model_config_from_dict(values: Mapping[str, Any], where: str = "model config
         raise ConfigError(
             f"{where}: [vision] must be a table whose family is one of {', '.join(FAMILIES)}; got {vision!r}."
         )
-    tower: VisionConfig = options.from_dict(
-        FAMILIES[vision.get("family", "vit")], vision, f"{where}, [vision]"
-    )
+    tower: VisionConfig = options.from_dict(FAMILIES[vision.get("family", "vit")], vision, f"{where}, [vision]")
     text = options.from_dict(TextConfig, _table(rest, "text", where), f"{where}, [text]")
     look = options.from_dict(PreprocessConfig, _table(rest, "preprocess", where), f"{where}, [preprocess]")
     plain = options.from_dict(_Plain, rest, where)

@@ -81,7 +81,14 @@ class Block(nn.Module):
     """A pre-norm residual block: attention, then MLP; ``layer_scale`` multiplies what each branch adds (Touvron et al. 2021)."""
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, activation: str, eps: float = 1e-5, layer_scale: float | None = None
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        activation: str,
+        *,
+        eps: float = 1e-5,
+        layer_scale: float | None = None,
     ) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width, eps)

@@ -20,7 +20,7 @@ from diptych.types import Encoded
 class MapPool(nn.Module):
     """Attention pooling with a learned query, then a residual MLP ("MAP head" of big_vision)."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: str, eps: float) -> None:
+    def __init__(self, width: int, heads: int, mlp_width: int, activation: str, *, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.probe = nn.Parameter(torch.empty(width))
@@ -54,10 +54,10 @@ class Siglip(ImageTower):
         self.patch_embedding = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size)
         self.positional_embedding = nn.Parameter(torch.empty(patches, vision.width))
         self.layers = nn.ModuleList(
-            Block(vision.width, vision.heads, hidden, activation, eps) for _ in range(vision.layers)
+            Block(vision.width, vision.heads, hidden, activation, eps=eps) for _ in range(vision.layers)
         )
         self.ln_post = nn.LayerNorm(vision.width, eps)
-        self.pool = MapPool(vision.width, vision.heads, hidden, activation, eps)
+        self.pool = MapPool(vision.width, vision.heads, hidden, activation, eps=eps)
 
     def blocks(self) -> list[nn.Module]:
         """What to shard and to checkpoint."""

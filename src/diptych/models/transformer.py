@@ -32,7 +32,7 @@ class Transformer(TextTower):
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.layers = nn.ModuleList(
-            Block(text.width, text.heads, hidden, text.activation or config.activation, text.norm_eps)
+            Block(text.width, text.heads, hidden, text.activation or config.activation, eps=text.norm_eps)
             for _ in range(text.layers)
         )
         self.ln_final = nn.LayerNorm(text.width, text.norm_eps)
