@@ -61,7 +61,9 @@ def refused(path, expected):
 
 def test_damaged_files_are_one_line(path, tmp_path):
     data = path.read_bytes()
-    for size in (0, 4, 100, len(data) // 2, len(data) - 1):
+    path.write_bytes(b"")
+    refused(path, "the file is empty")
+    for size in (4, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
         refused(path, "not a whole safetensors file")
     path.write_bytes(b"\xff" * 8 + data[8:])  # a header of 2^64 bytes
@@ -83,9 +85,9 @@ def test_files_that_do_not_fit_say_what_is_wrong(path, tmp_path):
     refused(tmp_path / "a.safetensors", "does not say its architecture")
     scale = tensors.pop("logit_scale")
     save_file(tensors, tmp_path / "b.safetensors", metadata)
-    refused(tmp_path / "b.safetensors", "missing logit_scale")
+    refused(tmp_path / "b.safetensors", "missing: logit_scale")
     save_file(tensors | {"logit_scale": scale, "more": torch.zeros(1)}, tmp_path / "c.safetensors", metadata)
-    refused(tmp_path / "c.safetensors", "left over more")
+    refused(tmp_path / "c.safetensors", "left over: more")
     save_file(tensors | {"logit_scale": torch.ones(2)}, tmp_path / "d.safetensors", metadata)
     refused(tmp_path / "d.safetensors", r"logit_scale has shape \[2\], expected \[1\]")
     about = json.loads(metadata["diptych"])

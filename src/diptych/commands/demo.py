@@ -73,7 +73,7 @@ def _config(folder: Path, options: Options) -> Any:
 
 
 def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
-    from diptych import log, text, weights
+    from diptych import log, weights
     from diptych.data import SourceOptions, open_source
     from diptych.devices import get_device
     from diptych.evaluate import evaluators, gallery
@@ -81,7 +81,7 @@ def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
 
     device = get_device(device_name)
     model = weights.load(folder).to(device.torch_device)
-    tokenizer = text.get_tokenizer("bpe", model.config.text.context_length)
+    tokenizer = weights.tokenizer_of(model.config)
     look = weights.transforms(model.config)[1].transform
     entries, pictures = [], []
     for split, title in SPLITS.items():

@@ -20,7 +20,9 @@ class Options:
     """What is measured, and on what."""
 
     pretrained: str
-    """Weights: a model.safetensors of Diptych, or a run's folder."""
+    """Weights in any layout: a file, a folder, a run, or a name of the catalogue (diptych models --pretrained)."""
+    model: str = ""
+    """Architecture, where the weights do not say it."""
     val_data: str = ""
     """Pairs for retrieval: .jsonl, .csv, .tsv, shards, a folder."""
     val_split: str = ""
@@ -65,16 +67,16 @@ def main(options: Options) -> int:
 
 def measure(options: Options) -> Iterator[Result]:
     """Load once, then score every data set that was named."""
-    from diptych import log, text, weights
+    from diptych import log, weights
     from diptych.data import open_source
     from diptych.devices import get_device
     from diptych.evaluate import evaluators
     from diptych.train.pipeline import VALIDATION_SPLITS, opened
 
     device = get_device(options.device)
-    model = weights.load(options.pretrained).to(device.torch_device)
+    model = weights.load(options.pretrained, model=options.model).to(device.torch_device)
     look = weights.transforms(model.config)[1].transform
-    tokenizer = text.get_tokenizer("bpe", model.config.text.context_length)
+    tokenizer = weights.tokenizer_of(model.config, options.pretrained)
     precision = device.default_precision() if options.precision == "auto" else options.precision
     shared: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers, "precision": precision}
     tasks: list[tuple[str, Any, dict[str, Any]]] = []

@@ -1,10 +1,16 @@
-"""``diptych models``: the architectures, with their sizes, counted on the meta device without using memory."""
+"""``diptych models``: the architectures with their sizes, the published weights, and what is in a weight file.
+
+Sizes are counted on the meta device without using memory; nothing is fetched.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import json
 from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
 
 from diptych.commands import command
 
@@ -12,6 +18,11 @@ from diptych.commands import command
 @dataclass(frozen=True)
 class Options:
     """What to list."""
+
+    inspect: Positional[tuple[str, ...]] = ()
+    """"inspect FILE": say what a weight file or folder holds."""
+    pretrained: bool = False
+    """List published weights instead of architectures."""
 
     match: str = "*"
     """Only names like this, e.g. "ViT-L*"."""
@@ -21,11 +32,15 @@ class Options:
 
 @command("models", example='diptych models --match "ViT-L*"')
 def main(options: Options) -> int:
-    """List the architectures with image size, widths, activation and parameters (millions: all, image tower, text tower)."""
+    """List architectures with their sizes (millions of parameters), published weights, or what is in a weight file."""
     from diptych.errors import ConfigError
     from diptych.models import list_models
     from diptych.registry import did_you_mean
 
+    if options.inspect:
+        return _inspect(options)
+    if options.pretrained:
+        return _pretrained(options)
     names = [name for name in list_models() if fnmatch.fnmatch(name.lower(), options.match.lower())]
     if not names:
         raise ConfigError(did_you_mean(options.match, list_models(), "architecture"))
@@ -34,6 +49,45 @@ def main(options: Options) -> int:
         print(json.dumps(rows))
     else:
         _print_table(rows)
+    return 0
+
+
+def _inspect(options: Options) -> int:
+    from diptych.errors import ConfigError
+    from diptych.weights._inspect import inspect
+
+    if options.inspect[0] != "inspect" or len(options.inspect) != 2:
+        raise ConfigError(f"{' '.join(options.inspect)!r} is not known here; it is: diptych models inspect FILE")
+    facts = inspect(Path(options.inspect[1]))
+    if options.json:
+        print(json.dumps(facts))
+    else:
+        width = max(map(len, facts))
+        print("\n".join(f"{name:<{width}}  {value}" for name, value in facts.items()))
+    return 0
+
+
+def _pretrained(options: Options) -> int:
+    from diptych.errors import ConfigError
+    from diptych.registry import did_you_mean
+    from diptych.weights._catalog import entries
+
+    rows: list[dict[str, object]] = [
+        {
+            "weights": name,
+            "architecture": one.architecture,
+            "repository": one.repo,
+            "ImageNet": one.imagenet_top1 or "",
+            "mean": f"{one.preprocess.mean[0]:.3g}",
+            "resize": one.preprocess.resize_mode,
+            "licence": one.licence,
+        }
+        for name, one in entries().items()
+        if fnmatch.fnmatch(name.lower(), options.match.lower())
+    ]
+    if not rows:
+        raise ConfigError(did_you_mean(options.match, entries(), "name of the catalogue"))
+    print(json.dumps(rows)) if options.json else _print_table(rows)
     return 0
 
 
@@ -67,12 +121,12 @@ def _print_table(rows: list[dict[str, object]]) -> None:
     for name in rows[0]:
         table.add_column(
             name.replace("_", " ").replace("parameters", "M"),
-            justify="left" if name in ("model", "activation") else "right",
+            justify="right" if isinstance(rows[0][name], int | float) else "left",
         )
     for row in rows:
         cells = [f"{value / 1e6:.2f}" if "parameters" in name else str(value) for name, value in row.items()]  # type: ignore[operator]
         table.add_row(*cells)
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)
+        console = Console(width=160)
     console.print(table)

@@ -52,7 +52,7 @@ class ImageTower(Tower):
         self.register_buffer("std", torch.tensor(config.preprocess.std).view(3, 1, 1))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> normalised, in the dtype of the mean; a floating-point tensor is taken as it is.
+        """uint8 [B, 3, H, W] -> normalised, in the dtype of the weights; a floating-point tensor is taken as it is.
 
         Raises ConfigError for another shape.
         """
@@ -63,7 +63,10 @@ class ImageTower(Tower):
             )
         if images.is_floating_point():
             return images
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        # In fp32 at least, also for weights of lower precision, in which 1/255 would be coarse.
+        exact = torch.promote_types(self.mean.dtype, torch.float32)
+        normalised = (images.to(exact) / 255 - self.mean.to(exact)) / self.std.to(exact)
+        return normalised.to(next(self.parameters()).dtype)
 
 
 class TextTower(Tower):

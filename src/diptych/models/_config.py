@@ -32,6 +32,7 @@ class VitConfig:
     mlp_ratio: float = 4.0
     layer_scale: float | None = None
     """Initial factor of each residual branch; None has no such parameters."""
+    norm_eps: float = 1e-5
     family: Literal["vit"] = "vit"
 
 
@@ -157,7 +158,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Return the config if its sizes fit together. Raises ConfigError."""
     vision, text = config.vision, config.text
     if isinstance(vision, VitConfig | SiglipConfig):
-        if vision.image_size % vision.patch_size:
+        # SigLIP's SO400M at 384 pixels leaves a strip of 6 unseen; CLIP's models fit.
+        if vision.family == "vit" and vision.image_size % vision.patch_size:
             raise ConfigError(
                 f"{where}: image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}."
             )

@@ -26,16 +26,16 @@ class Vit(ImageTower):
         vision = config.vision
         assert isinstance(vision, VitConfig)
         patches = (vision.image_size // vision.patch_size) ** 2
-        hidden = int(vision.width * vision.mlp_ratio)
+        hidden, eps = int(vision.width * vision.mlp_ratio), vision.norm_eps
         self.patch_embedding = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(vision.width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, vision.width))
-        self.ln_pre = nn.LayerNorm(vision.width)
+        self.ln_pre = nn.LayerNorm(vision.width, eps)
         self.layers = nn.ModuleList(
-            Block(vision.width, vision.heads, hidden, config.activation, layer_scale=vision.layer_scale)
+            Block(vision.width, vision.heads, hidden, config.activation, eps=eps, layer_scale=vision.layer_scale)
             for _ in range(vision.layers)
         )
-        self.ln_post = nn.LayerNorm(vision.width)
+        self.ln_post = nn.LayerNorm(vision.width, eps)
         self.projection = nn.Linear(vision.width, config.embed_dim, bias=False)
 
     def blocks(self) -> list[nn.Module]:

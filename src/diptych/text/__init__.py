@@ -7,6 +7,7 @@ belongs to which weights is the weights room's knowledge.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -88,9 +89,21 @@ class Tokenizer:
 TOKENIZERS: Registry[type[Tokenizer]] = Registry(__name__, "tokenizer")
 
 
-def get_tokenizer(name: str = "bpe", context_length: int = 77) -> Tokenizer:
-    """The tokenizer called ``name`` (a file of this folder, or module:Class). Raises ConfigError for an unknown one."""
-    return TOKENIZERS.get(name)(context_length)
+def get_tokenizer(name: str = "bpe", context_length: int = 77, vocabulary: Path | None = None) -> Tokenizer:
+    """The tokenizer called ``name`` (a file of this folder, or module:Class).
+
+    ``vocabulary`` is the file with its words; "bpe" carries its own. Raises ConfigError for an unknown one, or when a
+    vocabulary is needed and not given.
+    """
+    kind = TOKENIZERS.get(name)
+    if vocabulary is not None:
+        return kind(context_length, vocabulary)  # type: ignore[call-arg]
+    if getattr(kind, "needs_vocabulary", False):
+        raise ConfigError(
+            f"the tokenizer {name!r} needs its vocabulary ({' or '.join(kind.vocabulary_files)}), which is not there; put it "  # type: ignore[attr-defined]
+            "beside the weights (it comes with the Hugging Face folder of the model)."
+        )
+    return kind(context_length)
 
 
 __all__ = ["TOKENIZERS", "Tokenized", "Tokenizer", "get_tokenizer"]

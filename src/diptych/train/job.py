@@ -151,7 +151,8 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
     device.seed(config.data.seed)
     model = weights.create(config.model.model, config.model.pretrained)
     objective = create_objective(config.objective, model)
-    pipeline = build_pipeline(config, model.config, objective.wants)
+    tokenizer = weights.tokenizer_of(model.config, config.model.pretrained)
+    pipeline = build_pipeline(config, model.config, objective.wants, tokenizer)
     run = open_run(config, model.config.to_dict())
     if run.state:
         objective.load_state_dict(run.state["weights"])

@@ -14,7 +14,7 @@ from diptych.distributed.world import World
 from diptych.errors import ConfigError, SourceError
 from diptych.image import EvalTransform, TrainTransform
 from diptych.models import ModelConfig
-from diptych.text import Tokenizer, get_tokenizer
+from diptych.text import Tokenizer
 from diptych.train.config import TrainConfig
 from diptych.types import Wants
 
@@ -56,7 +56,7 @@ class Pipeline:
         )  # fmt: skip
 
 
-def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants) -> Pipeline:
+def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokenizer: Tokenizer) -> Pipeline:
     """Open the sources and build the transforms that the model's preprocessing asks for."""
     data, size, look = config.data, model.vision.image_size, model.preprocess
     if not data.train_data:
@@ -71,8 +71,8 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants) -> Pip
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
         )
     return Pipeline(
-        config, wants, get_tokenizer("bpe", model.text.context_length), train,
-        EvalTransform(size, resize_mode=look.resize_mode, interpolation=look.interpolation), source,
+        config, wants, tokenizer, train,
+        EvalTransform(size, look.resize_mode, look.interpolation, look.resize_to), source,
         opened(data.val_data, data.val_split, VALIDATION_SPLITS, config.source) if data.val_data else None,
         open_source(data.imagenet_val, options=config.source) if data.imagenet_val else None,
     )  # fmt: skip

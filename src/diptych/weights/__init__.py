@@ -1,128 +1,127 @@
 """The one door through which weights enter and leave.
 
-``load(path)`` gives a model from a file of ours or a run's folder; ``save`` writes one whose metadata carries the
-architecture, the activation and the preprocessing, so that nothing has to be guessed. ``create_model_and_transforms``
-and ``get_tokenizer`` are the spellings that open_clip's users know. Layouts of other systems are not here yet.
+``load(X)`` takes a file, a folder, a name of the catalogue or a hub repository, in any layout that has a file here, and
+gives a model; ``save`` writes our own layout, ``convert`` any other, with proof. ``create_model_and_transforms`` and
+``get_tokenizer`` are the spellings that open_clip's users know. No pickle is executed on any path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from diptych.devices import get_device
-from diptych.errors import WeightsError
-from diptych.image import EvalTransform, TrainTransform
+from diptych.errors import ConfigError, WeightsError
 from diptych.models import ModelConfig, TwoTower, create_model, model_config
+from diptych.registry import Registry
 from diptych.text import Tokenizer
 from diptych.text import get_tokenizer as tokenizer_named
 from diptych.weights import _native
+from diptych.weights._preprocess import Preprocess, transforms
 
+LAYOUTS: Registry[type] = Registry(__name__, "layout of weights")
 WEIGHT_FILE = "model.safetensors"
 
 
-def load(source: str | Path, device: str = "cpu") -> TwoTower:
-    """A model, ready for inference, from a ``model.safetensors`` of Diptych or a folder that holds one.
+def load(
+    source: str | Path,
+    *,
+    model: str = "",
+    device: str = "cpu",
+    precision: Literal["fp32", "fp16", "bf16", "fp64", "file"] = "fp32",
+    allow: Iterable[str] = (),
+) -> TwoTower:
+    """A model, ready for inference, from weights in any layout.
 
-    ``device`` is a device name such as "cpu" or "auto". Raises WeightsError for a file that is missing, cut short or of
-    another layout.
+    ``source`` is a file, a folder, ``ARCHITECTURE/TAG`` or a zoo's name from the catalogue, or ``hf-hub:OWNER/NAME``.
+    ``model`` names the architecture, where the weights do not say it, or another size of picture. ``precision`` "file" keeps
+    the file's numbers as they are. ``allow`` lists tensors (fnmatch patterns) that may lack or be left over. Raises
+    WeightsError for whatever is wrong with the file, or when it contradicts ``model``.
     """
-    model = _native.read(_weight_file(Path(source)))
-    return model.to(get_device(device).torch_device).eval()
+    from diptych.weights._catalog import located
+    from diptych.weights._open import opened
+
+    place = located(str(source), model)
+    found = opened(place.path, model_config(model) if model else None, allow, place.found)
+    kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+    if precision != "file":
+        if precision not in kinds:
+            raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(kinds)}, file.")
+        found = found.to(kinds[precision])
+    return found.to(get_device(device).torch_device).eval()
 
 
 def save(path: Path, model: TwoTower, notes: Mapping[str, str] | None = None) -> None:
     """Write the weights in one step, with everything needed to use them in the file's metadata. Raises OutputError."""
-    _native.write(path, model, notes or {})
+    _native.write(path, model.config, model.state_dict(), notes or {})
 
 
 def create(name: str, pretrained: str = "") -> TwoTower:
-    """A model to train: architecture ``name`` with random weights, or with those of ``pretrained``.
+    """A model to train: architecture ``name`` with random weights, or with those of ``pretrained`` (as ``load`` takes it).
 
-    Raises WeightsError when the weights are of another architecture.
+    Raises WeightsError when the weights are of another architecture or activation; position tables are resized.
     """
-    if not pretrained:
-        return create_model(name)
-    model, asked = load(pretrained), model_config(name)
-    same = _shape_of(model.config) == _shape_of(asked)
-    if not same:
-        raise WeightsError(
-            f"--pretrained {pretrained} holds a {model.config.name!r}, which is not the architecture of --model {name!r}; "
-            f"use --model {model.config.name}."
-        )
-    return model.train()
-
-
-def _shape_of(config: ModelConfig) -> dict[str, object]:
-    return {key: value for key, value in config.to_dict().items() if key not in ("name", "preprocess")}
-
-
-def _weight_file(path: Path) -> Path:
-    if path.is_dir():
-        if not (path / WEIGHT_FILE).is_file():
-            raise WeightsError(
-                f"{path}: no {WEIGHT_FILE} in this folder; has the run ended? A checkpoint is no weight file."
-            )
-        return path / WEIGHT_FILE
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weight file; give a {WEIGHT_FILE} or a folder that holds one.")
-    return path
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """A picture to what the image tower takes: uint8 [3, H, W]; the tower normalises with its own mean and std."""
-
-    transform: EvalTransform | TrainTransform
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """``image`` of any mode. A training transform draws its crop from torch's global random state."""
-        rgb = image.convert("RGB")
-        if isinstance(self.transform, EvalTransform):
-            return self.transform(rgb)
-        seed = int(torch.randint(2**62, ()).item())
-        return torch.from_numpy(self.transform(rgb, np.random.default_rng(seed)))
-
-
-def transforms(config: ModelConfig) -> tuple[Preprocess, Preprocess]:
-    """The training and the evaluation preprocessing of an architecture."""
-    size, look = config.vision.image_size, config.preprocess
-    return (
-        Preprocess(TrainTransform(size, interpolation=look.interpolation)),
-        Preprocess(EvalTransform(size, resize_mode=look.resize_mode, interpolation=look.interpolation)),
-    )
+    return load(pretrained, model=name).train() if pretrained else create_model(name)
 
 
 def create_model_and_transforms(
-    model_name: str, pretrained: str | Path | None = None, device: str | torch.device = "cpu"
+    model_name: str,
+    pretrained: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    precision: Literal["fp32", "fp16", "bf16", "fp64", "file"] = "fp32",
 ) -> tuple[TwoTower, Preprocess, Preprocess]:
     """A model in evaluation mode, its training preprocessing and its evaluation preprocessing, as open_clip returns them.
 
-    ``pretrained`` is a weight file or run folder; None gives random weights. Raises ConfigError, WeightsError, DeviceError.
+    ``pretrained`` is a tag of the catalogue, a weight file or a folder; None gives random weights. Raises ConfigError,
+    WeightsError, DeviceError.
     """
-    model = create(model_name, str(pretrained) if pretrained else "")
-    place = get_device(device).torch_device
-    return (model.to(place).eval(), *transforms(model.config))
+    if pretrained:
+        model = load(pretrained, model=model_name, device=str(device), precision=precision)
+    else:
+        model = create_model(model_name).to(get_device(device).torch_device).eval()
+    return (model, *transforms(model.config))
 
 
-def get_tokenizer(model_name: str) -> Tokenizer:
-    """The tokenizer of an architecture, with its context length. Raises ConfigError for an unknown name."""
-    return tokenizer_named("bpe", model_config(model_name).text.context_length)
+def get_tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of an architecture (by name) or of weights (a path, or a name of the catalogue).
+
+    SigLIP's vocabularies come with the weights: give the folder that holds them. Raises ConfigError, WeightsError.
+    """
+    from diptych.weights._catalog import config_of
+
+    return tokenizer_of(config_of(str(source)), source)
+
+
+def tokenizer_of(config: ModelConfig, source: str | Path = "") -> Tokenizer:
+    """The tokenizer that a model of this config needs; its vocabulary lies with the weights at ``source``."""
+    from diptych.weights._catalog import vocabulary_at
+
+    words = config.text.tokenizer
+    return tokenizer_named(words, config.text.context_length, None if words == "bpe" else vocabulary_at(str(source)))
+
+
+def list_pretrained() -> list[tuple[str, str]]:
+    """Architecture and tag of all published weights that the catalogue knows, sorted, as open_clip lists them."""
+    from diptych.weights._catalog import entries
+
+    return sorted((entry.model, entry.tag) for entry in entries().values())
 
 
 __all__ = [
+    "LAYOUTS",
+    "WEIGHT_FILE",
     "ConfigError",
     "Preprocess",
+    "WeightsError",
     "create",
     "create_model_and_transforms",
     "get_tokenizer",
+    "list_pretrained",
     "load",
     "save",
+    "tokenizer_of",
     "transforms",
 ]

@@ -1,0 +1,28 @@
+"""SigLIP's tokenizer (Zhai et al. 2023): sentencepiece, 32,000 words of c4-en, texts of 64.
+
+A text is lower-cased and loses ASCII punctuation; white space folds. Padding is the end token again. The vocabulary comes
+with the weights (``spiece.model`` or ``tokenizer.json``).
+"""
+
+from __future__ import annotations
+
+import string
+
+from diptych.text import TOKENIZERS
+from diptych.text._pieces import WholeContext
+
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@TOKENIZERS.register("siglip")
+class Siglip(WholeContext):
+    """SigLIP's words."""
+
+    name = "siglip"
+    end_id = 1
+    pad_id = 1
+    vocabulary_files = ("spiece.model", "tokenizer.json")
+
+    def cleaned(self, text: str) -> str:
+        """Lower case, no ASCII punctuation, single spaces, as big_vision canonicalises."""
+        return " ".join(text.lower().translate(NO_PUNCTUATION).split())

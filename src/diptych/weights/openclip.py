@@ -1,0 +1,108 @@
+"""open_clip's weights: OpenAI's names for CLIP, timm's for SigLIP's image tower, and ``open_clip_config.json`` beside them.
+
+Reads released files, training checkpoints and folders; the architecture comes from the config, or from the shapes when they
+are a known one's. Without a config the activation stays unknown, and has to be said. Its text tower may stand at the root
+or under ``text.``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diptych.files import replacing, write_text
+from diptych.models import ModelConfig
+from diptych.models._config import SiglipConfig, VitConfig
+from diptych.weights import LAYOUTS
+from diptych.weights._clip_names import Dialect, clip_rules, shapes_tell
+from diptych.weights._files import Stored
+from diptych.weights._layout import Found, Layout, read_json
+from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
+from diptych.weights._rename import LEADING, LEADING_TWO, SCALAR, STACKED, Rule, same
+
+CONFIG = "open_clip_config.json"
+
+
+@LAYOUTS.register("openclip")
+class OpenClip(Layout):
+    """Names of open_clip."""
+
+    name = "openclip"
+    about = "open_clip (file, training checkpoint or folder with open_clip_config.json)"
+    ignored = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
+
+    def recognises(self, stored: Stored) -> bool:
+        """OpenAI's names at the root, or text under ``text.`` beside an image tower under ``visual.``."""
+        image = any(name.startswith("visual.") for name in stored.tensors)
+        return image and bool({"token_embedding.weight", "text.token_embedding.weight"} & set(stored.tensors))
+
+    def describe(self, stored: Stored) -> Found:
+        """By ``open_clip_config.json``, else by the shapes."""
+        beside = read_json(stored.path.parent / CONFIG)
+        if beside:
+            where = str(stored.path.parent / CONFIG)
+            config = config_of(beside.get("model_cfg", beside), where, beside.get("preprocess_cfg"))
+            return Found(config, CONFIG, True, preprocess_known=bool(beside.get("preprocess_cfg")))
+        config = shapes_tell(stored.tensors, _dialect(stored), str(stored.path))
+        return Found(config, "the shapes of the tensors", activation_known=False)
+
+    def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
+        """OpenAI's names, or those of timm and of the text module when it is a SigLIP."""
+        return siglip_rules(config) if isinstance(config.vision, SiglipConfig) else clip_rules(config, _dialect(stored))
+
+    def completed(self, tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """SigLIP weights converted for inference may lack the bias of their logits, which changes no ranking."""
+        if config.logit_bias is not None and "logit_bias" not in tensors:
+            tensors = {**tensors, "logit_bias": tensors["logit_scale"].new_zeros(1)}
+        return tensors
+
+    def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
+        """``open_clip_model.safetensors`` and ``open_clip_config.json``: what open_clip opens as ``local-dir:FOLDER``."""
+        about = {"model_cfg": model_cfg(config), "preprocess_cfg": preprocess_cfg(config)}
+        path = folder / "open_clip_model.safetensors"
+        with replacing(path, "weight file") as beside:
+            save_file(dict(tensors), beside, metadata={"format": "pt"})
+        write_text(folder / CONFIG, json.dumps(about, indent=2) + "\n", "config")
+        return path
+
+
+def _dialect(stored: Stored | None) -> Dialect:
+    return Dialect(text="text." if stored and "text.token_embedding.weight" in stored.tensors else "")
+
+
+def siglip_rules(config: ModelConfig) -> list[Rule]:
+    """timm's names for the image tower, open_clip's text module for the other."""
+    rules = [Rule("logit_scale", ("logit_scale",), SCALAR), Rule("logit_bias", ("logit_bias",), SCALAR)]
+    trunk, pool = "visual.trunk", "visual.trunk.attn_pool"
+    rules += [
+        *same(f"{trunk}.patch_embed.proj", "image.patch_embedding"),
+        Rule(f"{trunk}.pos_embed", ("image.positional_embedding",), LEADING),
+        *same(f"{trunk}.norm", "image.ln_post"),
+        Rule(f"{pool}.latent", ("image.pool.probe",), LEADING_TWO),
+        *same(f"{pool}.q", "image.pool.q"), *same(f"{pool}.proj", "image.pool.out"), *same(f"{pool}.norm", "image.pool.norm"),
+        *same(f"{pool}.mlp.fc1", "image.pool.mlp_in"), *same(f"{pool}.mlp.fc2", "image.pool.mlp_out"),
+    ]  # fmt: skip
+    for leaf in ("weight", "bias"):
+        rules.append(Rule(f"{pool}.kv.{leaf}", (f"image.pool.k.{leaf}", f"image.pool.v.{leaf}"), STACKED))
+    for layer in range(config.vision.layers):  # type: ignore[arg-type]
+        theirs, ours = f"{trunk}.blocks.{layer}", f"image.layers.{layer}"
+        names = [
+            ("norm1", "ln_1"),
+            ("norm2", "ln_2"),
+            ("attn.proj", "attention.out"),
+            ("mlp.fc1", "mlp_in"),
+            ("mlp.fc2", "mlp_out"),
+        ]
+        rules += [rule for their, our in names for rule in same(f"{theirs}.{their}", f"{ours}.{our}")]
+        for leaf in ("weight", "bias"):
+            parts = tuple(f"{ours}.attention.{one}.{leaf}" for one in "qkv")
+            rules.append(Rule(f"{theirs}.attn.qkv.{leaf}", parts, STACKED))
+    # Its text tower has CLIP's names under "text."; only the image tower is timm's.
+    stand_in = dataclasses.replace(config, vision=VitConfig(224, 32, 64, 0, 1), logit_bias=None)
+    text = clip_rules(stand_in, Dialect(text="text."))
+    return rules + [rule for rule in text if rule.theirs.startswith("text.")]
