@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.errors import DiptychError
     from diptych.models import TwoTower, list_models, model_config
     from diptych.types import Batch, Encoded, Record, Sample, Terms, Wants
-    from diptych.weights import create_model_and_transforms, get_tokenizer, load, save
+    from diptych.weights import create_model_and_transforms, get_tokenizer, list_pretrained, load, save
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ _HOMES = {
     "create_model_and_transforms": "weights",
     "get_tokenizer": "weights",
     "list_models": "models",
+    "list_pretrained": "weights",
     "load": "weights",
     "model_config": "models",
     "save": "weights",
@@ -50,6 +51,7 @@ __all__ = [
     "create_model_and_transforms",
     "get_tokenizer",
     "list_models",
+    "list_pretrained",
     "load",
     "model_config",
     "save",

@@ -117,3 +117,17 @@ def test_an_unknown_kernel_or_mode_is_named():
         EvalTransform(8, interpolation="bicubicc")(picture(9, 9))
     with pytest.raises(ConfigError, match="'crop'"):
         EvalTransform(8, "crop")(picture(9, 9))
+
+
+@needs_photos
+def test_siglips_square_equals_transformers_on_photos():
+    from transformers import SiglipImageProcessorPil
+
+    processor = SiglipImageProcessorPil(
+        size={"height": 224, "width": 224}, resample=3, do_rescale=False, do_normalize=False
+    )
+    for path in some_photos(50):
+        image = decode_image(path)
+        theirs = np.asarray(processor(image)["pixel_values"][0]).astype(int)
+        ours = EvalTransform(224, "squash")(image).numpy().astype(int)
+        assert np.abs(ours - theirs).max() <= 1, path.name

@@ -95,7 +95,11 @@ def test_names_are_openais_to_the_letter():
     } <= names  # fmt: skip
     assert len(names) == 302  # what OpenAI's ViT-B/32 holds, without its three numbers
     names = {rule.theirs for rule in clip_rules(model_config("RN50"), Dialect())}
-    assert {"visual.layer4.2.bn3.running_var", "visual.layer1.0.downsample.0.weight", "visual.attnpool.c_proj.bias"} <= names
+    assert {
+        "visual.layer4.2.bn3.running_var",
+        "visual.layer1.0.downsample.0.weight",
+        "visual.attnpool.c_proj.bias",
+    } <= names
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "module", "checkpoint", "compiled"])
@@ -150,7 +154,7 @@ def test_an_archive_of_openai_is_read_without_running_it(tmp_path):
     again = weights.load(path)
     assert again.config.activation == "quickgelu"
     assert next(again.parameters()).dtype == torch.float32
-    for key, item in model.state_dict().items():
+    for key, item in model.named_parameters():
         assert torch.equal(item.float(), again.state_dict()[key]), key
 
 
@@ -215,8 +219,15 @@ def test_declips_mask_token_moves_behind_the_end(tmp_path):
 def test_declips_other_heads_are_left_out_and_slips_names_known(tmp_path):
     model = random_model(declip_shaped())
     rules = LAYOUTS.get("declip")().rules(model.config)
-    state = {rule.replace("encode_text.", "text_encoder."): item for rule, item in to_theirs(rules, model.state_dict()).items()}
-    state |= {"projector.0.weight": torch.zeros(3), "predictor_sim.bias": torch.zeros(1), "logit_scale_dense": torch.ones(1)}
+    state = {
+        rule.replace("encode_text.", "text_encoder."): item
+        for rule, item in to_theirs(rules, model.state_dict()).items()
+    }
+    state |= {
+        "projector.0.weight": torch.zeros(3),
+        "predictor_sim.bias": torch.zeros(1),
+        "logit_scale_dense": torch.ones(1),
+    }
     torch.save({"model": state, "last_iter": 9, "optimizer": {}}, tmp_path / "ckpt.pth.tar")
     again = weights.load(tmp_path)
     assert torch.equal(again.text.projection.bias, model.text.projection.bias)

@@ -41,7 +41,7 @@ def test_another_activation_is_an_error_and_not_a_warning(openclip, tmp_path):
     about["model_cfg"]["quick_gelu"] = True
     (openclip / "open_clip_config.json").write_text(json.dumps(about))
     assert weights.load(openclip).config.activation == "quickgelu"
-    with pytest.raises(WeightsError, match="trained with quickgelu .*--model ViT-Mini-8-64 uses gelu"):
+    with pytest.raises(WeightsError, match=r"trained with quickgelu .*--model ViT-Mini-8-64 uses gelu"):
         weights.load(openclip, model="ViT-Mini-8-64")
     weights.save(tmp_path / "b.safetensors", weights.load(openclip))
     with pytest.raises(WeightsError, match="trained with quickgelu"):
@@ -65,7 +65,9 @@ def test_what_lacks_or_is_left_over_is_named_unless_allowed(openclip):
 @pytest.mark.parametrize("name", ["ViT-Mini-8-64", "emoji-64", "tiny-test-siglip"])
 def test_another_size_of_picture_resizes_the_positions(name, tmp_path, monkeypatch):
     config = model_config(name)
-    larger = dataclasses.replace(config, vision=dataclasses.replace(config.vision, image_size=config.vision.image_size * 2))
+    larger = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, image_size=config.vision.image_size * 2)
+    )
     weights.save(tmp_path / "a.safetensors", random_model(config))
     import diptych.weights as door
 
@@ -97,7 +99,9 @@ def test_the_documented_command_of_the_source_works(tmp_path):
     from diptych.weights._rename import to_theirs
 
     model = create_model("ViT-B-32-256", dtype=torch.bfloat16)
-    torch.save(to_theirs(clip_rules(model.config, Dialect()), model.state_dict()), tmp_path / "open_clip_pytorch_model.bin")
+    torch.save(
+        to_theirs(clip_rules(model.config, Dialect()), model.state_dict()), tmp_path / "open_clip_pytorch_model.bin"
+    )
     again = weights.create("ViT-B-32", str(tmp_path))
     assert again.image.positional_embedding.shape == (50, 768)
     assert again.config.name == "ViT-B-32"
