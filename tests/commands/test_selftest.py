@@ -125,7 +125,7 @@ def test_the_operators_cover_what_the_models_use():
 
 
 def test_one_small_model_of_each_tower_family_is_trained():
-    assert smallest_models() == ["tiny-test", "tiny-test-resnet"]
+    assert smallest_models() == ["tiny-test", "tiny-test-resnet", "tiny-test-siglip"]
 
 
 def test_a_check_that_is_not_required_does_not_fail_the_suite():

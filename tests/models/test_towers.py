@@ -9,13 +9,19 @@ from diptych.models import TOWERS, create_model
 END = 49407
 
 
-FAMILIES = {"vit": "tiny-test", "resnet": "tiny-test-resnet", "transformer": "tiny-test"}
+FAMILIES = {
+    "vit": "tiny-test",
+    "resnet": "tiny-test-resnet",
+    "siglip": "tiny-test-siglip",
+    "transformer": "tiny-test",
+    "siglip_text": "tiny-test-siglip",
+}
 
 
 @pytest.mark.parametrize("family", TOWERS.names())
 def test_every_family_has_blocks_and_a_small_preset_to_test_it(family):
     model = create_model(FAMILIES[family])
-    tower = model.text if family == "transformer" else model.image
+    tower = model.text if family in ("transformer", "siglip_text") else model.image
     assert isinstance(tower, TOWERS.get(family))
     inside = set(tower.modules())
     assert tower.blocks()

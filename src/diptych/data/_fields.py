@@ -5,20 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from diptych.errors import SourceError
+from diptych.data._remote import is_remote, read_whole
 
 IMAGE_KEYS = ("filepath", "image", "img_key", "image_path", "img_path", "path", "filename", "file_name", "file", "img")
 CAPTION_KEYS = ("captions", "caption", "title", "caption_key", "text", "texts", "raw", "description")
 
 
-def image_path(given: str, root: Path) -> Path:
-    """The path of an image: Windows separators mended, relative paths taken from ``root`` or, failing that, as given."""
+def image_of(given: str, root: Path) -> Path | bytes:
+    """The image that a path means: a file here, or the bytes of a remote one. Windows separators are mended.
+
+    Relative paths start from ``root`` or, failing that, from where the program runs; so does one that begins with a slash
+    where no such file is (lists made for another machine). Raises SourceError when a remote one cannot be read.
+    """
+    if is_remote(given):
+        return read_whole(given)
     path = Path(given.replace("\\", "/"))
-    if path.is_absolute():
+    if path.is_absolute() and path.exists():
         return path
-    beside = root / path
+    beside = root / str(path).lstrip("/")
+    if path.is_absolute():
+        return beside if beside.exists() else path
     return path if not beside.exists() and path.exists() else beside
 
 
@@ -29,12 +35,3 @@ def captions_of(value: Any) -> tuple[str, ...]:
     if isinstance(value, list):
         return tuple(str(item) for item in value)
     return (str(value),)
-
-
-def chosen_split(of_row: np.ndarray, split: str, sizes: dict[str, int], where: str) -> np.ndarray:
-    """The rows of one split. Raises SourceError, listing the splits there are."""
-    rows = np.flatnonzero(of_row == split)
-    if not len(rows):
-        seen = ", ".join(f"{name} ({count})" for name, count in sizes.items()) or "none"
-        raise SourceError(f"{where}: no split {split!r}; splits seen: {seen}.")
-    return rows

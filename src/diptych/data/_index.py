@@ -8,17 +8,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
+from diptych.data._remote import fetched, is_remote, read_range
 from diptych.errors import SourceError
 
 CHUNK = 1 << 24
 
 
 class Reader:
-    """Reads ``size`` bytes at ``offset`` of a file, in whichever process it finds itself."""
+    """Reads ``size`` bytes at ``offset`` of a file, here or remote, in whichever process it finds itself."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self.path = path
         self._handle: tuple[int, int] | None = None
 
@@ -27,6 +26,8 @@ class Reader:
 
     def read(self, offset: int, size: int) -> bytes:
         """Raises SourceError when the file has gone or shrunk since it was opened."""
+        if isinstance(self.path, str):
+            return read_range(self.path, offset, size)
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), os.open(self.path, os.O_RDONLY))
@@ -48,24 +49,10 @@ def cache_folder() -> Path:
 
 
 def checked_file(spec: str) -> Path:
-    """The path of a file that exists and is not empty. Raises SourceError."""
-    path = Path(spec)
+    """The path of a file that exists and is not empty; a remote one is fetched into the cache. Raises SourceError."""
+    path = fetched(spec, cache_folder() / "remote") if is_remote(spec) else Path(spec)
     if not path.is_file():
         raise SourceError(f"{spec}: no such file.")
     if path.stat().st_size == 0:
         raise SourceError(f"{spec}: the file is empty (0 bytes).")
     return path
-
-
-def line_bounds(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Where each line that is not blank begins, and how many bytes it has without its line break; int64 each."""
-    breaks, base = [], 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            breaks.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + base)
-            base += len(chunk)
-    ends = np.concatenate([*breaks, np.array([base])]).astype(np.int64)
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1] + 1])
-    sizes = ends - starts
-    kept = sizes > 1  # a line of one byte is no record: blank, or the CR of a blank line
-    return starts[kept], sizes[kept]

@@ -1,25 +1,39 @@
 """CSV and TSV with a header: one caption per row; rows of one image are told to be one picture.
 
-Separator and columns are found by themselves, or taken from open_clip's flags. A quoted field may hold line breaks; a file
-with stray quotes, which would swallow rows, is read without quoting instead. Rows are held in memory.
+Separator and columns are found by themselves, or taken from open_clip's flags. A quoted field may hold line breaks; a file with
+stray quotes, which would swallow rows, is read without quoting instead. Every row is checked once, when the index of rows is
+built; after that rows are read where they stand, so a file of any length costs no memory.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, chosen_split, image_path
-from diptych.data._index import checked_file
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, image_of
+from diptych.data._index import Reader, checked_file
+from diptych.data._rows import Built, kept_rows, line_bounds, rows_of
 from diptych.errors import SourceError
 from diptych.types import Record
 
 SEPARATORS = "\t,;|"
+MARK = b"\xef\xbb\xbf"  # what spreadsheets put in front of UTF-8
+PIECE = 1 << 16  # rows that are handed on at a time
+Quoting = Literal[0, 3]
+
+
+class Fault(NamedTuple):
+    """The first row that does not fit the header: its number, from 1 with the header, and how many fields it has."""
+
+    row: int
+    fields: int
 
 
 @SOURCES.register("csv")
@@ -32,16 +46,20 @@ class Csv:
         self.path = checked_file(spec)
         self.name = self.path.name
         self.root = Path(options.image_root) if options.image_root else self.path.parent
-        text = self._text()
-        separator = self._separator(text, options.csv_separator)
-        header, rows = self._rows(text, separator)
-        image = self._column(header, options.csv_img_key, IMAGE_KEYS, "images", "--csv-img-key")
-        caption = self._column(header, options.csv_caption_key, CAPTION_KEYS, "captions", "--csv-caption-key")
-        self._images = [row[image] for row in rows]
-        self._captions = [row[caption] for row in rows]
-        of_row = np.array([row[header.index("split")] for row in rows]) if "split" in header else np.full(len(rows), "")
-        self._splits = {name: int((of_row == name).sum()) for name in sorted(set(of_row.tolist())) if name}
-        self._kept = np.arange(len(rows)) if not split else chosen_split(of_row, split, self._splits, str(self.path))
+        csv.field_size_limit(1 << 24)
+        self._separator = _separator(self.path, options.csv_separator)
+        self._rows = rows_of(
+            self.path, f"csv {self._separator!r}", lambda path, built: _build(path, self._separator, built)
+        )
+        self._reader = Reader(self.path)
+        self._quoting: Quoting = self._rows.about["quoting"]
+        header: list[str] = self._rows.about["header"]
+        self._width = len(header)
+        self._image = self._column(header, options.csv_img_key, IMAGE_KEYS, "images", "--csv-img-key")
+        self._caption = self._column(header, options.csv_caption_key, CAPTION_KEYS, "captions", "--csv-caption-key")
+        if not len(self._rows):
+            raise SourceError(f"{self.path}: holds a header at most and no row.")
+        self._kept = kept_rows(self._rows, split, str(self.path))
 
     @staticmethod
     def matches(spec: str) -> bool:
@@ -52,54 +70,6 @@ class Csv:
     def open(cls, spec: str, split: str, options: SourceOptions) -> Csv:
         """Open a file. Raises SourceError."""
         return cls(spec, split, options)
-
-    def _text(self) -> str:
-        try:
-            # utf-8-sig drops the mark that spreadsheets put in front.
-            return self.path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{self.path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-
-    def _separator(self, text: str, asked: str) -> str:
-        if asked:
-            separator = asked.replace("\\t", "\t")
-            if len(separator) != 1:
-                raise SourceError(f"--csv-separator {asked!r}: expected one character, or \\t.")
-            return separator
-        first = text.partition("\n")[0].rstrip("\r")
-        known = {*IMAGE_KEYS, *CAPTION_KEYS}
-
-        def fit(separator: str) -> tuple[int, int]:
-            columns = next(csv.reader([first], delimiter=separator), [])
-            return len(known & {column.strip() for column in columns}), len(columns)
-
-        return max(SEPARATORS, key=fit)
-
-    def _rows(self, text: str, separator: str) -> tuple[list[str], list[list[str]]]:
-        quoted = self._parsed(text, separator, csv.QUOTE_MINIMAL)
-        header = [column.strip() for column in quoted[0]] if quoted else []
-        if any(len(row) != len(header) or any("\n" in field for field in row) for row in quoted):
-            plain = self._parsed(text, separator, csv.QUOTE_NONE)
-            if all(len(row) == len(plain[0]) for row in plain):
-                quoted = plain
-        rows = quoted[1:]
-        if not rows:
-            raise SourceError(f"{self.path}: holds a header at most and no row.")
-        for number, row in enumerate(rows, start=2):
-            if len(row) != len(header):
-                raise SourceError(
-                    f"{self.path}, row {number}: {len(row)} fields where the header has {len(header)} "
-                    f"(separator {separator!r}); set --csv-separator, or quote fields that contain it."
-                )
-        return header, rows
-
-    def _parsed(self, text: str, separator: str, quoting: Literal[0, 3]) -> list[list[str]]:
-        csv.field_size_limit(1 << 24)
-        lines = io.StringIO(text, newline="")
-        try:
-            return [row for row in csv.reader(lines, delimiter=separator, quoting=quoting) if row]
-        except csv.Error as error:
-            raise SourceError(f"{self.path}: not a readable CSV: {error}.") from error
 
     def _column(self, header: list[str], asked: str, known: tuple[str, ...], what: str, flag: str) -> int:
         if asked:
@@ -117,10 +87,116 @@ class Csv:
 
     def splits(self) -> dict[str, int]:
         """Sizes of the splits that a column "split" names."""
-        return self._splits
+        return self._rows.splits()
 
     def record(self, index: int) -> Record:
         """One row; its key is the image and the row's number."""
         row = int(self._kept[index])
-        given = self._images[row]
-        return Record(f"{given}#{row}", image_path(given, self.root), (self._captions[row],), group=given)
+        offset, size = map(int, self._rows.bounds[row])
+        text = self._reader.read(offset, size).replace(b"\0", b"").decode("utf-8", errors="replace")
+        fields = next(csv.reader(io.StringIO(text, newline="\n"), delimiter=self._separator, quoting=self._quoting), [])
+        if len(fields) != self._width:
+            raise SourceError(f"{self.path}, row {row + 2}: changed since the file was opened.")
+        given = fields[self._image]
+        return Record(f"{given}#{row}", image_of(given, self.root), (fields[self._caption],), group=given)
+
+
+def _separator(path: Path, asked: str) -> str:
+    if asked:
+        separator = asked.replace("\\t", "\t")
+        if len(separator) != 1:
+            raise SourceError(f"--csv-separator {asked!r}: expected one character, or \\t.")
+        return separator
+    with path.open("rb") as file:
+        first = file.readline(1 << 20).removeprefix(MARK).decode("utf-8", errors="replace").rstrip("\r\n")
+    known = {*IMAGE_KEYS, *CAPTION_KEYS}
+
+    def fit(separator: str) -> tuple[int, int]:
+        try:
+            columns = next(csv.reader([first], delimiter=separator), [])
+        except csv.Error:  # a lone CR: the reading of the whole file will say it better
+            columns = []
+        return len(known & {column.strip() for column in columns}), len(columns)
+
+    return max(SEPARATORS, key=fit)
+
+
+def _build(path: Path, separator: str, built: Built) -> None:
+    """Check every row, decide about quotes, and note where rows stand."""
+    quoted, several_lines = _fault(path, separator, csv.QUOTE_MINIMAL)
+    quoting: Quoting = csv.QUOTE_MINIMAL
+    if quoted or several_lines:
+        plain, _ = _fault(path, separator, csv.QUOTE_NONE)
+        if plain is None:
+            quoting, quoted = csv.QUOTE_NONE, None
+    header = next(_parsed(path, separator, quoting), (0, []))[1]
+    if quoted is not None:
+        raise SourceError(
+            f"{path}, row {quoted.row}: {quoted.fields} fields where the header has {len(header)} "
+            f"(separator {separator!r}); set --csv-separator, or quote fields that contain it."
+        )
+    built.about = {"header": [column.strip() for column in header], "quoting": int(quoting)}
+    lines = line_bounds(path)
+    pending, past = np.zeros((0, 2), dtype=np.int64), 0  # bounds of lines not used yet, and how many came before them
+    for piece in _pieces(path, separator, quoting, built.about["header"]):
+        while past + len(pending) < piece.after[-1]:
+            pending = np.concatenate([pending, next(lines)[0]])
+        first, last = pending[piece.first - past], pending[piece.after - 1 - past]
+        bounds = np.stack([first[:, 0], last[:, 0] + last[:, 1] - first[:, 0]], axis=1)
+        built.keep(bounds, np.array([built.code(name) for name in piece.splits]) if piece.splits else None)
+        used = int(piece.after[-1]) - past
+        pending, past = pending[used:], past + used
+
+
+class Piece(NamedTuple):
+    """Some rows: the line that each begins on and the one after it, from 0; their splits, if the file has such a column."""
+
+    first: np.ndarray
+    after: np.ndarray
+    splits: list[str]
+
+
+def _pieces(path: Path, separator: str, quoting: Quoting, header: list[str]) -> Iterator[Piece]:
+    place = header.index("split") if "split" in header else -1
+    rows = _parsed(path, separator, quoting)
+    next(rows, None)  # the header
+    while taken := list(itertools.islice(rows, PIECE)):
+        after = np.array([line for line, _ in taken])
+        inside = np.array([sum(field.count("\n") for field in row) for _, row in taken])
+        splits = [row[place] for _, row in taken] if place >= 0 else []
+        yield Piece(after - 1 - inside, after, splits)
+
+
+def _fault(path: Path, separator: str, quoting: Quoting) -> tuple[Fault | None, bool]:
+    """The first row that does not fit the header, if any, and whether a row stands on several lines."""
+    width, several = -1, False
+    for number, (_, row) in enumerate(_parsed(path, separator, quoting), start=1):
+        if width < 0:
+            width = len(row)
+        if len(row) != width:
+            return Fault(number, len(row)), several
+        several = several or any("\n" in field for field in row)
+    return None, several
+
+
+def _parsed(path: Path, separator: str, quoting: Quoting) -> Iterator[tuple[int, list[str]]]:
+    """(lines read so far, fields) of every row that is not blank, the header first. Raises SourceError for what is no text."""
+    with path.open("rb") as file:
+        reader = csv.reader(_lines(path, file), delimiter=separator, quoting=quoting)
+        try:
+            for row in reader:
+                if row:
+                    yield reader.line_num, row
+        except csv.Error as error:
+            raise SourceError(f"{path}: not a readable CSV: {error}.") from error
+
+
+def _lines(path: Path, file: io.BufferedReader) -> Iterator[str]:
+    done = 0
+    for number, line in enumerate(file):
+        try:
+            text = (line.removeprefix(MARK) if number == 0 else line).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{path}: not UTF-8 text (byte {done + error.start}); save it as UTF-8.") from error
+        done += len(line)
+        yield text.replace("\0", "")

@@ -2,12 +2,14 @@
 
     {"image": "photos/1.jpg", "captions": ["a dog", "a puppy runs"], "split": "train"}
 
-Lines are found by offset and parsed when asked for, so a file of any length costs sixteen bytes a line. Not JSON arrays.
+Lines are found through an index that is built once and mapped (``_rows``), and parsed when asked for, so a file of any length
+costs no memory. DeCLIP's YFCC list is such a file ("filename", "caption"); ImageNet's ``val_official.json`` another ("label").
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,14 @@ from typing import Any
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, captions_of, chosen_split, image_path
-from diptych.data._index import Reader, checked_file, line_bounds
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of
+from diptych.data._index import Reader, checked_file
+from diptych.data._rows import Built, kept_rows, known_keys, line_bounds, not_blank, numbers_of_lines, rows_of
 from diptych.errors import SourceError
 from diptych.types import Record
+
+# A split as a line spells it. Inside of a caption the quotes would be escaped, so it cannot match there.
+SPLIT = re.compile(rb'"split"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 @SOURCES.register("jsonl")
@@ -27,22 +33,20 @@ class JsonLines:
 
     classes: tuple[str, ...] | None = None
 
-    def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
+    def __init__(self, spec: str, split: str, options: SourceOptions, root: Path | None = None) -> None:
         self.path = checked_file(spec)
         self.name = self.path.name
-        self.root = Path(options.image_root) if options.image_root else self.path.parent
+        self.root = Path(options.image_root) if options.image_root else root or self.path.parent
         self._reader = Reader(self.path)
-        self._starts, self._sizes = line_bounds(self.path)
-        if not len(self._starts):
+        self._rows = rows_of(self.path, "jsonl", _build)
+        if not len(self._rows):
             raise SourceError(f"{self.path}: holds no line.")
-        self._first = self._line(0)
-        self._image_key = self._key(IMAGE_KEYS, "image")
-        self._caption_key = self._key(CAPTION_KEYS, "captions")
-        of_line = self._split_of_lines()
-        self._splits = {name: int((of_line == name).sum()) for name in sorted(set(of_line.tolist())) if name}
-        self._kept = (
-            np.arange(len(self._starts)) if not split else chosen_split(of_line, split, self._splits, str(self.path))
-        )
+        first = self._line(0)
+        self._image_key = options.csv_img_key or self._key(first, IMAGE_KEYS, "image")
+        self._caption_key = options.csv_caption_key or known_keys(tuple(first), CAPTION_KEYS)
+        if self._caption_key is None and "label" not in first:
+            self._key(first, CAPTION_KEYS, "captions")
+        self._kept = kept_rows(self._rows, split, str(self.path))
 
     @staticmethod
     def matches(spec: str) -> bool:
@@ -54,58 +58,61 @@ class JsonLines:
         """Open a file. Raises SourceError."""
         return cls(spec, split, options)
 
-    def _key(self, known: tuple[str, ...], what: str) -> str:
-        for key in known:
-            if key in self._first:
-                return key
-        raise SourceError(
-            f"{self.path}, line 1: no key for {what}; expected one of {', '.join(known)}; seen: {', '.join(self._first)}."
-        )
-
-    def _line(self, line: int) -> Mapping[str, Any]:
-        text = self._reader.read(int(self._starts[line]), int(self._sizes[line]))
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise SourceError(f"{self.path}, line {self._number(line)}: not valid JSON ({error}).") from error
-        if not isinstance(value, dict):
+    def _key(self, first: Mapping[str, Any], known: tuple[str, ...], what: str) -> str:
+        found = known_keys(tuple(first), known)
+        if found is None:
             raise SourceError(
-                f"{self.path}, line {self._number(line)}: expected an object {{...}}, got {type(value).__name__}."
+                f"{self.path}, line 1: no key for {what}; expected one of {', '.join(known)}; seen: {', '.join(first)}."
             )
+        return found
+
+    def _line(self, row: int) -> Mapping[str, Any]:
+        offset, size = map(int, self._rows.bounds[row])
+        try:
+            value = json.loads(self._reader.read(offset, size))
+        except ValueError as error:
+            raise SourceError(f"{self._where(row)}: not valid JSON ({error}).") from error
+        if not isinstance(value, dict):
+            raise SourceError(f"{self._where(row)}: expected an object {{...}}, got {type(value).__name__}.")
         return value
 
-    def _number(self, line: int) -> int:
-        """The line's number in the file, counted from 1, blank lines included."""
-        with self.path.open("rb") as file:
-            return file.read(int(self._starts[line])).count(b"\n") + 1
-
-    def _split_of_lines(self) -> np.ndarray:
-        names = []
-        for line in range(len(self._starts)):
-            text = self._reader.read(int(self._starts[line]), int(self._sizes[line]))
-            # Most lines of most files have no split: looking for the word is far cheaper than parsing.
-            names.append(str(self._line(line).get("split") or "") if b'"split"' in text else "")
-        return np.array(names)
+    def _where(self, row: int) -> str:
+        return f"{self.path}, line {numbers_of_lines(self.path, int(self._rows.bounds[row, 0]))}"
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def splits(self) -> dict[str, int]:
         """Sizes of the splits that lines name."""
-        return self._splits
+        return self._rows.splits()
 
     def record(self, index: int) -> Record:
         """Raises SourceError, with the line's number, for a line that is no such object."""
-        line = int(self._kept[index])
-        row = self._line(line)
+        row_number = int(self._kept[index])
+        row = self._line(row_number)
         if not isinstance(row.get(self._image_key), str):
-            raise SourceError(f"{self.path}, line {self._number(line)}: {self._image_key!r} is missing or no text.")
-        given = row[self._image_key]
-        label = row.get("label")
+            raise SourceError(f"{self._where(row_number)}: {self._image_key!r} is missing or no text.")
+        given, label = row[self._image_key], row.get("label")
         return Record(
-            key=f"{given}#{line}",
-            image=image_path(given, self.root),
-            captions=captions_of(row.get(self._caption_key)),
+            key=f"{given}#{row_number}",
+            image=image_of(given, self.root),
+            captions=captions_of(row.get(self._caption_key) if self._caption_key else None),
             label=label if isinstance(label, int) else None,
             group=given,
+            extra={} if len(row) < 3 else row,
         )
+
+
+def _build(path: Path, built: Built) -> None:
+    for bounds, text, base in line_bounds(path):
+        kept = not_blank(bounds)
+        if b'"split"' not in text:
+            built.keep(bounds[kept])
+            continue
+        codes = np.zeros(len(bounds), dtype=np.int64)
+        starts = bounds[:, 0] - base
+        # Backwards, so that the first of a line counts.
+        for match in reversed(list(SPLIT.finditer(text))):
+            line = int(np.searchsorted(starts, match.start(), side="right")) - 1
+            codes[line] = built.code(str(json.loads(match.group(1))))
+        built.keep(bounds[kept], codes[kept])

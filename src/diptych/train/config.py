@@ -29,7 +29,7 @@ class ModelOptions:
     model: str = "ViT-B-32"
     """Architecture; diptych models lists them."""
     pretrained: str = ""
-    """Weights to start from: a model.safetensors of Diptych or a run's folder; empty starts from random weights."""
+    """Weights to start from, in any layout: a file, a folder, a name of the catalogue; empty starts from random weights."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import collections
 import io
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,12 @@ def _strided(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive: a zip with code and constants beside the data."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    """Whether a zip is a TorchScript archive: code and constants beside the data. Raises WeightsError for a damaged one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise WeightsError(f"{path}: not a whole zip archive ({_line(error)}).") from error
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -205,7 +207,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     except WeightsError:
         raise
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError,
-            StopIteration, OSError, ImportError, OverflowError, zipfile.BadZipFile) as error:  # fmt: skip
+            StopIteration, OSError, ImportError, OverflowError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
         raise WeightsError(f"{path}: not a whole TorchScript archive ({_line(error)}).") from error
     return dict(_walk(tree, ""))
 
