@@ -230,7 +230,7 @@ def test_members_that_point_outside_are_left_out(tmp_path, capsys):
             add(tar, f"{name}.png", picture(1))
             add(tar, f"{name}.txt", b"x")
     assert len(open_source(str(tmp_path / "x.tar"))) == 1
-    assert "points outside" in capsys.readouterr().err
+    assert "point outside" in capsys.readouterr().err
 
 
 def test_what_is_no_tar_is_one_line(tmp_path):

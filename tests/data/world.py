@@ -1,5 +1,7 @@
 """A small world of pictures and captions on disk, in every format, for the data tests."""
 
+import base64
+import gzip
 import io
 import itertools
 import json
@@ -69,4 +71,54 @@ def write_webdataset(folder: Path) -> str:
     return str(folder / "shard-{000..002}.tar")
 
 
-FORMATS = {"jsonl": write_jsonl, "csv": write_csv, "folder": write_folder, "webdataset": write_webdataset}
+def write_json(folder: Path) -> str:
+    """Windows separators, as the fine-tuning lists have them."""
+    names = write_images(folder)
+    rows = [{"image": name.replace("/", "\\"), "caption": [caption(number)]} for number, name in enumerate(names)]
+    (folder / "en_train.json").write_text(json.dumps(rows, indent=2))
+    return str(folder / "en_train.json")
+
+
+def write_laion(folder: Path) -> str:
+    """A file list of two shards, one of them gzipped, as PaddleMIX's loader reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number in range(COUNT):
+        about = json.dumps({"caption_en" if number % 2 else "blip_caption_en": caption(number)})
+        lines.append("\t".join(["0", "url", about, "x", "y", base64.b64encode(picture(number)).decode(), "more"]) + "\n")
+    (folder / "part-00000").write_text("".join(lines[:9]))
+    (folder / "part-00001.gz").write_bytes(gzip.compress("".join(lines[9:]).encode()))
+    (folder / "laion.filelist").write_text("part-00000\npart-00001.gz\n")
+    return str(folder / "laion.filelist")
+
+
+def write_flickr_token(folder: Path) -> str:
+    names = write_images(folder)
+    (folder / "img").rename(folder / "flickr30k-images")
+    lines = [f"{Path(name).name}#0\t{caption(number)}\n" for number, name in enumerate(names)]
+    (folder / "results.token").write_text("".join(lines))
+    return str(folder / "results.token")
+
+
+def write_parquet(folder: Path) -> str:
+    """Two files of Hugging Face's image structs, with small row groups."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"image": {"bytes": picture(number), "path": None}, "caption": caption(number)} for number in range(COUNT)]
+    for place, part in enumerate((rows[:10], rows[10:])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), folder / f"{place}.parquet", row_group_size=4)
+    return str(folder / "*.parquet")
+
+
+FORMATS = {
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "folder": write_folder,
+    "webdataset": write_webdataset,
+    "json": write_json,
+    "laion": write_laion,
+    "flickr_token": write_flickr_token,
+    "parquet": write_parquet,
+}

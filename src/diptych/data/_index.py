@@ -5,11 +5,16 @@ A source is copied to loader processes; an open file must not be. Reading at an 
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
+import shutil
+import zlib
 from pathlib import Path
 
 from diptych.data._remote import fetched, is_remote, read_range
 from diptych.errors import SourceError
+from diptych.files import replacing
 
 CHUNK = 1 << 24
 
@@ -56,3 +61,25 @@ def checked_file(spec: str) -> Path:
     if path.stat().st_size == 0:
         raise SourceError(f"{spec}: the file is empty (0 bytes).")
     return path
+
+
+def unpacked(path: Path) -> Path:
+    """The file itself, or for a gzipped one its unpacked copy in the cache, made once for each state of the file."""
+    with path.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            if path.name.lower().endswith((".gz", ".tgz")):
+                raise SourceError(f"{path}: not a whole gzip file (it does not begin as one).")
+            return path
+    state = path.stat()
+    mark = hashlib.blake2b(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    plain = path.name.removesuffix(".gz").replace(".tgz", ".tar")
+    stem, dot, ending = plain.partition(".")
+    copy = cache_folder() / "unpacked" / f"{stem}-{mark}{dot}{ending}"
+    if copy.exists():
+        return copy
+    with replacing(copy, "unpacked shard") as beside, gzip.open(path) as source, beside.open("wb") as target:
+        try:
+            shutil.copyfileobj(source, target, CHUNK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise SourceError(f"{path}: not a whole gzip file ({error}).") from error
+    return copy

@@ -5,21 +5,18 @@
 A tar is random access once its headers are read, so it is a source like any other: nothing is streamed, and any number of
 shards serves any number of ranks. Shards are named by a path, a pattern (``train-*.tar``), or braces (``{000..099}.tar``).
 A gzipped tar cannot be read at an offset: it is unpacked once into the cache folder (DIPTYCH_CACHE, else the user's own).
+Remote shards (s3://, http://, ...) are read by ranges.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import glob
-import gzip
-import hashlib
 import itertools
 import json
 import re
-import shutil
-import tarfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,9 +24,10 @@ import numpy as np
 from diptych import log
 from diptych.data import SOURCES, SourceOptions
 from diptych.data._fields import CAPTION_KEYS, captions_of
-from diptych.data._index import CHUNK, Reader, cache_folder, checked_file
+from diptych.data._index import Reader, checked_file, unpacked
+from diptych.data._remote import is_remote, listed
+from diptych.data._tar import Members, members_of
 from diptych.errors import SourceError
-from diptych.files import replacing
 from diptych.types import Record
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -53,20 +51,22 @@ class WebDataset:
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         if split:
             raise SourceError(f"{spec}: shards have no splits; name the shards of {split!r} instead.")
-        paths = [unpacked(path) for path in shards(spec)]
+        paths = shards(spec)
         self.name = Path(spec).name
         self._readers = [Reader(path) for path in paths]
         self._keys: list[str] = []
         rows: list[tuple[int, ...]] = []
         dropped = 0
-        for number, path in enumerate(paths):
-            for group in groups(path):
+        for number, (path, members) in enumerate(zip(paths, _indexed(paths), strict=True)):
+            _tell(str(path), members)
+            name = str(path).rpartition("/")[2]
+            for group in groups(members):
                 image = next((group.members[kind] for kind in IMAGES if kind in group.members), None)
-                if image is None or not ({"json", "txt"} & set(group.members)):
+                if image is None or not ({"json", "txt", "cls"} & set(group.members)):
                     dropped += 1
                     continue
                 texts = [group.members.get(kind, (ABSENT, 0)) for kind in TEXTS]
-                self._keys.append(f"{path.name}/{group.key}")
+                self._keys.append(f"{name}/{group.key}")
                 rows.append((number, *image, *itertools.chain(*texts)))
         if dropped:
             log.warn(f"{spec}: {dropped} samples lack an image or a text and are left out; {len(rows)} are used.")
@@ -121,35 +121,37 @@ def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int 
     return captions, label
 
 
-def shards(spec: str) -> list[Path]:
-    """The files that a path, pattern or brace expression names, in order. Raises SourceError when there are none."""
-    found: list[Path] = []
+def _indexed(paths: Sequence[Path | str]) -> list[Members]:
+    """The members of all shards, several at a time: reading headers is mostly waiting for the disk or the network."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(8, len(paths) or 1)) as pool:
+        return list(pool.map(members_of, map(str, paths)))
+
+
+def _tell(path: str, members: Members) -> None:
+    if not members.whole:
+        log.warn(f"{path}: cut short; what stands before the cut is used.")
+    if members.outside:
+        log.warn(f"{path}: {members.outside} members point outside of the archive and are left out.")
+
+
+def shards(spec: str) -> list[Path | str]:
+    """The files that a path, pattern or brace expression names, in order. Raises SourceError when there are none.
+
+    Gzipped ones are unpacked into the cache; remote ones stay where they are, unless they are gzipped.
+    """
+    found: list[Path | str] = []
     for name in braces(spec):
-        if glob.has_magic(name):
-            matching = sorted(glob.glob(name))
-            if not matching:
-                raise SourceError(f"{name}: no file matches this pattern.")
-            found += [checked_file(path) for path in matching]
-        else:
-            found.append(checked_file(name))
+        matching = (listed(name) if is_remote(name) else sorted(glob.glob(name))) if glob.has_magic(name) else [name]
+        if not matching:
+            raise SourceError(f"{name}: no file matches this pattern.")
+        found += [_shard(one) for one in matching]
     return found
 
 
-def unpacked(path: Path) -> Path:
-    """The tar itself, or for a gzipped one its unpacked copy in the cache, made once for each state of the file."""
-    if not path.name.lower().endswith((".tar.gz", ".tgz")):
-        return path
-    state = path.stat()
-    mark = hashlib.blake2b(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
-    copy = cache_folder() / "unpacked" / f"{path.name.partition('.')[0]}-{mark}.tar"
-    if copy.exists():
-        return copy
-    with replacing(copy, "unpacked shard") as beside, gzip.open(path) as source, beside.open("wb") as target:
-        try:
-            shutil.copyfileobj(source, target, CHUNK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise SourceError(f"{path}: not a whole gzip file ({error}).") from error
-    return copy
+def _shard(name: str) -> Path | str:
+    if is_remote(name) and not name.lower().endswith((".gz", ".tgz")):
+        return name
+    return unpacked(checked_file(name))
 
 
 def braces(spec: str) -> Iterator[str]:
@@ -168,41 +170,20 @@ def braces(spec: str) -> Iterator[str]:
         yield from braces(spec[: match.start()] + choice + spec[match.end() :])
 
 
-def groups(path: Path) -> Iterator[Group]:
+def groups(members: Members) -> Iterator[Group]:
     """The samples of one tar: members that share a name up to the first dot, in the order they stand."""
     key = ""
-    members: dict[str, tuple[int, int]] = {}
-    for name, offset, size in _members(path):
-        stem, _, ending = name.rpartition("/")[2].partition(".")
-        whole = f"{name.rpartition('/')[0]}/{stem}".lstrip("/")
-        if whole != key and members:
-            yield Group(key, members)
-            members = {}
+    found: dict[str, tuple[int, int]] = {}
+    for number, (offset, size) in enumerate(members.places.tolist()):
+        folder, slash, name = members.name(number).rpartition("/")
+        stem, _, ending = name.partition(".")
+        whole = f"{folder}{slash}{stem}"
+        if whole != key and found:
+            yield Group(key, found)
+            found = {}
         key = whole
         kind = ending.lower().rpartition(".")[2]
         if kind in IMAGES or kind in TEXTS:
-            members[kind] = (offset, size)
-    if members:
-        yield Group(key, members)
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of the files in a tar. What a truncated one still holds is used, with a warning."""
-    whole, end = path.stat().st_size, 0
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                if not member.isfile():
-                    continue
-                if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-                    log.warn(f"{path}: the member {member.name!r} points outside of the archive and is left out.")
-                elif member.offset_data + member.size <= whole:
-                    yield member.name, member.offset_data, member.size
-    except tarfile.ReadError as error:
-        if not any(word in str(error) for word in ("empty", "truncated", "unexpected end")):
-            raise SourceError(f"{path}: not a readable tar ({error}).") from error
-    # A whole tar ends with a block of zeros behind the last member.
-    if end + tarfile.BLOCKSIZE > whole:
-        log.warn(f"{path}: cut short; what stands before the cut is used.")
+            found[kind] = (offset, size)
+    if found:
+        yield Group(key, found)

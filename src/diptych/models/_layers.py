@@ -57,16 +57,23 @@ class TanhGelu(nn.GELU):
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quickgelu": QuickGelu, "gelu_tanh": TanhGelu}
 
 
+class Linear(nn.Linear):
+    """Without torch's own initial values: ``initialise`` draws them, and loading has no use for any."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: memory is filled by ``initialise`` or by weights."""
+
+
 class Attention(nn.Module):
     """Multi-head attention over whatever a plan lets see."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, plan: Plan) -> Tensor:
         """Every token of the layout."""
@@ -94,9 +101,9 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width, eps)
         self.attention = Attention(width, heads)
         self.ln_2 = nn.LayerNorm(width, eps)
-        self.mlp_in = nn.Linear(width, mlp_width)
+        self.mlp_in = Linear(width, mlp_width)
         self.activation = ACTIVATIONS[activation]()
-        self.mlp_out = nn.Linear(mlp_width, width)
+        self.mlp_out = Linear(mlp_width, width)
         self.layer_scale = layer_scale
         if layer_scale is not None:
             self.scale_1, self.scale_2 = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))

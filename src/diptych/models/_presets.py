@@ -41,6 +41,7 @@ def list_models() -> list[str]:
     return sorted(_tables())
 
 
+@cache
 def model_config(name: str) -> ModelConfig:
     """The architecture called ``name``. Raises ConfigError, with the nearest name, for an unknown one."""
     known = OPENAI_NAMES.get(name, name)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models import TOWERS, ImageTower, ModelConfig
 from diptych.models._config import ResNetConfig
-from diptych.models._layers import attention
+from diptych.models._layers import Linear, attention
 from diptych.types import Encoded
 
 EXPANSION = 4
@@ -57,10 +57,10 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.empty(side * side + 1, width))
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, embed_dim)
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.out = Linear(width, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, embed_dim]."""

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models import TOWERS, ImageTower, ModelConfig
 from diptych.models._config import SiglipConfig
-from diptych.models._layers import ACTIVATIONS, Block, attention
+from diptych.models._layers import ACTIVATIONS, Block, Linear, attention
 from diptych.models._packing import Whole
 from diptych.types import Encoded
 
@@ -24,14 +24,14 @@ class MapPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.probe = nn.Parameter(torch.empty(width))
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.out = Linear(width, width)
         self.norm = nn.LayerNorm(width, eps)
-        self.mlp_in = nn.Linear(width, mlp_width)
+        self.mlp_in = Linear(width, mlp_width)
         self.activation = ACTIVATIONS[activation]()
-        self.mlp_out = nn.Linear(mlp_width, width)
+        self.mlp_out = Linear(mlp_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width]."""

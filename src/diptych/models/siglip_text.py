@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.errors import ConfigError
 from diptych.models import TOWERS, ModelConfig, TextTower
-from diptych.models._layers import Block
+from diptych.models._layers import Block, Linear
 from diptych.models._packing import Last
 from diptych.types import Encoded
 
@@ -33,7 +33,7 @@ class SiglipText(TextTower):
             for _ in range(text.layers)
         )
         self.ln_final = nn.LayerNorm(text.width, text.norm_eps)
-        self.projection = nn.Linear(text.width, config.embed_dim, bias=text.projection_bias)
+        self.projection = Linear(text.width, config.embed_dim, bias=text.projection_bias)
 
     def blocks(self) -> list[nn.Module]:
         """What to shard and to checkpoint."""

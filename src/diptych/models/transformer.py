@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.errors import ConfigError
 from diptych.models import TOWERS, ModelConfig, TextTower
-from diptych.models._layers import Block, Plan
+from diptych.models._layers import Block, Linear, Plan
 from diptych.models._packing import Grouped, Padded
 from diptych.types import Encoded
 
@@ -36,7 +36,7 @@ class Transformer(TextTower):
             for _ in range(text.layers)
         )
         self.ln_final = nn.LayerNorm(text.width, text.norm_eps)
-        self.projection = nn.Linear(text.width, config.embed_dim, bias=text.projection_bias)
+        self.projection = Linear(text.width, config.embed_dim, bias=text.projection_bias)
 
     def blocks(self) -> list[nn.Module]:
         """What to shard and to checkpoint."""

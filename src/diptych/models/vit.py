@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models import TOWERS, ImageTower, ModelConfig
 from diptych.models._config import VitConfig
-from diptych.models._layers import Block
+from diptych.models._layers import Block, Linear
 from diptych.models._packing import Whole
 from diptych.types import Encoded
 
@@ -36,7 +36,7 @@ class Vit(ImageTower):
             for _ in range(vision.layers)
         )
         self.ln_post = nn.LayerNorm(vision.width, eps)
-        self.projection = nn.Linear(vision.width, config.embed_dim, bias=False)
+        self.projection = Linear(vision.width, config.embed_dim, bias=False)
 
     def blocks(self) -> list[nn.Module]:
         """What to shard and to checkpoint."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -50,8 +50,15 @@ def load(
     if precision != "file":
         if precision not in kinds:
             raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(kinds)}, file.")
-        found = found.to(kinds[precision])
-    return found.to(get_device(device).torch_device).eval()
+        found = _moved(found, dtype=kinds[precision])
+    return _moved(found, device=get_device(device).torch_device).eval()
+
+
+def _moved(model: TwoTower, **where: Any) -> TwoTower:
+    """``model.to``, but for walking over all modules when every tensor is there already."""
+    tensors = [item for item in model.state_dict().values() if item.is_floating_point()]
+    there = all(getattr(item, key) == value for item in tensors for key, value in where.items())
+    return model if there else model.to(**where)
 
 
 def save(path: Path, model: TwoTower, notes: Mapping[str, str] | None = None) -> None:

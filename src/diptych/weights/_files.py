@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from diptych.weights._pickles import is_torchscript, read_pdparams, read_torchsc
 
 Kind = Literal["safetensors", "torch", "torchscript", "paddle"]
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+ZIP = b"PK\x03\x04"
 PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -50,15 +50,15 @@ def read(path: Path) -> Stored:
         return _sharded(path)
     if path.suffix == ".safetensors" or _looks_like_safetensors(head):
         return _safetensors(path)
-    if zipfile.is_zipfile(path):
-        return _torchscript(path) if is_torchscript(path) else _torch(path)
+    if head.startswith(ZIP):
+        return _torchscript(path) if is_torchscript(path) else _torch(path, mapped=True)
     if path.suffix == ".pdparams":
         return Stored(path, "paddle", unprefixed(read_pdparams(path)))
     if head[:1] != b"\x80":
         raise WeightsError(
             f"{path}: neither safetensors nor a torch, TorchScript or Paddle file (its first bytes are {head[:8]!r})."
         )
-    return _torch(path)
+    return _torch(path, mapped=False)
 
 
 def _refuse_pages(path: Path, head: bytes) -> None:
@@ -91,9 +91,8 @@ def _torchscript(path: Path) -> Stored:
     return Stored(path, "torchscript", unprefixed(read_torchscript(path)))
 
 
-def _torch(path: Path) -> Stored:
+def _torch(path: Path, mapped: bool) -> Stored:
     """A file of ``torch.save``: nothing but tensors and plain values is unpickled."""
-    mapped = zipfile.is_zipfile(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

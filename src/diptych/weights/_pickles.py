@@ -207,7 +207,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     except WeightsError:
         raise
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, RuntimeError,
-            StopIteration, OSError, ImportError, OverflowError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:  # fmt: skip
+            StopIteration, OSError, ImportError, OverflowError, NotImplementedError, zipfile.BadZipFile,
+            zlib.error) as error:  # fmt: skip
         raise WeightsError(f"{path}: not a whole TorchScript archive ({_line(error)}).") from error
     return dict(_walk(tree, ""))
 

@@ -1,0 +1,195 @@
+"""A tar as random access: where each member lies, found by reading headers only, kept in the cache, mapped ever after.
+
+Headers are read straight from the mapped file, which is many times as fast as a general reader; names longer than a header
+(GNU's and POSIX's ways) are understood. What a truncated archive still holds is used. Members that are no plain files, or
+whose names lead out of the archive, are left out. Knows no sample: which members belong together is the format's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diptych.data._index import cache_folder
+from diptych.data._remote import is_remote, read_range, size_and_mark
+from diptych.errors import OutputError, SourceError
+from diptych.files import replacing
+
+BLOCK, VERSION = 512, 1
+PLAIN = (b"0", b"\0", b"7")
+REMOTE_WINDOW = 1 << 20
+
+
+class Members(NamedTuple):
+    """The members of one archive: ``places`` int64 [n, 2] offsets and sizes; names one after the other, ends in ``ends``."""
+
+    names: bytes
+    ends: np.ndarray
+    places: np.ndarray
+    whole: bool
+    outside: int
+
+    def name(self, member: int) -> str:
+        """The name of a member."""
+        start = int(self.ends[member - 1]) if member else 0
+        return self.names[start : int(self.ends[member])].decode("utf-8", errors="surrogateescape")
+
+
+def members_of(spec: str) -> Members:
+    """The members of a tar, from its index in the cache, which is built when there is none for its size and time.
+
+    Raises SourceError for what is no tar.
+    """
+    if is_remote(spec):
+        size, mark = size_and_mark(spec)
+        state = f"{spec} {size} {mark}"
+    else:
+        found = Path(spec).stat()
+        state = f"{Path(spec).resolve()} {found.st_size} {found.st_mtime_ns}"
+    digest = hashlib.blake2b(f"{state} {VERSION}".encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
+    index = cache_folder() / "index" / f"{spec.rpartition('/')[2][:60]}-{digest}.tarindex"
+    if index.is_file():
+        with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged index is built again
+            return _read(index)
+    members = _scanned(spec)
+    # Without room for an index the members are only found again the next time.
+    with contextlib.suppress(OutputError), replacing(index, "index") as beside:
+        _write(beside, members)
+    return members
+
+
+def _write(path: Path, members: Members) -> None:
+    about = {
+        "members": len(members.ends),
+        "names": len(members.names),
+        "whole": members.whole,
+        "outside": members.outside,
+    }
+    text = json.dumps(about).encode().ljust(128)
+    with path.open("wb") as file:
+        file.write(text + members.ends.tobytes() + members.places.tobytes() + members.names)
+
+
+def _read(index: Path) -> Members:
+    with index.open("rb") as file:
+        about = json.loads(file.read(128))
+        count = int(about["members"])
+        ends = np.frombuffer(file.read(8 * count), dtype=np.int64)
+        places = np.frombuffer(file.read(16 * count), dtype=np.int64).reshape(count, 2)
+        names = file.read()
+    if len(names) != about["names"]:
+        raise ValueError("cut short")
+    return Members(names, ends, places, bool(about["whole"]), int(about["outside"]))
+
+
+def _scanned(spec: str) -> Members:
+    names, ends, places, total, outside = io.BytesIO(), [], [], 0, 0
+    with _bytes_of(spec) as data:
+        state = {"whole": False}
+        for name, offset, size in _headers(data, spec, state):
+            if name.startswith(b"/") or b".." in name.split(b"/"):
+                outside += 1
+                continue
+            total += names.write(name)
+            ends.append(total)
+            places.append((offset, size))
+    table = np.array(places, dtype=np.int64).reshape(len(places), 2)
+    return Members(names.getvalue(), np.array(ends, dtype=np.int64), table, state["whole"], outside)
+
+
+@contextlib.contextmanager
+def _bytes_of(spec: str) -> Iterator[Any]:
+    if is_remote(spec):
+        yield _Window(spec)
+        return
+    with open(spec, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+class _Window:
+    """Slices of a remote file, a megabyte read ahead."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.size = url, size_and_mark(url)[0]
+        self._start, self._held = 0, b""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop = part.start, min(part.stop, self.size)
+        if start < self._start or stop > self._start + len(self._held):
+            self._start = start
+            self._held = read_range(self.url, start, min(self.size, max(stop, start + REMOTE_WINDOW)) - start)
+        return self._held[start - self._start : stop - self._start]
+
+
+def _headers(data: Any, spec: str, state: dict[str, bool]) -> Iterator[tuple[bytes, int, int]]:
+    """(name, offset, size) of every plain file that lies whole in the archive; ``state["whole"]`` says whether it ends well."""
+    place, end, longer, first = 0, len(data), b"", True
+    while place + BLOCK <= end:
+        header = data[place : place + BLOCK]
+        if not header.strip(b"\0"):
+            state["whole"] = True
+            return
+        if not _adds_up(header):
+            if first:
+                raise SourceError(f"{spec}: not a readable tar (its first header does not add up).")
+            return
+        first, size, kind = False, _number(header[124:136]), header[156:157]
+        content = place + BLOCK
+        place = content + -(-size // BLOCK) * BLOCK
+        if kind in (b"L", b"x"):  # the next member's name, in a member of its own
+            text = data[content : content + size]
+            longer = text.rstrip(b"\0") if kind == b"L" else _posix_name(text) or longer
+            continue
+        name, longer = longer or _name(header), b""
+        if kind in PLAIN and content + size <= end and not name.endswith(b"/"):
+            yield name, content, size
+    if first and end:
+        raise SourceError(f"{spec}: not a readable tar (shorter than one header).")
+
+
+def _adds_up(header: bytes) -> bool:
+    """The sum of a header's bytes, its own field counted as blanks."""
+    try:
+        told = _number(header[148:156])
+    except ValueError:
+        return False
+    return told == sum(header) - sum(header[148:156]) + 8 * 32
+
+
+def _number(field: bytes) -> int:
+    """Octal digits; or, with the first bit set, binary, for sizes beyond 8 GB. Raises ValueError."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big")
+    digits = field.partition(b"\0")[0].strip()
+    return int(digits, 8) if digits else 0
+
+
+def _name(header: bytes) -> bytes:
+    name = header[:100].partition(b"\0")[0]
+    prefix = header[345:500].partition(b"\0")[0] if header[257:262] == b"ustar" and header[262:263] == b"\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _posix_name(text: bytes) -> bytes:
+    """The path in a POSIX extended header: records of "LENGTH KEY=VALUE"."""
+    place = 0
+    while place < len(text):
+        digits, _, _ = text[place : place + 20].partition(b" ")
+        if not digits.isdigit() or not int(digits):
+            return b""
+        record = text[place : place + int(digits)]
+        if record[len(digits) + 1 :].startswith(b"path="):
+            return record[len(digits) + 6 :].rstrip(b"\n")
+        place += int(digits)
+    return b""

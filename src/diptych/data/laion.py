@@ -1,0 +1,108 @@
+"""PaddleMIX's LAION shards: a file list, one shard per line; a shard is text, one pair per line, tab separated.
+
+Column 2 is JSON with ``caption_en`` (else ``blip_caption_en``), column 5 the image in base64; others are ignored. A shard may be
+gzipped: then it is unpacked once into the cache. Lines are UTF-8, or GB18030 where they are not.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from pathlib import Path
+
+import numpy as np
+
+from diptych.data import SOURCES, SourceOptions
+from diptych.data._index import Reader, checked_file, unpacked
+from diptych.data._rows import Built, line_bounds, not_blank, rows_of
+from diptych.errors import RecordError, SourceError
+from diptych.types import Record
+
+TEXT, IMAGE = 2, 5
+CAPTIONS = ("caption_en", "blip_caption_en")
+
+
+@SOURCES.register("laion")
+class Laion:
+    """A file list, or one shard, as a source."""
+
+    classes: tuple[str, ...] | None = None
+
+    def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
+        if split:
+            raise SourceError(f"{spec}: shards have no splits; name the list of {split!r} instead.")
+        listed = checked_file(spec)
+        root = Path(options.image_root) if options.image_root else listed.parent
+        self.name = listed.name
+        paths = [unpacked(checked_file(str(path))) for path in _shards(listed, root)]
+        self._names = [path.name for path in paths]
+        self._rows = [rows_of(path, "laion", _build) for path in paths]
+        self._readers = [Reader(path) for path in paths]
+        self._ends = np.cumsum([len(rows) for rows in self._rows])
+
+    @staticmethod
+    def matches(spec: str) -> bool:
+        """By "laion" in the name of a list, or a shard's own: part-00000."""
+        name = Path(spec).name.lower()
+        return Path(spec).is_file() and (
+            name.startswith("part-") or ("laion" in name and not name.endswith((".csv", ".tar")))
+        )
+
+    @classmethod
+    def open(cls, spec: str, split: str, options: SourceOptions) -> Laion:
+        """Open all shards. Raises SourceError."""
+        return cls(spec, split, options)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def splits(self) -> dict[str, int]:
+        """None: shards are split by their lists."""
+        return {}
+
+    def record(self, index: int) -> Record:
+        """One line. Raises RecordError for one that has too few columns, or no picture."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[shard - 1]) if shard else 0)
+        offset, size = map(int, self._rows[shard].bounds[row])
+        key = f"{self._names[shard]}#{row}"
+        columns = self._readers[shard].read(offset, size).rstrip(b"\r").split(b"\t")
+        if len(columns) <= IMAGE:
+            raise RecordError(key, f"{len(columns)} columns where at least {IMAGE + 1} are expected")
+        try:
+            image = base64.b64decode(columns[IMAGE], validate=True)
+        except binascii.Error as error:
+            raise RecordError(key, f"its picture is not base64 ({error})") from error
+        return Record(key, image, _caption(columns[TEXT], key))
+
+
+def _caption(column: bytes, key: str) -> tuple[str, ...]:
+    try:
+        text = column.decode("utf-8")
+    except UnicodeDecodeError:
+        text = column.decode("gb18030", errors="replace")
+    try:
+        about = json.loads(text)
+    except ValueError as error:
+        raise RecordError(key, f"its third column is not JSON ({error})") from error
+    found = next((about[name] for name in CAPTIONS if about.get(name)), None) if isinstance(about, dict) else None
+    return (str(found),) if found else ()
+
+
+def _shards(listed: Path, root: Path) -> list[Path]:
+    """The shards that a list names; a shard itself is a list of one."""
+    with listed.open("rb") as file:
+        first = file.readline(1 << 16)
+    if b"\t" in first or first.startswith(b"\x1f\x8b"):
+        return [listed]
+    names = [line.strip() for line in listed.read_text(encoding="utf-8").split("\n")]
+    paths = [Path(name) if Path(name).is_absolute() else root / name for name in names if name]
+    if not paths:
+        raise SourceError(f"{listed}: lists no shard.")
+    return paths
+
+
+def _build(path: Path, built: Built) -> None:
+    for bounds, _, _ in line_bounds(path):
+        built.keep(bounds[not_blank(bounds)])
