@@ -27,8 +27,9 @@ def did_you_mean(given: str, known: Iterable[str], what: str) -> str:
     lowered = {name.lower(): name for name in names}
     near = [lowered[match] for match in difflib.get_close_matches(given.lower(), list(lowered), n=1, cutoff=0.5)]
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    listed = names if len(names) <= 24 else [*difflib.get_close_matches(given, names, n=12, cutoff=0.1), "..."]
-    return f"unknown {what} {given!r}.{hint} Known: {', '.join(listed) or 'none'}."
+    few = difflib.get_close_matches(given, names, n=12, cutoff=0.1) or names[:12]
+    listed = names if len(names) <= 24 else [*few, "..."]
+    return f"unknown {what} {given!r}.{hint} Known: {', '.join(listed) or 'none'}.".replace("....", "...")
 
 
 class Registry(Generic[Entry]):

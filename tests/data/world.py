@@ -85,7 +85,9 @@ def write_laion(folder: Path) -> str:
     lines = []
     for number in range(COUNT):
         about = json.dumps({"caption_en" if number % 2 else "blip_caption_en": caption(number)})
-        lines.append("\t".join(["0", "url", about, "x", "y", base64.b64encode(picture(number)).decode(), "more"]) + "\n")
+        lines.append(
+            "\t".join(["0", "url", about, "x", "y", base64.b64encode(picture(number)).decode(), "more"]) + "\n"
+        )
     (folder / "part-00000").write_text("".join(lines[:9]))
     (folder / "part-00001.gz").write_bytes(gzip.compress("".join(lines[9:]).encode()))
     (folder / "laion.filelist").write_text("part-00000\npart-00001.gz\n")

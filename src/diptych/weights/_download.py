@@ -39,32 +39,36 @@ def _by_hand(repo: str, names: Sequence[str]) -> str:
 def _hugging_face(repo: str, names: Sequence[str]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries are told in our one line at the end
+    offline: LocalEntryNotFoundError | None = None
     for name in names:
         try:
-            found = Path(hf_hub_download(repo, name))
-        except LocalEntryNotFoundError:
-            # Offline or unreachable; another name may be in the cache.
-            if name == names[-1]:
-                raise
+            # Once the network has failed it is not asked again: another name may still lie in the cache.
+            found = Path(hf_hub_download(repo, name, local_files_only=offline is not None))
+        except LocalEntryNotFoundError as error:
+            offline = offline or error
             continue
         except EntryNotFoundError:
             continue
-        _beside(repo)
+        _beside(repo, offline is not None)
         if found.name.endswith(".index.json"):
             _shards(repo, found)
         return found
+    if offline is not None:
+        raise offline
     raise WeightsError(f"{repo}: holds none of {', '.join(names)}; is it a CLIP or SigLIP?")
 
 
-def _beside(repo: str) -> None:
+def _beside(repo: str, offline: bool) -> None:
     """The small files that say what the weights are; a repository may lack any of them."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     for name in ("open_clip_config.json", "config.json", "preprocessor_config.json"):
         try:
-            hf_hub_download(repo, name)
+            hf_hub_download(repo, name, local_files_only=offline)
         except (EntryNotFoundError, OSError):
             continue
 
