@@ -2,9 +2,9 @@
 
     python benchmarks/loading.py [FOLDER FOR TEMPORARY FILES]      (environment: benchmarks/peers.txt)
 
-ViT-B-32 in fp32 safetensors, both libraries in one process, alternating, best of seven, each after a garbage collection. Then, in a process of its own, a bf16
-ViT-H-14 of random weights (2.0 GB): the growth of the process's resident memory at its peak, from before the call to after the
-model's parameters have all been read once. Writes benchmarks/results/loading.json.
+ViT-B-32 in fp32 safetensors, both libraries in one process, alternating, best of seven, each after a garbage collection: once to
+a ready model, once until all of its parameters have been read. Then, in a process of its own, a bf16 ViT-H-14 of random weights
+(2.0 GB): the growth of the process's memory at its peak, all parameters read. Writes benchmarks/results/loading.json.
 """
 
 from __future__ import annotations

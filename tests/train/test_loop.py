@@ -205,6 +205,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(pairs, tmp_path, flags
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_truncated_image_names_itself_and_the_last_checkpoint_stands(pairs, tmp_path, workers, capsys):
     flags = words(pairs, tmp_path / "a", "--max-steps", "5", "--save-every-steps", "1", "--workers", workers)
+    flags += ["--bad-samples", "raise"]
     # Which record comes fourth is known: break that one.
     from diptych.data import open_source
     from diptych.data._order import permute
@@ -222,9 +223,38 @@ def test_a_bad_record_can_be_replaced(pairs, tmp_path):
     image = tmp_path / "data" / "img" / "03.png"
     image.write_bytes(b"")
     with pytest.raises(RecordError):
-        run(pairs, tmp_path / "a", "--max-steps", "5", "--batch-size", "23")
-    run(pairs, tmp_path / "b", "--max-steps", "5", "--batch-size", "23", "--bad-samples", "replace")
-    assert log.read_rows(tmp_path / "b" / "metrics.jsonl")[-1]["bad_samples"] == 5
+        run(pairs, tmp_path / "a", "--max-steps", "5", "--batch-size", "23", "--bad-samples", "raise")
+    for policy in ("replace", "skip"):
+        run(pairs, tmp_path / policy, "--max-steps", "5", "--batch-size", "23", "--bad-samples", policy)
+        assert log.read_rows(tmp_path / policy / "metrics.jsonl")[-1]["bad_samples"] >= 5
+        listed = [json.loads(line) for line in (tmp_path / policy / "bad_samples.jsonl").open()]
+        assert {row["key"].partition("#")[0] for row in listed} == {"img/03.png"}
+        assert listed[0]["reason"] == "the image file is empty (0 bytes)"
+
+
+def test_options_of_the_data_are_checked_and_used(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--max-steps", "7", "--batch-size", "9", "--last-batch", "pad")
+    assert log.read_rows(tmp_path / "a" / "metrics.jsonl")[-1]["epoch"] == pytest.approx(2 + 9 / 23, abs=0.01)
+    run(
+        f"{pairs}::{pairs}",
+        tmp_path / "b",
+        "--max-steps",
+        "2",
+        "--dataset-resampled",
+        "--train-data-upsampling-factors",
+        "2::1",
+    )
+    run(pairs, tmp_path / "c", "--max-steps", "2", "--captions", "all")
+    run(pairs, tmp_path / "d", "--max-steps", "2", "--caption-weights", "captions=1")
+    for flags, message in (
+        (["--train-data-upsampling-factors", "2"], "add it"),
+        (["--dataset-resampled", "--train-data-upsampling-factors", "2::3"], "2 factors for 1 sources"),
+        (["--dataset-resampled", "--train-data-upsampling-factors", "x"], "'x'"),
+        (["--dataset-resampled", "--captions", "all"], "choose one"),
+        (["--caption-weights", "a=b"], "KEY=NUMBER"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run(pairs, tmp_path / "e", "--max-steps", "1", *flags)
 
 
 def test_a_full_disk_at_checkpoint_time_keeps_the_previous_one(pairs, tmp_path):

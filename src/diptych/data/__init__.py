@@ -24,13 +24,13 @@ class SourceOptions:
     """How data files are read; flags keep open_clip's names."""
 
     dataset_type: str = "auto"
-    """Data format: auto (by the file's name), csv, jsonl, webdataset or folder."""
+    """Data format: auto (by the file's name), or csv, jsonl, json, webdataset, parquet, folder, laion, flickr_token."""
     csv_separator: str = ""
     """Separator of a CSV or TSV; empty finds it; \\t is a tab."""
     csv_img_key: str = ""
-    """Column of image paths; empty looks for filepath, image, image_path, file, ..."""
+    """Column or key of image paths; empty looks for filepath, image, image_path, file, ..."""
     csv_caption_key: str = ""
-    """Column of captions; empty looks for title, caption, text, ..."""
+    """Column or key of captions; empty looks for title, caption, text, ..."""
     image_root: str = ""
     """Folder that relative image paths start from; empty takes the data file's own."""
 
@@ -128,8 +128,22 @@ class Joined:
         return total
 
 
-from diptych.data._collate import collate  # noqa: E402 (the rooms below use the contract above)
+from diptych.data._captions import EveryCaption  # noqa: E402 (the rooms below use the contract above)
+from diptych.data._collate import collate  # noqa: E402
 from diptych.data._loader import Loader, Position  # noqa: E402
+from diptych.data._order import Mixture  # noqa: E402
 from diptych.data._prepare import Prepare  # noqa: E402
 
-__all__ = ["SOURCES", "Format", "Loader", "Position", "Prepare", "Source", "SourceOptions", "collate", "open_source"]
+__all__ = [
+    "SOURCES",
+    "EveryCaption",
+    "Format",
+    "Loader",
+    "Mixture",
+    "Position",
+    "Prepare",
+    "Source",
+    "SourceOptions",
+    "collate",
+    "open_source",
+]

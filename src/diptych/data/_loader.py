@@ -7,6 +7,7 @@ resuming is starting there. One torch DataLoader serves the whole run: its proce
 
 from __future__ import annotations
 
+import collections
 import operator
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from diptych.data._collate import collate
-from diptych.data._order import draw, permute
+from diptych.data._order import Mixture, draw, permute
 from diptych.data._prepare import Prepare
 from diptych.errors import ConfigError, DataError, RecordError, SourceError
 from diptych.types import Batch, Sample
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from diptych.data import Source
 
 ATTEMPTS = 16  # records tried in place of a bad one before giving up
+ENOUGH = 200  # samples seen before the share of bad ones means anything
+Policy = Literal["skip", "replace", "raise"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ class Fetched(NamedTuple):
 class Loader:
     """Iterate ``(Batch, Position)``: a batch of this rank, and where to resume after it.
 
-    ``epochs`` None goes on for ever. ``bad_samples`` "raise" stops at the first unusable record with its RecordError,
-    "replace" takes another in its place. ``bad`` lists (key, reason) of all met so far, ``cut`` counts truncated tokens.
+    ``epochs`` None goes on for ever. The last batch of an epoch that is not full is left out, kept (``drop_last`` False, one
+    rank only) or filled up from the epoch's beginning (``pad_last``). ``mixture`` draws records by weight, with replacement.
+    An unusable record stops the run ("raise"), or the next one of the epoch's order stands in ("skip"), or one drawn at random
+    ("replace"): the batch keeps its size, and every rank its step. ``bad`` lists (key, reason) of all met so far; above the share
+    ``bad_limit`` of the samples seen it stops with a SourceError. ``cut`` counts truncated tokens.
     """
 
     def __init__(
@@ -78,7 +84,10 @@ class Loader:
         drop_last: bool = True,
         epochs: int | None = None,
         pin_memory: bool = False,
-        bad_samples: Literal["raise", "replace"] = "raise",
+        bad_samples: Policy = "raise",
+        bad_limit: float = 1.0,
+        pad_last: bool = False,
+        mixture: Mixture | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise ConfigError(f"--batch-size {batch_size} --workers {workers}: expected at least 1 and at least 0.")
@@ -90,37 +99,50 @@ class Loader:
         self.batch_size, self.rank, self.global_batch = batch_size, rank, batch_size * ranks
         self.workers, self.pin_memory, self.bad_samples = workers, pin_memory, bad_samples
         self.start, self.drop_last, self.epochs = start, drop_last, epochs
+        self.bad_limit, self.pad_last, self.mixture = bad_limit, pad_last, mixture
         self.bad: list[tuple[str, str]] = []
-        self.cut = 0
-        if drop_last and len(source) < self.global_batch:
+        self.cut = self.seen = 0
+        self.count = mixture.count if mixture else len(source)
+        if drop_last and not pad_last and self.count < self.global_batch:
             raise SourceError(
-                f"{source.name}: {len(source)} records do not fill one batch of {self.global_batch}; lower --batch-size."
+                f"{source.name}: {self.count} records do not fill one batch of {self.global_batch}; lower --batch-size."
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in a whole epoch, the same on every rank."""
-        whole, rest = divmod(len(self.source), self.global_batch)
-        return whole + (1 if rest and not self.drop_last else 0)
+        whole, rest = divmod(self.count, self.global_batch)
+        return whole + (1 if rest and (self.pad_last or not self.drop_last) else 0)
 
     def _plan(self) -> Iterator[tuple[list[Place], Position]]:
         """For every coming batch of this rank: what to prepare, and the position after it."""
         epoch, index = self.start.epoch, self.start.index
-        count = len(self.source)
-        # A started batch must fit, or with drop_last off at least begin, before the end of the epoch.
-        needed = self.global_batch if self.drop_last else 1
+        # A started batch must fit before the end of the epoch, or at least begin there.
+        needed = self.global_batch if self.drop_last and not self.pad_last else 1
         while self.epochs is None or epoch < self.epochs:
-            while index + needed <= count:
+            while index + needed <= self.count:
                 first = index + self.rank * self.batch_size
-                places = np.arange(first, min(first + self.batch_size, count))
-                records = permute(places, count, self.seed, epoch) if self.shuffle else places
+                places = np.arange(first, first + self.batch_size)
+                places = places % self.count if self.pad_last else places[places < self.count]
                 index += self.global_batch
-                after = Position(epoch, index) if index + needed <= count else Position(epoch + 1, 0)
-                yield [Place(epoch, int(place), int(one)) for place, one in zip(places, records, strict=True)], after
+                after = Position(epoch, index) if index + needed <= self.count else Position(epoch + 1, 0)
+                yield (
+                    [
+                        Place(epoch, int(place), int(one))
+                        for place, one in zip(places, self._records(places, epoch), strict=True)
+                    ],
+                    after,
+                )
             epoch, index = epoch + 1, 0
 
+    def _records(self, places: np.ndarray, epoch: int) -> np.ndarray:
+        """Which records stand at some places of an epoch."""
+        if self.mixture is not None:
+            return self.mixture.records(places, self.seed, epoch)
+        return permute(places, self.count, self.seed, epoch) if self.shuffle else places
+
     def __iter__(self) -> Iterator[tuple[Batch, Position]]:
-        fetch: Any = _Fetch(self.source, self.prepare, self.seed, self.bad_samples)
+        fetch: Any = _Fetch(self)
         loader: DataLoader[Fetched] = DataLoader(
             fetch, batch_sampler=_Places(self), collate_fn=operator.itemgetter(0), num_workers=self.workers,
             pin_memory=self.pin_memory, worker_init_fn=_quiet_worker, prefetch_factor=4 if self.workers else None,
@@ -130,7 +152,21 @@ class Loader:
             if fetched.batch is None:
                 raise fetched.error or DataError("a loader process sent neither a batch nor an error.")
             self.cut += fetched.batch.cut
+            self.seen += len(fetched.batch.keys)
+            if fetched.bad:
+                self._stop_above_the_limit()
             yield fetched.batch, position
+
+    def _stop_above_the_limit(self) -> None:
+        share = len(self.bad) / max(1, self.seen + len(self.bad))
+        if self.seen + len(self.bad) < ENOUGH or share <= self.bad_limit:
+            return
+        worst = collections.Counter(reason.partition("(")[0].strip() for _, reason in self.bad).most_common(3)
+        told = "; ".join(f"{count} x {reason}" for reason, count in worst)
+        raise SourceError(
+            f"{self.source.name}: {len(self.bad)} of {self.seen + len(self.bad)} records were bad, more than --bad-samples-max "
+            f"{self.bad_limit:.2%}: {told}; the first was {self.bad[0][0]}. Look with: diptych data check."
+        )
 
 
 class _Places:
@@ -155,8 +191,14 @@ def _quiet_worker(worker: int) -> None:
 class _Fetch:
     """What a loader process does: places -> one Fetched."""
 
-    def __init__(self, source: Source, prepare: Prepare, seed: int, bad_samples: str) -> None:
-        self.source, self.prepare, self.seed, self.bad_samples = source, prepare, seed, bad_samples
+    def __init__(self, loader: Loader) -> None:
+        self.source, self.prepare, self.seed = loader.source, loader.prepare, loader.seed
+        self.policy, self.count, self.shuffle, self.mixed = (
+            loader.bad_samples,
+            loader.count,
+            loader.shuffle,
+            bool(loader.mixture),
+        )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -177,10 +219,17 @@ class _Fetch:
             try:
                 return self.prepare(self.source.record(record), seed)
             except RecordError as error:
-                if self.bad_samples == "raise":
+                if self.policy == "raise":
                     raise
                 bad.append((error.key, error.reason))
-                record = draw(seed, attempt) % len(self.source)
+                record = self._instead(place, attempt + 1, seed)
         raise SourceError(
             f"{self.source.name}: {ATTEMPTS} records in a row were bad, the last one {bad[-1][0]}: {bad[-1][1]}."
         )
+
+    def _instead(self, place: Place, attempt: int, seed: int) -> int:
+        """Who stands in for a bad record: the same on every machine, whatever the ranks and workers."""
+        if self.policy == "replace" or self.mixed:
+            return draw(seed, attempt) % len(self.source)
+        after = np.array([(place.place + attempt) % self.count])
+        return int(permute(after, self.count, self.seed, place.epoch)[0] if self.shuffle else after[0])

@@ -8,7 +8,11 @@ Not cryptography: it only has to look shuffled.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from diptych.errors import ConfigError
 
 ROUNDS = 6
 
@@ -47,3 +51,35 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: list[np.uint64]) -> np.n
     for key in keys:
         left, right = right, left ^ (mixed(right ^ key) & mask)
     return (left << half) | right
+
+
+class Mixture:
+    """Sampling with replacement, by weight over several sources: which record stands at a place, as a pure function.
+
+    ``sizes`` are the numbers of records of the sources, one after the other in the joined order; a source is drawn in
+    proportion to its size times its factor (open_clip's --train-data-upsampling-factors). An epoch has ``count`` places.
+    """
+
+    def __init__(self, sizes: Sequence[int], factors: Sequence[float] = (), count: int = 0) -> None:
+        factors = list(factors) or [1.0] * len(sizes)
+        if len(factors) != len(sizes):
+            raise ConfigError(
+                f"--train-data-upsampling-factors: {len(factors)} factors for {len(sizes)} sources; give one for each."
+            )
+        if any(factor < 0 for factor in factors) or not any(factors):
+            raise ConfigError("--train-data-upsampling-factors: expected numbers of at least 0, one of them above it.")
+        self.count = count or sum(sizes)
+        self.sizes = np.array(sizes, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        shares = self.sizes * np.array(factors)
+        self.ends = np.cumsum(shares / shares.sum())
+
+    def records(self, places: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The records at ``places`` of an epoch, int64, of the same shape."""
+        key = np.uint64(draw(seed, epoch, -1))
+        first = mixed(np.asarray(places).astype(np.uint64) ^ key)
+        # 53 bits are what a double holds exactly.
+        chosen = np.searchsorted(self.ends, (first >> np.uint64(11)) / float(1 << 53), side="right")
+        chosen = np.minimum(chosen, len(self.sizes) - 1)
+        inside = mixed(first) % self.sizes[chosen].astype(np.uint64)
+        return self.starts[chosen] + inside.astype(np.int64)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from diptych.data._fields import captions_of
 from diptych.errors import RecordError
 from diptych.image import EvalTransform, TrainTransform, decode_image
 from diptych.text import Tokenizer
@@ -20,13 +21,17 @@ from diptych.types import Record, Sample, Wants
 
 @dataclass(frozen=True)
 class Prepare:
-    """How records become samples, decided once for a whole run; ``captions`` says which one training takes of several."""
+    """How records become samples, decided once for a whole run; ``captions`` says which one training takes of several.
+
+    ``weights`` draws among the texts that a record's own keys hold, e.g. (("caption", 0.3), ("blip_caption", 0.7)).
+    """
 
     transform: TrainTransform | EvalTransform
     tokenizer: Tokenizer
     wants: Wants
     training: bool
     captions: Literal["random", "first"] = "random"
+    weights: tuple[tuple[str, float], ...] = ()
 
     def __call__(self, record: Record, seed: int) -> Sample:
         """Raises RecordError for an unreadable image or an empty caption."""
@@ -53,11 +58,24 @@ class Prepare:
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:
             raise RecordError(record.key, "has no caption", "give it one, or leave it out")
+        if self.weights and self.training:
+            return self._by_weight(record, rng)
         drawn = self.training and self.captions == "random"
         chosen = record.captions[int(rng.integers(len(record.captions))) if drawn else 0]
         if not chosen.strip():
             raise RecordError(record.key, "the caption is empty", "write one, or leave the record out")
         return chosen
+
+    def _by_weight(self, record: Record, rng: np.random.Generator) -> str:
+        """One of the named texts that this record has, and that are not empty."""
+        texts = [(captions_of(record.extra.get(key)), weight) for key, weight in self.weights]
+        there = [(found, weight) for found, weight in texts if any(text.strip() for text in found)]
+        if not there:
+            named = ", ".join(key for key, _ in self.weights)
+            raise RecordError(record.key, f"has none of the captions {named}", "give it one, or leave the record out")
+        shares = np.array([weight for _, weight in there])
+        found = [text for text in there[int(rng.choice(len(there), p=shares / shares.sum()))][0] if text.strip()]
+        return found[int(rng.integers(len(found)))]
 
 
 def picture_id(record: Record) -> int:

@@ -99,7 +99,7 @@ class JsonLines:
             captions=captions_of(row.get(self._caption_key) if self._caption_key else None),
             label=label if isinstance(label, int) else None,
             group=given,
-            extra={} if len(row) < 3 else row,
+            extra=row,
         )
 
 

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,14 +96,15 @@ class WebDataset:
         image = reader.read(places[0], places[1])
         parts = zip(places[2::2], places[3::2], strict=True)
         texts = {kind: reader.read(*part) for kind, part in zip(TEXTS, parts, strict=True) if part[0] != ABSENT}
-        captions, label = _described(texts, key)
-        return Record(key, image, captions, label)
+        captions, label, about = _described(texts, key)
+        return Record(key, image, captions, label, extra=about)
 
 
-def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int | None]:
-    """Captions and label of a sample: the JSON's when it has some, else the text file's."""
+def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int | None, dict[str, Any]]:
+    """Captions and label of a sample, the JSON's when it has some, else the text file's; and what else the JSON says."""
     captions: tuple[str, ...] = ()
     label: int | None = None
+    about: Any = {}
     if "json" in texts:
         try:
             about = json.loads(texts["json"])
@@ -118,7 +119,7 @@ def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int 
         captions = (texts["txt"].decode("utf-8", errors="replace").strip(),)
     if "cls" in texts and texts["cls"].strip().isdigit():
         label = int(texts["cls"])
-    return captions, label
+    return captions, label, about if isinstance(about, dict) else {}
 
 
 def _indexed(paths: Sequence[Path | str]) -> list[Members]:

@@ -52,10 +52,22 @@ class DataOptions:
     """Loader processes per training process; 0 loads in the training process itself."""
     seed: int = 0
     """Seed of the weights, the order of the data and every random choice."""
-    bad_samples: typing.Literal["raise", "replace"] = "raise"
-    """An unreadable image or empty caption: stop with its name, or take another record in its place and count it."""
-    captions: typing.Literal["random", "first"] = "random"
-    """Which of a picture's captions a training step takes: one at random each time, or always the first."""
+    dataset_resampled: bool = False
+    """Draw records with replacement, by size and factor of their source, in place of each once per epoch."""
+    train_num_samples: int = 0
+    """Records of an epoch when resampled; 0 takes as many as there are."""
+    train_data_upsampling_factors: str = ""
+    """Factors of the sources joined by ::, themselves joined by ::, e.g. 2::1; with --dataset-resampled."""
+    last_batch: typing.Literal["drop", "pad"] = "drop"
+    """The batch at the end of an epoch that is not full: left out, or filled up from the epoch's beginning."""
+    bad_samples: typing.Literal["skip", "replace", "raise"] = "skip"
+    """An unreadable image or empty caption: the next record stands in, or a random one, or the run stops. All are listed."""
+    bad_samples_max: float = 0.05
+    """Share of bad samples above which the run stops."""
+    captions: typing.Literal["random", "first", "all"] = "random"
+    """Which of a picture's captions are trained on: one at random each time, always the first, or all, a pair each."""
+    caption_weights: str = ""
+    """Draw among the texts under several keys of a record, e.g. caption=0.3,blip_caption=0.7."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, least and most."""
     aug_flip: float = 0.0

@@ -24,6 +24,7 @@ from diptych.errors import ConfigError
 from diptych.objectives import Objective, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.config import TrainConfig
+from diptych.train.ledger import Ledger
 from diptych.train.optimizer import create_optimizer
 from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run import Run, open_run
@@ -58,6 +59,7 @@ class Job:
     sinks: log.Sink
     total_steps: int
     due: Due
+    ledger: Ledger
 
     @property
     def first_step(self) -> int:
@@ -68,6 +70,7 @@ class Job:
         """The micro-batches of each step, and the position to resume at after it."""
         held: list[Batch] = []
         for batch, position in self.loader:
+            self.ledger.keep(self.loader.bad)
             held.append(batch)
             if len(held) == self.config.accum_freq:
                 yield held, position
@@ -171,7 +174,7 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
         config, run, device, here, objective, step, pipeline, loader,
         Validator(config, pipeline, device, here, step.precision),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
-        total, _due(config, per_epoch, total),
+        total, _due(config, per_epoch, total), Ledger(run.folder, here.rank),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diptych import log
-from diptych.data import Loader, Position, Prepare, Source, SourceOptions, open_source
+from diptych.data import EveryCaption, Loader, Mixture, Position, Prepare, Source, SourceOptions, open_source
 from diptych.devices import Device
 from diptych.distributed.world import World
 from diptych.errors import ConfigError, SourceError
@@ -37,12 +37,33 @@ class Pipeline:
     def loader(self, start: Position, world: World, device: Device) -> Loader:
         """The training batches, from a position on, for ever."""
         data = self.config.data
-        prepare = Prepare(self.train_transform, self.tokenizer, self.wants, training=True, captions=data.captions)
+        prepare = Prepare(
+            self.train_transform, self.tokenizer, self.wants, True,
+            captions="first" if data.captions == "first" else "random", weights=caption_weights(data.caption_weights),
+        )  # fmt: skip
         return Loader(
             self.train_source, prepare, batch_size=data.batch_size, workers=data.workers, seed=data.seed,
             rank=world.rank, ranks=world.size, start=start, shuffle=True, drop_last=True,
-            pin_memory=device.abilities.pin_memory, bad_samples=data.bad_samples,
+            pin_memory=device.abilities.pin_memory, bad_samples=data.bad_samples, bad_limit=data.bad_samples_max,
+            pad_last=data.last_batch == "pad", mixture=self._mixture(),
         )  # fmt: skip
+
+    def _mixture(self) -> Mixture | None:
+        data = self.config.data
+        if not data.dataset_resampled:
+            if data.train_data_upsampling_factors or data.train_num_samples:
+                raise ConfigError(
+                    "--train-data-upsampling-factors and --train-num-samples go with --dataset-resampled; add it."
+                )
+            return None
+        parts = getattr(self.train_source, "sources", [self.train_source])
+        try:
+            factors = [float(word) for word in data.train_data_upsampling_factors.split("::") if word]
+        except ValueError as error:
+            raise ConfigError(
+                f"--train-data-upsampling-factors {data.train_data_upsampling_factors!r}: {error}."
+            ) from error
+        return Mixture([len(part) for part in parts], factors, data.train_num_samples)
 
     def validation_loader(self, world: World) -> Loader:
         """One ordered pass over the validation data, first captions, eval pixels; each rank its rows of each batch."""
@@ -66,7 +87,11 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokeni
         color_jitter=data.aug_color_jitter, grayscale=data.aug_grayscale,
     )  # fmt: skip
     source = opened(data.train_data, data.train_split, ("train",), config.source)
-    if len(source) < data.batch_size:
+    if data.captions == "all":
+        if data.dataset_resampled:
+            raise ConfigError("--captions all shows each caption once an epoch, --dataset-resampled draws: choose one.")
+        source = EveryCaption(source)
+    if len(source) < data.batch_size and data.last_batch == "drop" and not data.train_num_samples:
         raise SourceError(
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
         )
@@ -76,6 +101,18 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokeni
         opened(data.val_data, data.val_split, VALIDATION_SPLITS, config.source) if data.val_data else None,
         open_source(data.imagenet_val, options=config.source) if data.imagenet_val else None,
     )  # fmt: skip
+
+
+def caption_weights(text: str) -> tuple[tuple[str, float], ...]:
+    """``caption=0.3,blip_caption=0.7`` as pairs. Raises ConfigError."""
+    pairs = [word.partition("=") for word in text.split(",") if word]
+    try:
+        found = tuple((key.strip(), float(value)) for key, _, value in pairs)
+    except ValueError as error:
+        raise ConfigError(f"--caption-weights {text!r}: expected KEY=NUMBER,KEY=NUMBER.") from error
+    if found and (any(weight < 0 for _, weight in found) or not any(weight for _, weight in found)):
+        raise ConfigError(f"--caption-weights {text!r}: expected numbers of at least 0, one of them above it.")
+    return found
 
 
 def opened(spec: str, split: str, preferred: tuple[str, ...], options: SourceOptions) -> Source:
