@@ -49,7 +49,7 @@ class Parquet:
                 raise SourceError(
                     f"{spec}: no column for {what}; columns seen: {', '.join(names)}; name it with {flag}."
                 )
-        self._label = "label" if "label" in names else None
+        self._others = [name for name in ("label", "key", "group") if name in names]
         # (file, row group) of each group, and where its rows end.
         self._groups = [(place, group) for place, file in enumerate(files) for group in range(file.num_row_groups)]
         sizes = [files[place].metadata.row_group(group).num_rows for place, group in self._groups]
@@ -112,10 +112,12 @@ class Parquet:
         if not given:
             raise RecordError(key, "has no picture")
         image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(str(given), self.root)
-        label = values.get("label")
-        named = None if isinstance(image, bytes) else str(given)
+        label, key = values.get("label"), values.get("key") or key
+        named = values.get("group") or (None if isinstance(image, bytes) else str(given))
         captions = captions_of(values[self._caption]) if self._caption else ()
-        return Record(key, image, captions, label if isinstance(label, int) else None, named)
+        return Record(
+            key, image, captions, label if isinstance(label, int) else None, named, values if self._others else {}
+        )
 
     def _table(self, group: int) -> Any:
         """A row group, decoded; the least recently used leave when the budget is spent."""
@@ -125,7 +127,7 @@ class Parquet:
             self._held.move_to_end(group)
             return self._held[group][0]
         place, number = self._groups[group]
-        columns = [name for name in (self._image, self._caption, self._label) if name]
+        columns = [name for name in (self._image, self._caption, *self._others) if name]
         table = _library(self.name).ParquetFile(self.paths[place]).read_row_group(number, columns=columns)
         self._held[group] = (table, table.nbytes)
         while len(self._held) > 1 and sum(size for _, size in self._held.values()) > BUDGET:

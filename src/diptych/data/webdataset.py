@@ -97,7 +97,10 @@ class WebDataset:
         parts = zip(places[2::2], places[3::2], strict=True)
         texts = {kind: reader.read(*part) for kind, part in zip(TEXTS, parts, strict=True) if part[0] != ABSENT}
         captions, label, about = _described(texts, key)
-        return Record(key, image, captions, label, extra=about)
+        # Shards of ours carry the key and the picture's name that their source gave.
+        named, group = about.get("key"), about.get("group")
+        key = named if isinstance(named, str) else key
+        return Record(key, image, captions, label, group if isinstance(group, str) else None, about)
 
 
 def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int | None, dict[str, Any]]:

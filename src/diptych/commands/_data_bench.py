@@ -1,0 +1,92 @@
+"""How fast a data set loads on this machine, what holds it back, and how many processes to use.
+
+Times each stage of one process alone, then the real loader with 0, 1, 2, 4... processes. Numbers of this machine, now.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from diptych.data import Loader, Prepare, Source
+from diptych.errors import RecordError
+from diptych.image import TrainTransform, decode_image
+from diptych.text import get_tokenizer
+from diptych.types import Wants
+
+SAMPLES, SECONDS, BATCH = 200, 4.0, 32
+
+
+def bench(source: Source, image_size: int, processes: int) -> dict[str, Any]:
+    """Rates of the stages and of the loader, the slowest stage, and the number of workers to use."""
+    count = min(SAMPLES, len(source))
+    places = [number * len(source) // count for number in range(count)]
+    records = [source.record(place) for place in places]
+    data = [item.image if isinstance(item.image, bytes) else item.image.read_bytes() for item in records]
+    pictures = list(_readable(data))
+    transform, tokenizer = TrainTransform(image_size), get_tokenizer("bpe")
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    texts = [text for item in records for text in item.captions]
+    stages: dict[str, float] = {
+        "read (from disk or its cache)": _rate(lambda place: _bytes(source, place), places),
+        "decode": _rate(lambda one: list(_readable([one])), data),
+        f"crop and resize to {image_size}": _rate(lambda one: transform(one, rng), pictures),
+        "tokenise": _rate(tokenizer.encode, texts),
+    }
+    loader = {workers: _loader_rate(source, image_size, workers) for workers in _counts(processes)}
+    best = max(loader.values())
+    # The fewest that come within a tenth of the best: more only take memory.
+    workers = next(number for number, rate in loader.items() if rate >= 0.9 * best)
+    return {
+        "records": len(source), "per_second": stages, "loader": loader, "workers": workers,
+        "bound_by": min(stages, key=stages.__getitem__), "cores": processes,
+    }  # fmt: skip
+
+
+def _counts(processes: int) -> list[int]:
+    counts = [0, 1]
+    while counts[-1] * 2 <= processes:
+        counts.append(counts[-1] * 2)
+    return counts
+
+
+def _readable(data: Iterable[bytes]) -> Iterable[Any]:
+    for one in data:
+        try:
+            yield decode_image(one)
+        except RecordError:
+            continue
+
+
+def _bytes(source: Source, place: int) -> bytes:
+    image = source.record(place).image
+    return image if isinstance(image, bytes) else image.read_bytes()
+
+
+def _rate(call: Callable[[Any], Any], items: list[Any]) -> float:
+    """Items per second, over a second at most, after one for warming up."""
+    if not items:
+        return float("inf")
+    call(items[0])
+    start, done = time.perf_counter(), 0
+    for item in items:
+        call(item)
+        done += 1
+        if time.perf_counter() - start > 1.0:
+            break
+    return done / (time.perf_counter() - start)
+
+
+def _loader_rate(source: Source, image_size: int, workers: int) -> float:
+    prepare = Prepare(TrainTransform(image_size), get_tokenizer("bpe"), Wants(), True)
+    size = min(BATCH, len(source))
+    batches = iter(Loader(source, prepare, batch_size=size, workers=workers, bad_samples="skip", pad_last=True))
+    next(batches)  # starting the processes is not what is measured
+    start, done = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        next(batches)
+        done += size
+    return done / (time.perf_counter() - start)
