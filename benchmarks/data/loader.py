@@ -54,9 +54,9 @@ def sets(photos: Path, folder: Path) -> dict[str, Path]:
 
 def theirs(csv: Path):
     """open_clip's own data set and transform, in torch's loader with one worker, as its training script sets it up."""
+    peer = open_clip()  # first: it declares what torchvision misses
     from open_clip_train.data import CsvDataset
 
-    peer = open_clip()
     transform = peer.image_transform(SIDE, is_train=True)
     data = CsvDataset(
         str(csv), transform, img_key="filepath", caption_key="title", sep="\t", tokenizer=peer.get_tokenizer("ViT-B-32")

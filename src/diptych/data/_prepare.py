@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from diptych.data._fields import captions_of
 from diptych.errors import RecordError
-from diptych.image import EvalTransform, TrainTransform, decode_image
+from diptych.image import EvalTransform, TrainTransform, decode_image, decode_pixels
 from diptych.text import Tokenizer
 from diptych.types import Record, Sample, Wants
 
@@ -37,13 +37,7 @@ class Prepare:
         """Raises RecordError for an unreadable image or an empty caption."""
         rng = np.random.default_rng(seed)
         captions = [self._caption(record, rng) for _ in range(self.wants.texts)]
-        image = decode_image(record.image, record.key)
-        views = []
-        for _ in range(self.wants.views):
-            if isinstance(self.transform, TrainTransform):
-                views.append(self.transform(image, rng))
-            else:
-                views.append(self.transform(image).numpy())
+        views = self._views(record, rng)
         encoded = [self.tokenizer.encode(caption) for caption in captions]
         return Sample(
             images=np.stack(views),
@@ -54,6 +48,16 @@ class Prepare:
             group=picture_id(record),
             cut=sum(item.cut for item in encoded),
         )
+
+    def _views(self, record: Record, rng: np.random.Generator) -> list[np.ndarray]:
+        """uint8 [3, H, W] of each view, from one decoding."""
+        transform = self.transform
+        if not isinstance(transform, TrainTransform):
+            image = decode_image(record.image, record.key)
+            return [transform(image).numpy() for _ in range(self.wants.views)]
+        decode = decode_pixels if transform.kernel == "fast" else decode_image
+        picture: Any = decode(record.image, record.key)
+        return [transform(picture, rng) for _ in range(self.wants.views)]
 
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:

@@ -3,7 +3,7 @@
 Normalising is not done here: mean and std live in the image tower, so pixels and weights cannot be mismatched.
 """
 
-from diptych.image.decode import MAX_PIXELS, decode_image
+from diptych.image.decode import MAX_PIXELS, decode_image, decode_pixels
 from diptych.image.transforms import EvalTransform, TrainTransform
 
-__all__ = ["MAX_PIXELS", "EvalTransform", "TrainTransform", "decode_image"]
+__all__ = ["MAX_PIXELS", "EvalTransform", "TrainTransform", "decode_image", "decode_pixels"]

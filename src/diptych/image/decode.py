@@ -20,14 +20,48 @@ from diptych.errors import RecordError
 
 MAX_PIXELS = 178_956_970  # as Pillow's own warning limit: a quarter of a gigabyte of RGB, more than any photo
 _EXIF_ORIENTATION = 0x0112
+JPEG, EXIF = b"\xff\xd8", b"Exif\0\0"
 
 
 def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a file's path or bytes into an RGB picture, upright. Raises RecordError, whose ``key`` names the file."""
     name = key or (str(source) if not isinstance(source, bytes) else "image")
+    data = _whole(source, name)
+    plain = _plain_jpeg(data, max_pixels)
+    return Image.fromarray(plain) if plain is not None else _any_kind(data, name, max_pixels)
+
+
+def decode_pixels(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The same picture as an array, uint8 [H, W, 3]: saves two copies when no Pillow picture is needed."""
+    name = key or (str(source) if not isinstance(source, bytes) else "image")
+    data = _whole(source, name)
+    plain = _plain_jpeg(data, max_pixels)
+    return plain if plain is not None else np.asarray(_any_kind(data, name, max_pixels))
+
+
+def _whole(source: Path | str | bytes, name: str) -> bytes:
     data = source if isinstance(source, bytes) else _read(Path(source), name)
     if not data:
         raise RecordError(name, "the image file is empty (0 bytes)", "download it again or remove it")
+    return data
+
+
+def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """The pixels of an upright three-channel JPEG by libjpeg-turbo; None leaves it to Pillow, which also words the errors."""
+    library = _simplejpeg()
+    if library is None or not data.startswith(JPEG) or EXIF in data:
+        return None
+    try:
+        height, width, colours, _ = library.decode_jpeg_header(data)
+        if colours != "YCbCr" or not 0 < width * height <= max_pixels:
+            return None
+        pixels: np.ndarray = library.decode_jpeg(data, colorspace="RGB")
+        return pixels
+    except ValueError:
+        return None  # damaged, or a variant that it does not read
+
+
+def _any_kind(data: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Pillow warns of large pictures and odd metadata; size is checked below, by our own limit.

@@ -80,7 +80,9 @@ def _resized(image: Image.Image, size: tuple[int, int], kernel: Image.Resampling
     return image if image.size == size else image.resize(size, kernel)
 
 
-def fast_resized(image: Image.Image, box: tuple[int, int, int, int], size: int, interpolation: str) -> np.ndarray:
+def fast_resized(
+    image: Image.Image | np.ndarray, box: tuple[int, int, int, int], size: int, interpolation: str
+) -> np.ndarray:
     """A part of an RGB picture resized to a square by torch's kernel for uint8: uint8 [3, size, size], contiguous.
 
     The same antialiased bicubic or bilinear kernel as Pillow's, in 16-bit arithmetic. Raises ConfigError for another one.
@@ -113,10 +115,13 @@ class TrainTransform:
     grayscale: float = 0.0
     kernel: Literal["exact", "fast"] = "exact"
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """RGB picture -> uint8 [3, size, size], all randomness from ``rng``."""
-        box = self._box(image.width, image.height, rng)
-        if self.kernel == "fast":
+    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """RGB picture, or for the fast kernel also its pixels [H, W, 3] -> uint8 [3, size, size], all chance from ``rng``."""
+        if isinstance(image, np.ndarray) and self.kernel != "fast":
+            image = Image.fromarray(image)
+        height, width = image.shape[:2] if isinstance(image, np.ndarray) else (image.height, image.width)
+        box = self._box(width, height, rng)
+        if isinstance(image, np.ndarray) or self.kernel == "fast":
             pixels = fast_resized(image, box, self.size, self.interpolation)
             if not (self.flip or self.color_jitter or self.grayscale):
                 return pixels
