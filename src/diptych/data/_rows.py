@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -43,8 +44,8 @@ class Rows:
         count = int(self.about["rows"])
         self.names: tuple[str, ...] = tuple(self.about["splits"])
         empty = np.zeros((0, 2), dtype=np.int64)
-        self.bounds = np.memmap(self.index, np.int64, "r", 0, (count, 2)) if count else empty
-        self.codes = np.memmap(self.index, np.uint16, "r", count * 16, (count,)) if count and self.names else None
+        self.bounds = _mapped(self.index, np.int64, 0, (count, 2)) if count else empty
+        self.codes = _mapped(self.index, np.uint16, count * 16, (count,)) if count and self.names else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"index": self.index}
@@ -71,6 +72,14 @@ class Rows:
             raise SourceError(f"{where}: no split {split!r}; splits seen: {seen}.")
         assert self.codes is not None
         return np.flatnonzero(self.codes == self.names.index(split))
+
+
+def _mapped(path: Path, kind: type, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    """A part of a file as an array. Read in a shuffled order, so the system is asked not to read ahead."""
+    found = np.memmap(path, kind, "r", offset, shape)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # advice; not every system takes it
+        found._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return found
 
 
 class Built:

@@ -25,7 +25,7 @@ from diptych.types import Record
 
 SEPARATORS = "\t,;|"
 MARK = b"\xef\xbb\xbf"  # what spreadsheets put in front of UTF-8
-PIECE = 1 << 16  # rows that are handed on at a time
+PIECE = 1 << 13  # rows that are handed on at a time
 Quoting = Literal[0, 3]
 
 
@@ -126,9 +126,9 @@ def _build(path: Path, separator: str, built: Built) -> None:
     quoted, several_lines = _fault(path, separator, csv.QUOTE_MINIMAL)
     quoting: Quoting = csv.QUOTE_MINIMAL
     if quoted or several_lines:
-        plain, _ = _fault(path, separator, csv.QUOTE_NONE)
+        plain, uneven = _fault(path, separator, csv.QUOTE_NONE)
         if plain is None:
-            quoting, quoted = csv.QUOTE_NONE, None
+            quoting, quoted, several_lines = csv.QUOTE_NONE, None, uneven
     header = next(_parsed(path, separator, quoting), (0, []))[1]
     if quoted is not None:
         raise SourceError(
@@ -136,6 +136,9 @@ def _build(path: Path, separator: str, built: Built) -> None:
             f"(separator {separator!r}); set --csv-separator, or quote fields that contain it."
         )
     built.about = {"header": [column.strip() for column in header], "quoting": int(quoting)}
+    if not several_lines and "split" not in built.about["header"]:
+        _rows_are_lines(path, built)
+        return
     lines = line_bounds(path)
     pending, past = np.zeros((0, 2), dtype=np.int64), 0  # bounds of lines not used yet, and how many came before them
     for piece in _pieces(path, separator, quoting, built.about["header"]):
@@ -146,6 +149,18 @@ def _build(path: Path, separator: str, built: Built) -> None:
         built.keep(bounds, np.array([built.code(name) for name in piece.splits]) if piece.splits else None)
         used = int(piece.after[-1]) - past
         pending, past = pending[used:], past + used
+
+
+def _rows_are_lines(path: Path, built: Built) -> None:
+    """Every row stands on a line of its own: no row has to be looked into."""
+    header = True
+    for bounds, text, base in line_bounds(path):
+        sizes, first = bounds[:, 1], np.frombuffer(text, dtype=np.uint8)
+        alone = first[np.minimum(bounds[:, 0] - base, len(first) - 1)]
+        kept = bounds[(sizes > 1) | ((sizes == 1) & (alone != ord("\r")))]
+        if header and len(kept):
+            kept, header = kept[1:], False
+        built.keep(kept)
 
 
 class Piece(NamedTuple):
@@ -168,14 +183,15 @@ def _pieces(path: Path, separator: str, quoting: Quoting, header: list[str]) -> 
 
 
 def _fault(path: Path, separator: str, quoting: Quoting) -> tuple[Fault | None, bool]:
-    """The first row that does not fit the header, if any, and whether a row stands on several lines."""
+    """The first row that does not fit the header, if any, and whether some row does not stand on the line of its number."""
     width, several = -1, False
-    for number, (_, row) in enumerate(_parsed(path, separator, quoting), start=1):
-        if width < 0:
-            width = len(row)
+    for number, (line, row) in enumerate(_parsed(path, separator, quoting), start=1):
         if len(row) != width:
-            return Fault(number, len(row)), several
-        several = several or any("\n" in field for field in row)
+            if width >= 0:
+                return Fault(number, len(row)), several
+            width = len(row)
+        if line != number:
+            several = True
     return None, several
 
 
