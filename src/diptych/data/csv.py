@@ -125,7 +125,8 @@ def _build(path: Path, separator: str, built: Built) -> None:
     """Check every row, decide about quotes, and note where rows stand."""
     quoted, several_lines = _fault(path, separator, csv.QUOTE_MINIMAL)
     quoting: Quoting = csv.QUOTE_MINIMAL
-    if quoted or several_lines:
+    # A header in quotes says that quotes are meant; else a field over several lines may be a stray quote that swallows rows.
+    if quoted or (several_lines and not _header_is_quoted(path)):
         plain, uneven = _fault(path, separator, csv.QUOTE_NONE)
         if plain is None:
             quoting, quoted, several_lines = csv.QUOTE_NONE, None, uneven
@@ -149,6 +150,11 @@ def _build(path: Path, separator: str, built: Built) -> None:
         built.keep(bounds, np.array([built.code(name) for name in piece.splits]) if piece.splits else None)
         used = int(piece.after[-1]) - past
         pending, past = pending[used:], past + used
+
+
+def _header_is_quoted(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline(1 << 16).removeprefix(MARK).lstrip().startswith(b'"')
 
 
 def _rows_are_lines(path: Path, built: Built) -> None:

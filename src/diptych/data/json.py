@@ -56,8 +56,11 @@ def _as_lines(path: Path) -> str:
     lines = cache_folder() / "lines" / f"{path.stem[:60]}-{digest}.jsonl"
     if not lines.is_file():
         with replacing(lines, "list as lines") as beside, beside.open("w", encoding="utf-8") as target:
-            for number, item in enumerate(_items(path)):
-                target.write(json.dumps(_plain(item, number, path), ensure_ascii=False) + "\n")
+            count = 0
+            for count, item in enumerate(_items(path), start=1):
+                target.write(json.dumps(_plain(item, count - 1, path), ensure_ascii=False) + "\n")
+            if not count:
+                raise SourceError(f"{path}: an empty list, it holds no record.")
     return str(lines)
 
 
