@@ -295,3 +295,27 @@ def test_bad_samples_in_every_shape_are_one_ledger(tmp_path):
         (5, "caption is empty"),
     ):
         assert words in reasons[names[place]]
+
+
+def test_a_pipe_is_run_once_and_a_failing_one_says_why(tmp_path):
+    spec = write_webdataset(tmp_path)
+    one = open_source(spec)
+    command = f"cat {tmp_path}/shard-{{000..002}}.tar; echo x >> {tmp_path}/ran"
+    for _ in range(2):
+        two = open_source(f"pipe:{command}")
+        assert [two.record(place).image for place in range(COUNT)] == [
+            one.record(place).image for place in range(COUNT)
+        ]
+    assert (tmp_path / "ran").read_text() == "x\n" * 3
+    with pytest.raises(SourceError, match=r"ended with code 3 .*no luck"):
+        open_source("pipe:echo no luck >&2; exit 3")
+
+
+def test_keys_that_come_twice_are_told_and_made_different(tmp_path, capsys):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a", "b", "a"):
+            add(tar, f"{name}.png", picture(1))
+            add(tar, f"{name}.txt", b"words")
+    source = open_source(str(tmp_path / "x.tar"))
+    assert len({source.record(place).key for place in range(3)}) == 3
+    assert "1 keys come twice" in capsys.readouterr().err

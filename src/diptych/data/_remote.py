@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,31 @@ def fetched(url: str, folder: Path) -> Path:
         except OSError as error:
             raise _failed(url, error) from error
     return copy
+
+
+def piped(command: str, folder: Path) -> Path:
+    """What a command writes to its standard output, as a file in ``folder``: run once, kept under the command's own name.
+
+    A stream has no places to come back to; a file has. Raises SourceError when the command fails, OutputError.
+    """
+    digest = hashlib.blake2b(command.encode(), digest_size=8).hexdigest()
+    copy = folder / f"pipe-{digest}.tar"
+    if copy.is_file():
+        return copy
+    with replacing(copy, "output of a pipe") as beside, beside.open("wb") as target:
+        done = subprocess.run(command, shell=True, stdout=target, stderr=subprocess.PIPE, check=False)
+        if done.returncode:
+            told = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+            raise SourceError(f"pipe:{command}: ended with code {done.returncode} ({told}).")
+    return copy
+
+
+def has_ranges(url: str) -> bool:
+    """Whether a store gives parts of a file. One that does not has to be copied whole."""
+    try:
+        return len(read_range(url, 0, 1)) == 1
+    except SourceError:
+        return False
 
 
 def listed(pattern: str) -> list[str]:

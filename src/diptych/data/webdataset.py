@@ -5,7 +5,8 @@
 A tar is random access once its headers are read, so it is a source like any other: nothing is streamed, and any number of
 shards serves any number of ranks. Shards are named by a path, a pattern (``train-*.tar``), or braces (``{000..099}.tar``).
 A gzipped tar cannot be read at an offset: it is unpacked once into the cache folder (DIPTYCH_CACHE, else the user's own).
-Remote shards (s3://, http://, ...) are read by ranges.
+Remote shards (s3://, http://, ...) are read by ranges; what cannot be (a store without ranges, ``pipe:COMMAND``) is copied into
+the cache once, since a stream has no place to come back to.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import numpy as np
 from diptych import log
 from diptych.data import SOURCES, SourceOptions
 from diptych.data._fields import CAPTION_KEYS, captions_of
-from diptych.data._index import Reader, checked_file, unpacked
-from diptych.data._remote import is_remote, listed
+from diptych.data._index import Reader, cache_folder, checked_file, unpacked
+from diptych.data._remote import has_ranges, is_remote, listed, piped
 from diptych.data._tar import Members, members_of
 from diptych.errors import SourceError
 from diptych.types import Record
@@ -33,6 +34,7 @@ from diptych.types import Record
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("json", "txt", "cls")
 ABSENT = -1
+PIPE = "pipe:"
 
 
 class Group(NamedTuple):
@@ -56,10 +58,10 @@ class WebDataset:
         self._readers = [Reader(path) for path in paths]
         self._keys: list[str] = []
         rows: list[tuple[int, ...]] = []
-        dropped = 0
+        dropped = twice = 0
         for number, (path, members) in enumerate(zip(paths, _indexed(paths), strict=True)):
             _tell(str(path), members)
-            name = str(path).rpartition("/")[2]
+            name, met = str(path).rpartition("/")[2], set[str]()
             for group in groups(members):
                 image = next((group.members[kind] for kind in IMAGES if kind in group.members), None)
                 if image is None or not ({"json", "txt", "cls"} & set(group.members)):
@@ -67,15 +69,20 @@ class WebDataset:
                     continue
                 texts = [group.members.get(kind, (ABSENT, 0)) for kind in TEXTS]
                 self._keys.append(f"{name}/{group.key}")
+                twice += group.key in met
+                met.add(group.key)
                 rows.append((number, *image, *itertools.chain(*texts)))
+        if twice:
+            log.warn(f"{spec}: {twice} keys come twice within a shard; both are used.")
+            self._keys = [f"{key}#{place}" for place, key in enumerate(self._keys)]
         if dropped:
             log.warn(f"{spec}: {dropped} samples lack an image or a text and are left out; {len(rows)} are used.")
         self._table = np.array(rows, dtype=np.int64).reshape(len(rows), 3 + 2 * len(TEXTS))
 
     @staticmethod
     def matches(spec: str) -> bool:
-        """By the ending .tar."""
-        return spec.lower().endswith((".tar", ".tar.gz", ".tgz"))
+        """By the ending .tar, or pipe: in front."""
+        return spec.startswith(PIPE) or spec.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
     @classmethod
     def open(cls, spec: str, split: str, options: SourceOptions) -> WebDataset:
@@ -145,7 +152,8 @@ def shards(spec: str) -> list[Path | str]:
     """
     found: list[Path | str] = []
     for name in braces(spec):
-        matching = (listed(name) if is_remote(name) else sorted(glob.glob(name))) if glob.has_magic(name) else [name]
+        magic = glob.has_magic(name) and not name.startswith(PIPE)
+        matching = (listed(name) if is_remote(name) else sorted(glob.glob(name))) if magic else [name]
         if not matching:
             raise SourceError(f"{name}: no file matches this pattern.")
         found += [_shard(one) for one in matching]
@@ -153,7 +161,9 @@ def shards(spec: str) -> list[Path | str]:
 
 
 def _shard(name: str) -> Path | str:
-    if is_remote(name) and not name.lower().endswith((".gz", ".tgz")):
+    if name.startswith(PIPE):
+        return unpacked(piped(name.removeprefix(PIPE), cache_folder() / "remote"))
+    if is_remote(name) and not name.lower().endswith((".gz", ".tgz")) and has_ranges(name):
         return name
     return unpacked(checked_file(name))
 
