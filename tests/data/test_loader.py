@@ -1,8 +1,10 @@
 """What the loader does with bad records, odd sizes and several views."""
 
 import json
+import os
 
 import pytest
+import torch
 
 from diptych.data import Loader, Position, Prepare, collate, open_source
 from diptych.errors import ConfigError, RecordError, SourceError
@@ -117,3 +119,27 @@ def test_training_draws_among_captions_or_keeps_to_the_first(tmp_path):
 
     assert seen("random") == {"a cat", "a dog", "an owl"}
     assert seen("first") == {"a cat"}
+
+
+def test_batches_that_are_kept_stay_as_they_came(tmp_path):
+    """Pixels travel through memory that a loader process uses again and again: what has arrived must not change."""
+    source = open_source(write_jsonl(tmp_path))
+    loader = Loader(source, prepare(), batch_size=4, workers=2, epochs=3)
+    kept = [batch.images for batch, _ in loader]
+    plain = [batch.images for batch, _ in Loader(source, prepare(), batch_size=4, workers=0, epochs=3)]
+    assert len(kept) == len(plain) == 15
+    assert all(torch.equal(one, two) for one, two in zip(kept, plain, strict=True))
+    kept[0].fill_(3)  # and it is this process's own to write to
+    assert int(kept[0].max()) == 3
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files through /proc")
+def test_no_descriptors_pile_up(tmp_path):
+    source = open_source(write_jsonl(tmp_path))
+    loader = iter(Loader(source, prepare(), batch_size=4, workers=1))
+    for _ in range(20):
+        next(loader)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        next(loader)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data._order import draw, permute
+from diptych.data._order import draw, mixed, permute
 
 
 @settings(max_examples=200)
@@ -51,3 +51,11 @@ def test_drawn_numbers_are_63_bits_and_depend_on_each_part():
     drawn = {draw(seed, epoch, place) for seed in range(5) for epoch in range(5) for place in range(50)}
     assert len(drawn) == 1250
     assert max(drawn) < 2**63
+
+
+def test_plain_integers_draw_what_the_arrays_do():
+    for numbers in ((0,), (1, 2, 3), (2**63, -1, 17), (-5, 2**70)):
+        state = np.zeros(1, dtype=np.uint64)
+        for number in numbers:
+            state = mixed(state ^ np.uint64(number & (1 << 64) - 1))
+        assert draw(*numbers) == int(state[0]) >> 1

@@ -302,12 +302,12 @@ def test_two_processes_train_as_one(pairs, tmp_path):
         assert torch.allclose(item, tensors(tmp_path / "two")[name], atol=2e-4), name
 
 
-def test_the_clock_tells_waiting_from_working():
+def test_the_clock_tells_waiting_from_working(monkeypatch):
+    now = iter([10.0, 10.03, 10.04])  # asked for data, got it, stepped
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     clock = Clock()
-    time.sleep(0.03)
     clock.got_data()
-    time.sleep(0.01)
     clock.stepped(8)
     figures = clock.read()
-    assert 0.6 < figures["data_wait"] < 0.85
-    assert 100 < figures["pairs_per_second"] < 210
+    assert figures["data_wait"] == pytest.approx(0.75)
+    assert figures["pairs_per_second"] == pytest.approx(200)

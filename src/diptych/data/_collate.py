@@ -5,21 +5,19 @@ Not a place for floating-point numbers: normalising is the image tower's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
+from diptych.data._carry import room, sent
 from diptych.types import Batch, Sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """B samples -> a Batch (shapes in ``types.Batch``)."""
     views, texts, count = len(samples[0].images), len(samples[0].tokens), len(samples)
-    images = _room((views, count, *samples[0].images.shape[1:]))
-    pixels = images.numpy()  # a view; numpy copies small arrays with less ado than torch
+    pixels = room((views, count, *samples[0].images.shape[1:]))
     for place, sample in enumerate(samples):
         pixels[:, place] = sample.images
     longest = max(len(ids) for sample in samples for ids in sample.tokens)
@@ -31,7 +29,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
             # The end token is the largest id; a caption ends at its first one, wherever else it may stand.
             lengths[view, place] = ids.argmax() + 1
     return Batch(
-        images=images,
+        images=sent(pixels),
         tokens=torch.from_numpy(tokens),
         lengths=torch.from_numpy(lengths),
         masked=None,
@@ -40,15 +38,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         groups=torch.tensor([sample.group for sample in samples], dtype=torch.int64),
         cut=sum(sample.cut for sample in samples),
     )
-
-
-def _room(shape: tuple[int, ...]) -> torch.Tensor:
-    """An empty uint8 tensor; in a loader process in memory that the main process sees too, so that nothing is copied again."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))
-    flat: torch.Tensor = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
-    return flat.view(shape)
 
 
 def _labels(samples: Sequence[Sample]) -> torch.Tensor | None:

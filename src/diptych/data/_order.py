@@ -15,6 +15,7 @@ import numpy as np
 from diptych.errors import ConfigError
 
 ROUNDS = 6
+WORD = (1 << 64) - 1
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
@@ -26,11 +27,14 @@ def mixed(values: np.ndarray) -> np.ndarray:
 
 
 def draw(*numbers: int) -> int:
-    """One 63-bit number from several: the seed of a sample's randomness."""
-    state = np.zeros(1, dtype=np.uint64)
+    """One 63-bit number from several: the seed of a sample's randomness. The same as ``mixed``, in plain integers."""
+    state = 0
     for number in numbers:
-        state = mixed(state ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF))
-    return int(state[0] >> np.uint64(1))
+        state = ((state ^ (number & WORD)) + 0x9E3779B97F4A7C15) & WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & WORD
+        state ^= state >> 31
+    return state >> 1
 
 
 def permute(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
