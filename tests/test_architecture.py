@@ -13,8 +13,8 @@ LAYERS = [
     {"devices", "text", "image"},
     {"data", "models", "distributed"},
     {"objectives", "weights", "evaluate"},
-    {"train", "serve", "report"},
-    {"commands", "profile", "migrate"},
+    {"train", "serve", "report", "profile"},
+    {"commands", "migrate"},
 ]
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 OPEN_FOLDERS = {"devices", "text", "data", "models", "objectives", "weights", "evaluate", "migrate", "commands"}
