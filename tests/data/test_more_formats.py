@@ -153,7 +153,7 @@ def test_members_are_those_that_the_standard_library_finds(tmp_path_factory, mem
             if item.isfile() and ".." not in item.name.split("/") and not item.name.startswith("/")
         ]
     found = members_of(str(path))
-    assert [(found.name(place), *found.places[place].tolist()) for place in range(len(found.ends))] == expected
+    assert [(name, *place) for name, place in zip(found.each_name(), found.places.tolist(), strict=True)] == expected
     assert found.whole
 
 

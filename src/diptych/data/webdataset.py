@@ -33,6 +33,7 @@ from diptych.types import Record
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("json", "txt", "cls")
+KINDS = frozenset((*IMAGES, *TEXTS))
 ABSENT = -1
 PIPE = "pipe:"
 
@@ -188,16 +189,15 @@ def groups(members: Members) -> Iterator[Group]:
     """The samples of one tar: members that share a name up to the first dot, in the order they stand."""
     key = ""
     found: dict[str, tuple[int, int]] = {}
-    for number, (offset, size) in enumerate(members.places.tolist()):
-        folder, slash, name = members.name(number).rpartition("/")
-        stem, _, ending = name.partition(".")
-        whole = f"{folder}{slash}{stem}"
+    for name, place in zip(members.each_name(), members.places.tolist(), strict=True):
+        dot = name.find(".", name.rfind("/") + 1)
+        whole = name[:dot] if dot >= 0 else name
         if whole != key and found:
             yield Group(key, found)
             found = {}
         key = whole
-        kind = ending.lower().rpartition(".")[2]
-        if kind in IMAGES or kind in TEXTS:
-            found[kind] = (offset, size)
+        kind = name[name.rfind(".") + 1 :].lower() if dot >= 0 else ""
+        if kind in KINDS:
+            found[kind] = (place[0], place[1])
     if found:
         yield Group(key, found)
