@@ -45,6 +45,12 @@ def write_text(path: Path, text: str, what: str = "file") -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: DIPTYCH_CACHE, else diptych/ in the user's cache folder."""
+    named = os.environ.get("DIPTYCH_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
+
+
 def _flush_to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

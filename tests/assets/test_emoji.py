@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 import diptych
+from diptych.data import open_source
+from diptych.evaluate.retrieval import merge
 
 FOLDER = Path(diptych.__file__).parent / "assets" / "emoji"
 MANIFEST = json.loads((FOLDER / "manifest.json").read_text(encoding="utf-8"))
@@ -65,6 +67,15 @@ def test_the_splits_are_what_they_say(samples):
 def test_a_test_split_has_one_picture_per_name(samples, split):
     names = [about["name"] for which, _, _, about in samples if which == split]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("split", ["unseen_style", "held_out_names"])
+def test_the_demo_is_measured_on_every_picture_of_a_split(split):
+    """Each emoji's JSON names its category ("group": "symbols"): pictures must not be merged by it."""
+    source = open_source(str(FOLDER / f"{split}-*.tar.gz"))
+    pictures = merge(source, captions_per_image=1)
+    expected = sum(shard["samples"] for shard in MANIFEST["shards"] if shard["split"] == split)
+    assert len(pictures.indices) == len(pictures.captions) == expected > 100
 
 
 def test_captions_do_not_give_the_style_away(samples):

@@ -319,3 +319,12 @@ def test_keys_that_come_twice_are_told_and_made_different(tmp_path, capsys):
     source = open_source(str(tmp_path / "x.tar"))
     assert len({source.record(place).key for place in range(3)}) == 3
     assert "1 keys come twice" in capsys.readouterr().err
+
+
+def test_a_key_or_group_that_means_something_else_is_not_taken_for_the_pictures_name(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(3):
+            add(tar, f"{number}.png", picture(number))
+            add(tar, f"{number}.json", json.dumps({"caption": "c", "group": "symbols", "key": "same"}).encode())
+    records = [open_source(str(tmp_path / "x.tar")).record(number) for number in range(3)]
+    assert len({record.key for record in records}) == 3 and {record.group for record in records} == {None}

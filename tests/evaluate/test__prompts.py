@@ -9,7 +9,7 @@ from diptych.evaluate._prompts import class_names, fill, load_templates, readabl
 
 
 def test_every_shipped_set_loads():
-    assert template_sets() == ["openai80", "simple"]
+    assert template_sets() == ["cc", "openai7", "openai80", "prompt6", "prompt8", "simple"]
     for name in template_sets():
         assert load_templates(name)
 

@@ -164,7 +164,7 @@ def _index(options: Options, source: Source) -> dict[str, Any]:
     import time
 
     from diptych.data import open_source
-    from diptych.data._index import cache_folder
+    from diptych.files import cache_folder
 
     start = time.perf_counter()
     open_source(options.data, split=options.split, options=options.source)

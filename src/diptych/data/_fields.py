@@ -8,6 +8,8 @@ from typing import Any
 from diptych.data._remote import is_remote, read_whole
 
 IMAGE_KEYS = ("filepath", "image", "img_key", "image_path", "img_path", "path", "filename", "file_name", "file", "img")
+# What our own shards say of a record beside its captions. No plain "key" or "group": files of others mean other things by them.
+OWN_KEY, OWN_GROUP = "diptych_key", "diptych_group"
 CAPTION_KEYS = ("captions", "caption", "title", "caption_key", "text", "texts", "raw", "description")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diptych.data._remote import fetched, is_remote, read_range
 from diptych.errors import SourceError
-from diptych.files import replacing
+from diptych.files import cache_folder, replacing
 
 CHUNK = 1 << 24
 
@@ -45,12 +45,6 @@ class Reader:
                 raise SourceError(f"{self.path}: has shrunk since it was opened; was it replaced while it was read?")
             data += more
         return data
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: DIPTYCH_CACHE, else diptych/ in the user's cache folder."""
-    named = os.environ.get("DIPTYCH_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
 
 
 def checked_file(spec: str) -> Path:

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from diptych import log
-from diptych.data._index import CHUNK, cache_folder
+from diptych.data._index import CHUNK
 from diptych.errors import OutputError, SourceError
-from diptych.files import replacing
+from diptych.files import cache_folder, replacing
 
 VERSION = 2
 TELL_ABOVE = 1 << 28  # bytes; indexing a larger file is worth a word

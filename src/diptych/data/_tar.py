@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diptych.data._index import cache_folder
 from diptych.data._remote import is_remote, read_range, size_and_mark
 from diptych.errors import OutputError, SourceError
-from diptych.files import replacing
+from diptych.files import cache_folder, replacing
 
 BLOCK, VERSION = 512, 1
 ZEROS = bytes(BLOCK)

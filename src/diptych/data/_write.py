@@ -27,6 +27,7 @@ from diptych.types import Record
 
 if TYPE_CHECKING:
     from diptych.data import Source
+from diptych.data._fields import OWN_GROUP, OWN_KEY
 
 PLAN, SIZES, BAD = "shards.json", "sizes.json", "left_out.jsonl"
 
@@ -145,11 +146,11 @@ def _row(record: Record, place: int, options: ShardOptions) -> Row:
     ending = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif"}.get(data[:2], "")
     if (options.resize and min(picture.size) > options.resize) or not ending:
         data, ending = _resized(picture, options), "jpg"
-    about: dict[str, Any] = {"key": record.key, "captions": list(record.captions)}
+    about: dict[str, Any] = {OWN_KEY: record.key, "captions": list(record.captions)}
     if record.label is not None:
         about["label"] = record.label
     if record.group is not None and record.group != record.key:
-        about["group"] = record.group
+        about[OWN_GROUP] = record.group
     return Row(f"{place:09d}", ending, data, about)
 
 

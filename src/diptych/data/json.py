@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._index import cache_folder, checked_file
+from diptych.data._index import checked_file
 from diptych.errors import SourceError
-from diptych.files import replacing
+from diptych.files import cache_folder, replacing
 from diptych.registry import Registry
 
 VERSION = 1

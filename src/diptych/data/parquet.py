@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of
 from diptych.data._rows import known_keys
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
@@ -49,7 +49,7 @@ class Parquet:
                 raise SourceError(
                     f"{spec}: no column for {what}; columns seen: {', '.join(names)}; name it with {flag}."
                 )
-        self._others = [name for name in ("label", "key", "group") if name in names]
+        self._others = [name for name in ("label", OWN_KEY, OWN_GROUP) if name in names]
         # (file, row group) of each group, and where its rows end.
         self._groups = [(place, group) for place, file in enumerate(files) for group in range(file.num_row_groups)]
         sizes = [files[place].metadata.row_group(group).num_rows for place, group in self._groups]
@@ -112,8 +112,8 @@ class Parquet:
         if not given:
             raise RecordError(key, "has no picture")
         image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(str(given), self.root)
-        label, key = values.get("label"), values.get("key") or key
-        named = values.get("group") or (None if isinstance(image, bytes) else str(given))
+        label, key = values.get("label"), values.get(OWN_KEY) or key
+        named = values.get(OWN_GROUP) or (None if isinstance(image, bytes) else str(given))
         captions = captions_of(values[self._caption]) if self._caption else ()
         return Record(
             key, image, captions, label if isinstance(label, int) else None, named, values if self._others else {}

@@ -24,11 +24,12 @@ import numpy as np
 
 from diptych import log
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, captions_of
-from diptych.data._index import Reader, cache_folder, checked_file, unpacked
+from diptych.data._fields import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of
+from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._remote import has_ranges, is_remote, listed, piped
 from diptych.data._tar import Members, members_of
 from diptych.errors import SourceError
+from diptych.files import cache_folder
 from diptych.types import Record
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -106,7 +107,7 @@ class WebDataset:
         texts = {kind: reader.read(*part) for kind, part in zip(TEXTS, parts, strict=True) if part[0] != ABSENT}
         captions, label, about = _described(texts, key)
         # Shards of ours carry the key and the picture's name that their source gave.
-        named, group = about.get("key"), about.get("group")
+        named, group = about.get(OWN_KEY), about.get(OWN_GROUP)
         key = named if isinstance(named, str) else key
         return Record(key, image, captions, label, group if isinstance(group, str) else None, about)
 

@@ -63,13 +63,13 @@ class Encoder:
             collate_fn=_stack,
         )
         features = []
-        for images in loader:
-            if isinstance(images, RecordError):
-                raise images
-            with self._exact():
+        with self.inference():
+            for images in loader:
+                if isinstance(images, RecordError):
+                    raise images
                 encoded = self.model.encode_image(images.to(self.device.torch_device))  # type: ignore[operator]
-            features.append(encoded.float())
-            step(len(images))
+                features.append(encoded.float())
+                step(len(images))
         return torch.cat(features)
 
     def texts(self, captions: Sequence[str], step: Callable[[int], None]) -> Tensor:
@@ -77,19 +77,20 @@ class Encoder:
         ids = [self.tokenizer.encode(caption).ids for caption in captions]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         features = []
-        for begin in range(0, len(order), self.batch_size):
-            tokens, _ = self.tokenizer.pad([ids[i] for i in order[begin : begin + self.batch_size]])
-            with self._exact():
+        with self.inference():
+            for begin in range(0, len(order), self.batch_size):
+                tokens, _ = self.tokenizer.pad([ids[i] for i in order[begin : begin + self.batch_size]])
                 encoded = self.model.encode_text(tokens.to(self.device.torch_device))  # type: ignore[operator]
-            features.append(encoded.float())
-            step(len(tokens))
+                features.append(encoded.float())
+                step(len(tokens))
         found = torch.cat(features)
         place = torch.empty(len(order), dtype=torch.int64)
         place[torch.tensor(order)] = torch.arange(len(order))
         return found[place.to(found.device)]
 
     @contextmanager
-    def _exact(self) -> Iterator[None]:
+    def inference(self) -> Iterator[None]:
+        """Without gradients, in the encoder's precision; entered once for many batches, so that weights are cast once."""
         # no_grad, not inference_mode: what a tower caches here (masks, positions) must serve the next training step.
         with torch.no_grad(), self.device.autocast(self.precision):
             yield

@@ -1,6 +1,7 @@
 """Prompt templates and class names: sets that ship with Diptych, a user's file, and names of folders.
 
-A template holds one ``{}`` for the class name. Shipped sets are data, ``prompts/*.toml``. It encodes nothing.
+A template holds one ``{}`` for the class name. Shipped sets are data: ``prompts/*.toml``, and ``classes/*.txt`` with an id and
+a name per line. It encodes nothing.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from diptych.errors import ConfigError
 from diptych.registry import did_you_mean
 
 FOLDER = Path(__file__).parent / "prompts"
+CLASSES = Path(__file__).parent / "classes"
 
 
 def template_sets() -> list[str]:
@@ -59,26 +62,63 @@ def readable(folder: str) -> str:
     return " ".join(folder.replace("_", " ").split())
 
 
+def class_sets() -> list[str]:
+    """Names of the class lists that ship with Diptych."""
+    return sorted(path.stem for path in CLASSES.glob("*.txt"))
+
+
+def class_set(name: str) -> dict[str, str]:
+    """A shipped list of classes: id -> name, in the list's order."""
+    lines = [line for line in _lines(CLASSES / f"{name}.txt") if not line.startswith("#")]
+    return dict(line.split("\t", 1) for line in lines)  # type: ignore[misc]
+
+
 def class_names(
     folders: Sequence[str] | None, labels: str | Path | Sequence[str] | None = None, source: str = "source"
 ) -> tuple[str, ...]:
     """Return one readable name per class, in the order of the class folders.
 
-    ``labels`` is a text file with one name per line, or the names themselves; None takes the folders' names. Raises
-    ConfigError when their number is not the number of folders, or when there are neither folders nor names.
+    ``labels`` is the name of a shipped list (imagenet), a text file with one name per line, or the names themselves; None
+    takes the folders' names, or OpenAI's names where the folders are WordNet ids of ImageNet. Raises ConfigError when
+    their number is not the number of folders, or when there are neither folders nor names.
     """
     if labels is None:
         if not folders:
-            raise ConfigError(f"{source}: has no class names of its own; give labels, a text file with one per line.")
-        return tuple(readable(folder) for folder in folders)
-    from_file = isinstance(labels, str | Path)
-    names = _lines(Path(labels)) if isinstance(labels, str | Path) else list(labels)
+            raise ConfigError(
+                f"{source}: has no class names of its own; give labels, a text file with one per line, or 'imagenet'."
+            )
+        known = class_set("imagenet") if folders[0] in class_set("imagenet") else {}
+        return tuple(known.get(folder, readable(folder)) for folder in folders)
+    if isinstance(labels, str) and labels in class_sets():
+        listed = class_set(labels)
+        if folders and set(folders) <= set(listed):
+            return tuple(listed[folder] for folder in folders)
+        names: list[str] = list(listed.values())
+    else:
+        names = _lines(Path(labels)) if isinstance(labels, str | Path) else list(labels)
     if folders and len(names) != len(folders):
         raise ConfigError(
-            f"{labels if from_file else 'labels'}: {len(names)} class names for the {len(folders)} class folders of "
-            f"{source}; give one per folder, in the folders' sorted order."
+            f"{labels if isinstance(labels, str | Path) else 'labels'}: {len(names)} class names for the {len(folders)} "
+            f"class folders of {source}; give one per folder, in the folders' sorted order."
         )
     return tuple(names)
+
+
+class ClassFolder(NamedTuple):
+    """A folder for classification: ``pictures`` to open as a source, and the texts beside them, None where there are none."""
+
+    pictures: str
+    labels: str | None = None
+    templates: str | None = None
+
+
+def class_folder(given: str) -> ClassFolder:
+    """Look for ``images/``, ``labels.txt`` and ``templates.txt`` in a folder, as PaddleMIX lays it out; else it is the source."""
+    root = Path(given)
+    found = {name: root / f"{name}.txt" for name in ("labels", "templates")}
+    there = {name: str(path) if path.is_file() else None for name, path in found.items()}
+    has_images = (root / "images").is_dir() and any(there.values())
+    return ClassFolder(str(root / "images") if has_images else given, there["labels"], there["templates"])
 
 
 def _lines(path: Path) -> list[str]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from diptych.errors import ConfigError
+from diptych.evaluate._intervals import Outcome
 
 Protocol = Literal["grouped", "paired"]
 RECALLS = (1, 5, 10)
@@ -43,6 +44,29 @@ def retrieval_scores(
     three recalls: ``text_r_mean`` (of image to text), ``image_r_mean`` (of text to image) and their mean ``r_mean``.
     Raises ConfigError for shapes or indices that do not fit.
     """
+    return summary(retrieval_ranks(image_features, text_features, text_to_image, protocol, chunk))
+
+
+class RetrievalRanks(NamedTuple):
+    """The rank of the best right answer of each query, 1 for the first place: of images [Q] and of texts [M].
+
+    ``images`` int64 [Q] and ``owners`` int64 [M] say which picture each query belongs to.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+    images: Tensor
+    owners: Tensor
+
+
+def retrieval_ranks(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_to_image: Tensor | None = None,
+    protocol: Protocol = "grouped",
+    chunk: int = 0,
+) -> RetrievalRanks:
+    """Rank in both directions, without the summary; arguments and errors are those of ``retrieval_scores``."""
     owner = _owners(image_features, text_features, text_to_image)
     _known_protocol(protocol)
     images, texts = _normalised(image_features), _normalised(text_features)
@@ -50,13 +74,29 @@ def retrieval_scores(
         rows = torch.arange(len(texts), device=owner.device)[:, None]
         to_text = ranks(images[owner], texts, rows, chunk=chunk)
         # Columns of one picture are copied after the product, so that they tie exactly, whatever the kernel rounds.
-        to_image = ranks(texts, images, rows, columns=owner, chunk=chunk)
-    else:
-        queries, own = _own_texts(owner, len(images))
-        to_text = ranks(images[queries], texts, own, chunk=chunk)
-        to_image = ranks(texts, images, owner[:, None], chunk=chunk)
-    scores = _summary("image_to_text", to_text) | _summary("text_to_image", to_image)
+        return RetrievalRanks(to_text, ranks(texts, images, rows, columns=owner, chunk=chunk), owner, owner)
+    queries, own = _own_texts(owner, len(images))
+    to_text = ranks(images[queries], texts, own, chunk=chunk)
+    return RetrievalRanks(to_text, ranks(texts, images, owner[:, None], chunk=chunk), queries, owner)
+
+
+def summary(found: RetrievalRanks) -> dict[str, float]:
+    """The scores of ranks, under the names of ``retrieval_scores``."""
+    scores = _summary("image_to_text", found.image_to_text) | _summary("text_to_image", found.text_to_image)
     return scores | _recall_means(scores)
+
+
+def outcomes(found: RetrievalRanks) -> dict[str, Outcome]:
+    """Whether each query found its own within the first k, for each recall; queries of one picture go together."""
+    sides = {
+        "image_to_text": (found.image_to_text, found.images),
+        "text_to_image": (found.text_to_image, found.owners),
+    }
+    return {
+        f"{side}_R@{k}": Outcome(places.cpu() <= k, pictures.cpu())
+        for side, (places, pictures) in sides.items()
+        for k in RECALLS
+    }
 
 
 def ranks(queries: Tensor, candidates: Tensor, own: Tensor, columns: Tensor | None = None, chunk: int = 0) -> Tensor:

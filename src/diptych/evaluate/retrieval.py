@@ -17,8 +17,9 @@ from torch import Tensor
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import evaluators
 from diptych.evaluate._encode import Encoder, Progress, Records, evaluating, steps
+from diptych.evaluate._intervals import intervals
 from diptych.evaluate._result import Result
-from diptych.evaluate._scores import Protocol, chance, retrieval_scores
+from diptych.evaluate._scores import Protocol, chance, outcomes, retrieval_ranks, summary
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,13 @@ def run(
         images = encoder.images(source, pictures.indices, step)
         texts = encoder.texts(pictures.captions, step)
     owner = torch.tensor(pictures.owner, device=texts.device)
+    ranked = retrieval_ranks(images, texts, owner, chosen.protocol)
+    answers = outcomes(ranked)
     return RetrievalResult(
         name=name,
-        metrics=retrieval_scores(images, texts, owner, chosen.protocol),
+        metrics=summary(ranked),
+        intervals=intervals(answers),
+        outcomes=answers,
         chance=expected(pictures, chosen.protocol),
         count={"images": len(pictures.indices), "texts": len(pictures.captions)},
         pictures=pictures,

@@ -16,6 +16,7 @@ from diptych.errors import ConfigError
 from diptych.models import TOWERS, ModelConfig, TextTower
 from diptych.models._layers import Block, Linear, Plan
 from diptych.models._packing import Grouped, Padded
+from diptych.models._sharing import Branched
 from diptych.types import Encoded
 
 
@@ -60,6 +61,16 @@ class Transformer(TextTower):
         x = self.token_embedding(tokens.flatten()[plan.gather]) + self.positional_embedding[plan.positions]
         x = self._run(x, plan, cut=True)
         return Encoded(plan.unsorted(self.projection(self.ln_final(x))))
+
+    def branched(self, tokens: Tensor, lengths: Tensor, stem: Tensor, stem_length: Tensor) -> Tensor:
+        """Pooled [B, D] of texts that begin alike in groups, each beginning computed once; equal to ``forward``, to rounding.
+
+        ``tokens`` [B, L], real ``lengths`` [B], ``stem`` [B] the group of each text, ``stem_length`` [B] how many first ids
+        it shares with its group (0: none), less than its length. Raises ConfigError when they do not begin alike.
+        """
+        plan = Branched.of(tokens, lengths, stem, stem_length)
+        x = self.token_embedding(tokens.flatten()[plan.gather]) + self.positional_embedding[plan.positions]
+        return plan.unsorted(self.projection(self.ln_final(self._run(x, plan, cut=True))))
 
     def _padded(self, tokens: Tensor, lengths: Tensor, want_tokens: bool) -> Encoded:
         plan = Padded(lengths)
