@@ -1,6 +1,10 @@
-"""The metric log keeps every row, forgets what a resumed run writes again, and feeds TensorBoard."""
+"""The metric log keeps every row, forgets what a resumed run writes again, and feeds TensorBoard and other dashboards."""
 
 import json
+import sqlite3
+import struct
+import subprocess
+import sys
 
 import pytest
 
@@ -69,3 +73,51 @@ def test_progress_off_a_terminal_is_plain_lines(capsys):
         for done in (1, 2, 3):
             tell(done, "fine")
     assert capsys.readouterr().err.strip() == "work 3/3 fine"
+
+
+def test_wandb_offline_writes_what_was_logged(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (tmp_path / "config.toml").write_text("accum_freq = 1\n[data]\nbatch_size = 77\n")
+    sink = log.open_sinks(tmp_path, "wandb")
+    sink.write("train", 3, {"loss": 1.25, "time": 1.0})
+    sink.write("eval", 3, {"name": "val", "top1": 0.5})
+    sink.close()
+    kept = next(tmp_path.rglob("*.wandb")).read_bytes()
+    for words in (b"train/loss", b"1.25", b"eval/val/top1", b"batch_size", b"77"):
+        assert words in kept
+    assert b"train/time" not in kept
+
+
+def test_trackio_keeps_what_was_logged(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    # It reads its folder when it is first imported: a process of its own.
+    program = (
+        "import sys, pathlib; from diptych import log; sink = log.open_sinks(pathlib.Path(sys.argv[1]), 'trackio');"
+        "sink.write('train', 3, {'loss': 1.25}); sink.write('eval', 4, {'name': 'val', 'top1': 0.5}); sink.close()"
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    subprocess.run([sys.executable, "-c", program, str(run)], check=True, capture_output=True, timeout=120)
+    with sqlite3.connect(tmp_path / "trackio" / "diptych.db") as base:
+        rows = [(step, json.loads(values)) for step, values in base.execute("select step, metrics from metrics")]
+    assert [(step, values) for step, values in rows if "train/loss" in values] == [(3, {"train/loss": 1.25})]
+    assert (4, {"eval/val/top1": 0.5}) in rows
+
+
+def test_swanlab_offline_keeps_what_was_logged(tmp_path, monkeypatch):
+    pytest.importorskip("swanlab")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    sink = log.open_sinks(tmp_path, "swanlab")
+    sink.write("train", 3, {"loss": 1.25})
+    sink.close()
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "swanlab").rglob("*") if path.is_file())
+    assert b"train/loss" in kept and (struct.pack("<d", 1.25) in kept or struct.pack("<f", 1.25) in kept)
+
+
+def test_a_dashboard_that_is_not_installed_is_named_with_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        log.open_sinks(tmp_path, "wandb")

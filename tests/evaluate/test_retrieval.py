@@ -122,7 +122,7 @@ def test_mistakes_are_one_clear_line():
 
 
 def test_the_entry_is_found_by_name_and_fits_the_results_file():
-    assert evaluators.names() == ["retrieval", "zeroshot"] and evaluators.get("retrieval") is run
+    assert evaluators.names() == ["knn", "linear_probe", "retrieval", "zeroshot"] and evaluators.get("retrieval") is run
     entry = evaluate(all_colours()).entry("val")
-    assert set(entry) == {"name", "metrics", "chance", "count"} and entry["name"] == "val"
+    assert set(entry) == {"name", "metrics", "chance", "count", "intervals"} and entry["name"] == "val"
     assert all(isinstance(value, float) for value in entry["metrics"].values())

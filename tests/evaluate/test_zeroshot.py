@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from diptych.devices import get_device
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate.zeroshot import accuracy, class_vectors, run
-from tests.evaluate.colours import COLOURS, Model, Source, Tokenizer, record, transform
+from diptych.evaluate._accuracy import accuracy
+from diptych.evaluate._intervals import paired
+from diptych.evaluate.zeroshot import run
+from diptych.types import Record
+from tests.evaluate.colours import COLOURS, Model, Source, Tokenizer, png, record, transform
 
 
 def folders(each: int = 2, names=tuple(COLOURS)) -> Source:
@@ -40,15 +42,6 @@ def test_accuracy_per_class_shows_where_a_model_is_blind():
 def test_top5_is_left_out_below_five_classes():
     result = classify(folders(names=("red", "green", "blue")), templates="simple")
     assert "top5" not in result.metrics and set(result.metrics) == set(result.chance)
-
-
-def test_class_vectors_are_the_normalised_mean_of_normalised_prompts():
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((6, 5))
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    expected = np.stack([unit[:3].mean(0), unit[3:].mean(0)])
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    assert np.allclose(class_vectors(torch.tensor(features), 2).numpy(), expected, atol=1e-6)
 
 
 def test_accuracy_counts_each_class_alike_in_its_mean():
@@ -81,6 +74,8 @@ def test_a_source_without_labels_or_names_is_one_clear_line():
         classify(Source([], classes=["red"]))
     with pytest.raises(ConfigError, match="no class names"):
         classify(Source([record("red", label=0)]))
+    with pytest.raises(SourceError, match="negative"):
+        classify(Source([record("red", label=-1)], classes=["red"]))
     with pytest.raises(ConfigError, match="label 3 has no name"):
         classify(Source([record("red", label=3)], classes=["red"]))
 
@@ -89,3 +84,25 @@ def test_progress_counts_prompts_and_pictures():
     told: list[tuple[int, int]] = []
     classify(folders(), templates=["{}", "a {}"], progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (40, 40) and told == sorted(told)
+
+
+def test_names_may_stand_in_the_records_as_in_declips_list():
+    records = [Record(name, png(name), (), place, None, {"label_name": name}) for place, name in enumerate(COLOURS)]
+    assert classify(Source(records), templates="cc").classes == tuple(COLOURS)
+    with pytest.raises(ConfigError, match="no class names"):
+        classify(Source([*records[:3], Record("x", png("red"), (), 3)]), templates="cc")
+
+
+def test_confusions_intervals_and_the_paired_test_tell_where_and_whether_two_models_differ():
+    seeing, blind = classify(folders(40)), classify(folders(40), Model(blind_to=("blue", "pink")))
+    assert seeing.worst_confusions() == [] and int(seeing.confusion().diagonal().sum()) == 400
+    matrix = blind.confusion()
+    assert matrix.sum() == 400 and torch.equal(matrix.sum(dim=1), torch.full((10,), 40))
+    worst = blind.worst_confusions(1)[0]
+    assert worst.true in (2, 7) and worst.times == matrix[worst.true, worst.said] == 40
+    low, high = blind.intervals["top1"]
+    assert low < blind.metrics["top1"] == 0.8 < high and high - low < 0.1
+    difference = paired(seeing.outcomes["top1"], blind.outcomes["top1"])
+    assert difference.value == pytest.approx(-0.2) and difference.p < 1e-20 and difference.high < 0
+    entry = blind.entry("a")
+    assert len(entry["per_class"]) == 10 and entry["confusions"][0][2] == 40

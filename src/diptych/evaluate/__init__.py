@@ -9,11 +9,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from diptych.evaluate._gallery import gallery
+from diptych.evaluate._classifier import build_classifier
+from diptych.evaluate._gallery import gallery, mistakes
+from diptych.evaluate._intervals import Difference, Outcome, paired
+from diptych.evaluate._prompts import ClassFolder, class_folder
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
 from diptych.registry import Registry
 
 evaluators: Registry[Any] = Registry("diptych.evaluate", "evaluator")
 
-__all__ = ["Result", "chance", "evaluators", "gallery", "retrieval_scores", "top_k"]
+__all__ = [
+    "ClassFolder",
+    "Difference",
+    "Outcome",
+    "Result",
+    "build_classifier",
+    "chance",
+    "class_folder",
+    "evaluators",
+    "gallery",
+    "mistakes",
+    "paired",
+    "retrieval_scores",
+    "top_k",
+]

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from diptych.errors import ConfigError, OutputError
 from diptych.evaluate._encode import Encoder
+from diptych.evaluate._kept import add_weights
 from diptych.evaluate._prompts import fill
 from diptych.files import cache_folder, replacing
 
@@ -121,10 +122,7 @@ def _features(encoder: Encoder, piece: Piece) -> Tensor:
 def _fingerprint(encoder: Encoder, prompts: Sequence[Prompts]) -> str:
     """A hash of all that the vectors depend on: form, precision, weights of the text tower, and ids of every prompt."""
     digest = hashlib.sha256(f"{FORM} {encoder.precision}".encode())
-    tower = getattr(encoder.model, "text", encoder.model)
-    for name, value in sorted(tower.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    add_weights(digest, getattr(encoder.model, "text", encoder.model))
     for one in prompts:
         for row in one.ids:
             digest.update(len(row).to_bytes(4, "little") + row.tobytes())

@@ -23,6 +23,7 @@ from diptych.image import decode_image
 
 if TYPE_CHECKING:
     from diptych.evaluate.retrieval import RetrievalResult
+    from diptych.evaluate.zeroshot import ZeroshotResult
 
 CONSIDERED = 512  # queries looked at: enough to find failures of a good model, cheap beside a full evaluation
 
@@ -57,6 +58,36 @@ def gallery(
         {"title": f"Pictures found by caption{after}", "rows": text_rows},
         {"title": f"Captions found by picture{after}", "rows": image_rows},
     ]
+
+
+def mistakes(
+    result: ZeroshotResult, source: Records, *, rows: int = 12, thumbnail: int = 96, title: str = ""
+) -> list[dict[str, Any]]:
+    """Return one part: a picture of each of the most frequent confusions, the surest mistake of its kind, and the answers.
+
+    Empty when every picture was named right. Ranks count among all classes only as far as the five kept answers go.
+    """
+    after = f" · {title}" if title else ""
+    found = []
+    for true, said, count in result.worst_confusions(rows):
+        alike = ((result.labels == true) & (result.answers[:, 0] == said)).nonzero()[:, 0]
+        place = int(alike[result.scores[alike, 0].argmax()])
+        record = source.record(result.indices[place])
+        try:
+            picture = data_uri(decode_image(record.image, record.key), thumbnail)
+        except RecordError:
+            picture = None
+        answers = result.answers[place].tolist()
+        hits = [
+            {"text": result.classes[answer], "image": None, "correct": answer == true, "score": round(score, 4)}
+            for answer, score in zip(answers, result.scores[place].tolist(), strict=True)
+        ]
+        times = "once" if count == 1 else f"{count} times"
+        words = f"{result.classes[true]}, called {result.classes[said]} {times}"
+        row = {"query": {"text": words, "image": picture}, "rank": answers.index(true) + 1 if true in answers else 0}
+        missed = {} if true in answers else {"answer": {"text": result.classes[true], "image": None}}
+        found.append(row | {"hits": hits} | missed)
+    return [{"title": f"Most frequent confusions{after}", "rows": found}] if found else []
 
 
 def _captions(result: RetrievalResult) -> Any:

@@ -133,10 +133,25 @@ def top_k(queries: Tensor, candidates: Tensor, k: int, chunk: int = 0) -> tuple[
     values, indices = [queries.new_zeros((0, k))], [torch.zeros((0, k), dtype=torch.int64, device=queries.device)]
     for begin in range(0, len(queries), chunk):
         scores = _products(queries[begin : begin + chunk], candidates)
-        ordered = scores.sort(dim=1, descending=True, stable=True)
-        values.append(ordered.values[:, :k])
-        indices.append(ordered.indices[:, :k])
+        best, places = _best(scores, k)
+        values.append(best)
+        indices.append(places)
     return torch.cat(values), torch.cat(indices)
+
+
+def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of each row in the order of the ranks: a full sort only for rows that tie across the k-th place."""
+    if 4 * k >= scores.shape[1]:
+        ordered = scores.sort(dim=1, descending=True, stable=True)
+        return ordered.values[:, :k], ordered.indices[:, :k]
+    places = scores.topk(k, dim=1).indices.sort(dim=1).values  # by index first: the stable sort keeps that among equals
+    ordered = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
+    values, indices = ordered.values, places.gather(1, ordered.indices)
+    tied = (scores >= values[:, -1:]).sum(dim=1) > k
+    if bool(tied.any()):
+        again = scores[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], indices[tied] = again.values[:, :k], again.indices[:, :k]
+    return values, indices
 
 
 def chance(

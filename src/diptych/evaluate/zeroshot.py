@@ -1,24 +1,27 @@
 """Zero-shot classification: name each picture of a labelled source by comparing it with prompts of every class.
 
-The classifier of a class is the normalised mean of its prompts' normalised features (CLIP, 2021, section 3.1); the scale
-of the model does not change an order and is left out. Nothing is trained here, and no class list ships with it.
+The classifier is ``_classifier``'s: the normalised mean of each class's prompts; the scale of the model does not change an
+order and is left out. Answers are kept, so that two models can be compared on the same pictures. Nothing is trained here.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import evaluators
+from diptych.evaluate._accuracy import accuracy, classification
+from diptych.evaluate._classifier import build_classifier
 from diptych.evaluate._encode import Encoder, Progress, Records, evaluating, steps
-from diptych.evaluate._prompts import class_names, fill, load_templates
+from diptych.evaluate._prompts import class_names, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import top_k
 
@@ -28,26 +31,65 @@ class Options:
     """How classification is measured."""
 
     templates: str | Path | Sequence[str] = "openai80"
-    """A prompt set (openai80, simple), a text file with one template per line, or templates."""
+    """A prompt set (openai80, openai7, prompt8, prompt6, simple, cc), a text file with one per line, or templates."""
     labels: str | Path | Sequence[str] | None = None
-    """A text file with one class name per line in the folders' order, or names; None takes the folders' names."""
+    """A shipped list (imagenet), a text file with one class name per line, or names; None takes the source's own."""
     batch_size: int = 64
-    """Images, or prompts, encoded at a time."""
+    """Images encoded at a time."""
     workers: int = 0
     """Processes that decode images; 0 decodes in this one."""
     limit: int = 0
     """Only so many pictures, spread evenly over the source; 0 means all."""
     precision: str = "fp32"
     """fp32, bf16 or fp16 inside the towers; scores are always fp32."""
+    keep_classifier: bool = True
+    """Keep the class vectors in the cache folder, for the next evaluation of the same weights."""
+
+
+class Confusion(NamedTuple):
+    """How often pictures of ``true`` were called ``said``, both class numbers: ``times``."""
+
+    true: int
+    said: int
+    times: int
 
 
 @dataclass(frozen=True)
 class ZeroshotResult(Result):
-    """Scores, and accuracy per class: ``per_class`` fractions by class name, NaN where a class has no picture here."""
+    """Scores and answers.
+
+    ``per_class`` are top-1 fractions by class, NaN where a class has no picture here; ``indices`` the records that were
+    classified, ``labels`` int64 [n] their classes, ``answers`` int64 [n, 5] the best classes of each, ``scores`` [n, 5]
+    their cosines.
+    """
 
     classes: tuple[str, ...] = ()
     per_class: tuple[float, ...] = field(default=(), repr=False)
     templates: tuple[str, ...] = field(default=(), repr=False)
+    indices: tuple[int, ...] = field(default=(), repr=False)
+    labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False, compare=False)
+    answers: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0, 0), repr=False, compare=False)
+
+    def confusion(self) -> Tensor:
+        """The confusion matrix, int64 [classes, classes]: row the true class, column the answer."""
+        count = len(self.classes)
+        return torch.bincount(self.labels * count + self.answers[:, 0], minlength=count**2).view(count, count)
+
+    def worst_confusions(self, most: int = 20) -> list[Confusion]:
+        """The most frequent mistakes, most frequent first; of equal ones the lower classes first."""
+        pairs = zip(self.labels.tolist(), self.answers[:, 0].tolist(), strict=True)
+        found = Counter((true, said) for true, said in pairs if true != said)
+        ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        return [Confusion(true, said, count) for (true, said), count in ordered[:most]]
+
+    def entry(self, name: str = "") -> dict[str, Any]:
+        """The plain mapping that ``results.json`` lists, with the accuracy of each class and the worst confusions."""
+        seen = [(one, score) for one, score in zip(self.classes, self.per_class, strict=True) if not math.isnan(score)]
+        return super().entry(name) | {
+            "per_class": [[one, round(score, 6)] for one, score in seen],
+            "confusions": [[self.classes[t], self.classes[s], n] for t, s, n in self.worst_confusions()],
+        }
 
 
 @evaluators.register("zeroshot")
@@ -70,54 +112,48 @@ def run(
     chosen = replace(Options(), **options)
     source_name = str(getattr(source, "name", "zeroshot"))
     templates = load_templates(chosen.templates)
-    indices, labels = _labelled(source, source_name, chosen.limit)
-    names = class_names(getattr(source, "classes", None), chosen.labels, source_name)
-    if max(labels) >= len(names):
-        raise ConfigError(f"{source_name}: label {max(labels)} has no name; {len(names)} class names were given.")
+    indices, labels, told = _labelled(source, source_name, chosen.limit)
+    names = class_names(getattr(source, "classes", None) or told, chosen.labels, source_name)
+    if int(labels.max()) >= len(names):
+        raise ConfigError(f"{source_name}: label {int(labels.max())} has no name; {len(names)} class names were given.")
     encoder = Encoder(model, tokenizer, transform, device, chosen.batch_size, chosen.workers, chosen.precision)
     step = steps(progress, len(indices) + len(names) * len(templates))
     with evaluating(model):
-        vectors = class_vectors(encoder.texts([fill(t, name) for name in names for t in templates], step), len(names))
+        vectors = build_classifier(encoder, names, templates, step, chosen.keep_classifier)
         images = encoder.images(source, indices, step)
-    answers = top_k(images, vectors, 5)[1].cpu()
-    metrics, per_class = accuracy(answers, torch.tensor(labels), len(names))
+    scores, answers = (found.cpu() for found in top_k(images, vectors, 5))
     return ZeroshotResult(
         name=source_name,
-        metrics=metrics,
-        chance={name: (5 if name == "top5" else 1) / len(names) for name in metrics},
         count={"images": len(indices), "classes": len(names), "templates": len(templates)},
+        **classification(answers, labels, len(names)),
         classes=names,
-        per_class=per_class,
+        per_class=accuracy(answers, labels, len(names))[1],
         templates=templates,
+        indices=tuple(indices),
+        labels=labels,
+        answers=answers,
+        scores=scores,
     )
 
 
-def class_vectors(features: Tensor, classes: int) -> Tensor:
-    """Return one vector per class [C, D] from prompt features [C * templates, D], those of a class standing together."""
-    prompts = functional.normalize(features.float(), dim=-1).unflatten(0, (classes, -1))
-    return functional.normalize(prompts.mean(dim=1), dim=-1)
-
-
-def accuracy(answers: Tensor, labels: Tensor, classes: int) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Score the best answers int64 [n, k] (best first) against labels int64 [n]: metrics, and top-1 of each class."""
-    right = answers == labels[:, None]
-    count = len(labels)
-    first = right[:, 0]
-    metrics = {"top1": int(first.sum()) / count}
-    if classes >= 5:
-        metrics["top5"] = int(right[:, :5].any(dim=1).sum()) / count
-    seen = torch.bincount(labels, minlength=classes).double()
-    per_class = torch.bincount(labels[first], minlength=classes).double() / seen
-    metrics["mean_per_class"] = float(per_class[seen > 0].mean())
-    return metrics, tuple(per_class.tolist())
-
-
-def _labelled(source: Records, name: str, limit: int) -> tuple[list[int], list[int]]:
+def _labelled(source: Records, name: str, limit: int) -> tuple[list[int], Tensor, list[str] | None]:
+    """The records to classify, their labels int64 [n], and the class names that records tell ("label_name"), if all do."""
     total = len(source)
     # Class folders are sorted: the first n records would be of the first classes only.
     count = min(limit, total) if limit else total
     indices = [place * total // count for place in range(count)] if count else []
-    labels = [source.record(index).label for index in indices]
-    if not labels or None in labels:
-        raise SourceError(f"{name}: classification needs a label for each picture; give a folder of class folders.")
-    return indices, [int(label) for label in labels if label is not None]
+    labels: list[int] = []
+    told: dict[int, str] = {}
+    for index in indices:
+        record = source.record(index)
+        if record.label is None:
+            raise SourceError(f"{name}: classification needs a label for each picture; {record.key} has none.")
+        labels.append(record.label)
+        if isinstance(record.extra.get("label_name"), str):
+            told[record.label] = record.extra["label_name"]
+    if not labels:
+        raise SourceError(f"{name}: holds no picture with a label to classify.")
+    if min(labels) < 0:
+        raise SourceError(f"{name}: the label {min(labels)} is negative; labels count from 0.")
+    complete = sorted(told) == list(range(max(labels) + 1))
+    return indices, torch.tensor(labels), [told[label] for label in sorted(told)] if complete else None

@@ -117,7 +117,7 @@ class OutputOptions:
     log_every_n_steps: int = 10
     """Steps between rows of the metric log."""
     report_to: str = ""
-    """More metric sinks beside metrics.jsonl: tensorboard."""
+    """More metric sinks beside metrics.jsonl: tensorboard, wandb, trackio, swanlab, joined by commas; or all."""
 
 
 @dataclass(frozen=True)

@@ -1,87 +1,27 @@
-"""What a run says: words to the terminal, numbers to files.
+"""Where the numbers of a run go: a file of its own always, and what other people's dashboards read when asked.
 
-Words go to standard error, from rank 0 only; on a terminal a live line shows the work going on, elsewhere plain lines
-appear from time to time. Numbers go to sinks: ``metrics.jsonl`` always, TensorBoard when asked. A null sink stands in
-where nothing is wanted, so that no caller asks "is there a log?". This file measures nothing.
+A sink takes rows of plain numbers; ``metrics.jsonl`` is the one that the report is made from. Adapters hand the same numbers,
+under the same names, to TensorBoard, wandb, trackio and swanlab, whose own environment variables (WANDB_MODE, TRACKIO_DIR,
+SWANLAB_MODE, ...) hold. A null sink stands in where nothing is wanted, so that no caller asks "is there a log?".
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import math
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diptych.errors import ConfigError, OutputError
 from diptych.files import write_text
 from diptych.registry import did_you_mean
 
-PLAIN_LINE_SECONDS = 10.0
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def console() -> Console:
-    """The terminal for words; silent on ranks other than 0."""
-    return Console(stderr=True, quiet=_rank() != 0, highlight=False, soft_wrap=True)
-
-
-def say(message: str) -> None:
-    """Print one line."""
-    console().print(message, markup=False)
-
-
-def warn(message: str) -> None:
-    """Print one line that asks for attention."""
-    console().print(f"warning: {message}", style="yellow", markup=False)
-
-
-class Report(Protocol):
-    """What ``progress`` yields: tell how much is done, and a few words on how it goes."""
-
-    def __call__(self, done: int, detail: str = "", total: int | None = None) -> None:
-        """``done`` units of the total, which may have become known; ``detail`` stands at the end of the line."""
-
-
-@contextmanager
-def progress(title: str, total: int, start: int = 0) -> Iterator[Report]:
-    """Show that long work goes on: a live bar on a terminal, else a plain line every ten seconds and at the end."""
-    screen = console()
-    if screen.quiet:
-        yield lambda done, detail="", total=None: None
-    elif screen.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
-        )
-        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=screen) as live:
-            task = live.add_task(title, total=total, completed=start, detail="")
-            yield lambda done, detail="", total=None: live.update(task, completed=done, detail=detail, total=total)
-    else:
-        yield _plain_lines(title, total)
-
-
-def _plain_lines(title: str, expected: int) -> Report:
-    last = time.monotonic()
-
-    def tell(done: int, detail: str = "", total: int | None = None) -> None:
-        nonlocal last, expected
-        now, expected = time.monotonic(), total or expected
-        if done >= expected or now - last >= PLAIN_LINE_SECONDS:
-            last = now
-            say(f"{title} {done}/{expected} {detail}".rstrip())
-
-    return tell
+PROJECT = "diptych"
 
 
 class Sink(Protocol):
@@ -137,6 +77,35 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)]
 
 
+def scalars(phase: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row as ``phase/name``; an evaluation's own name joins its phase. The clock time is left out."""
+    prefix = "/".join([phase, *([str(values["name"])] if "name" in values else [])])
+    return {
+        f"{prefix}/{key}": value
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and key != "time"
+    }
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"--report-to {name} needs the package {name}: pip install {name}") from error
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The run's resolved options, flat, as dashboards filter by them; nothing where they cannot be read."""
+    try:
+        tables = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    flat = {key: value for key, value in tables.items() if not isinstance(value, dict)}
+    for table in tables.values():
+        flat |= table if isinstance(table, dict) else {}
+    return flat
+
+
 class TensorBoard:
     """Scalars for TensorBoard, under ``tensorboard/`` of the run's folder."""
 
@@ -151,15 +120,69 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
-        """Write every number of the row as a scalar ``phase/name``; an evaluation's name joins its phase."""
-        prefix = "/".join([phase, *([str(values["name"])] if "name" in values else [])])
-        for key, value in values.items():
-            if isinstance(value, int | float) and key != "time":
-                self._writer.add_scalar(f"{prefix}/{key}", value, step)
+        """Write every number of the row as a scalar."""
+        for name, value in scalars(phase, values).items():
+            self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases, files under the run's folder; a resumed run goes on under the same id."""
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        identity = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
+        self._run = _library("wandb").init(
+            project=PROJECT, name=folder.resolve().name, dir=str(folder), config=_config(folder),
+            id=identity, resume=None if resume_step is None else "allow",
+        )  # fmt: skip
+
+    def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """Log the numbers of the row at its step."""
+        self._run.log(scalars(phase, values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class Trackio:
+    """Trackio, in its own folder of projects (TRACKIO_DIR), where ``trackio show`` finds it."""
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        resume = "never" if resume_step is None else "allow"
+        name = folder.resolve().name
+        self._run = _library("trackio").init(project=PROJECT, name=name, config=_config(folder), resume=resume)
+
+    def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """Log the numbers of the row at its step."""
+        self._run.log(scalars(phase, values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class Swanlab:
+    """SwanLab, files under ``swanlab/`` of the run's folder."""
+
+    def __init__(self, folder: Path, resume_step: int | None = None) -> None:
+        self._library = _library("swanlab")
+        place = folder / "swanlab"
+        place.mkdir(parents=True, exist_ok=True)
+        self._library.init(
+            project=PROJECT, experiment_name=folder.resolve().name, logdir=str(place), config=_config(folder)
+        )
+
+    def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        """Log the numbers of the row at its step."""
+        self._library.log(scalars(phase, values), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._library.finish()
 
 
 class NullSink:
@@ -189,7 +212,12 @@ class Sinks:
             sink.close()
 
 
-REPORT_TO: dict[str, Callable[[Path, int | None], Sink]] = {"tensorboard": TensorBoard}
+REPORT_TO: dict[str, Callable[[Path, int | None], Sink]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "trackio": Trackio,
+    "swanlab": Swanlab,
+}
 
 
 def open_sinks(folder: Path, report_to: str = "", resume_step: int | None = None) -> Sink:
@@ -197,7 +225,7 @@ def open_sinks(folder: Path, report_to: str = "", resume_step: int | None = None
 
     ``resume_step`` is the step of the checkpoint that a resumed run starts from: later rows are dropped.
     """
-    if _rank() != 0:
+    if os.environ.get("RANK", "0") != "0":
         return NullSink()
     names = list(REPORT_TO) if report_to == "all" else [name.strip() for name in report_to.split(",") if name.strip()]
     for name in names:

@@ -1,0 +1,78 @@
+"""What a run says: words to the terminal, numbers to files.
+
+Words go to standard error, from rank 0 only; on a terminal a live line shows the work going on, elsewhere plain lines
+appear from time to time. Numbers go to sinks (``sinks``): ``metrics.jsonl`` always, TensorBoard, wandb, trackio and swanlab when
+asked. Nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from diptych.log.sinks import Sink, open_sinks, read_rows
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+def console() -> Console:
+    """The terminal for words; silent on ranks other than 0."""
+    return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """Print one line."""
+    console().print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Print one line that asks for attention."""
+    console().print(f"warning: {message}", style="yellow", markup=False)
+
+
+class Report(Protocol):
+    """What ``progress`` yields: tell how much is done, and a few words on how it goes."""
+
+    def __call__(self, done: int, detail: str = "", total: int | None = None) -> None:
+        """``done`` units of the total, which may have become known; ``detail`` stands at the end of the line."""
+
+
+@contextmanager
+def progress(title: str, total: int, start: int = 0) -> Iterator[Report]:
+    """Show that long work goes on: a live bar on a terminal, else a plain line every ten seconds and at the end."""
+    screen = console()
+    if screen.quiet:
+        yield lambda done, detail="", total=None: None
+    elif screen.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+        )
+        with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=screen) as live:
+            task = live.add_task(title, total=total, completed=start, detail="")
+            yield lambda done, detail="", total=None: live.update(task, completed=done, detail=detail, total=total)
+    else:
+        yield _plain_lines(title, total)
+
+
+def _plain_lines(title: str, expected: int) -> Report:
+    last = time.monotonic()
+
+    def tell(done: int, detail: str = "", total: int | None = None) -> None:
+        nonlocal last, expected
+        now, expected = time.monotonic(), total or expected
+        if done >= expected or now - last >= PLAIN_LINE_SECONDS:
+            last = now
+            say(f"{title} {done}/{expected} {detail}".rstrip())
+
+    return tell
+
+
+__all__ = ["Report", "Sink", "console", "open_sinks", "progress", "read_rows", "say", "warn"]
