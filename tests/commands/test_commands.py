@@ -55,9 +55,9 @@ def test_the_overview_lists_every_command(capsys):
         (["train", "--lr", "fast"], "could not convert string to float: 'fast'"),
         (["evaluate"], "--pretrained"),
         (["evaluate", "--pretrained", "none"], "nothing to measure on"),
-        (["evaluate", "--pretrained", "none", "--val-data", "x.csv"], "none: no such weight file"),
+        (["evaluate", "--pretrained", "none", "--val-data", "x.csv"], "x.csv: no such file"),
         (["models", "--match", "Vit-B-33"], "unknown architecture"),
-        (["report", "none"], "no metrics.jsonl here"),
+        (["report", "none"], "no metrics.jsonl or results.json here"),
         (["selftest", "--device", "cudda"], "Did you mean"),
     ],
 )

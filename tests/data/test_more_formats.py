@@ -328,3 +328,16 @@ def test_a_key_or_group_that_means_something_else_is_not_taken_for_the_pictures_
             add(tar, f"{number}.json", json.dumps({"caption": "c", "group": "symbols", "key": "same"}).encode())
     records = [open_source(str(tmp_path / "x.tar")).record(number) for number in range(3)]
     assert len({record.key for record in records}) == 3 and {record.group for record in records} == {None}
+
+
+def test_a_table_of_labels_needs_no_captions(tmp_path):
+    (tmp_path / "a.csv").write_text("file,wnid,class_index,name\n1.png,n02,7,tench\n2.png,n01,0,cat\n")
+    source = open_source(str(tmp_path / "a.csv"))
+    first = source.record(0)
+    assert (first.label, first.captions, first.extra) == (7, (), {"label_name": "tench"}) and source.classes is None
+    (tmp_path / "b.tsv").write_text("image\tlabel\n1.png\tdog\n2.png\tcat\n3.png\tdog\n")
+    named = open_source(str(tmp_path / "b.tsv"))
+    assert named.classes == ("cat", "dog") and [named.record(n).label for n in range(3)] == [1, 0, 1]
+    (tmp_path / "c.csv").write_text("image,title,label\n1.png,a dog,3\n")
+    both = open_source(str(tmp_path / "c.csv")).record(0)
+    assert (both.captions, both.label) == (("a dog",), 3)

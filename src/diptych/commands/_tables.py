@@ -1,27 +1,82 @@
-"""How scores look on a terminal: one table per data set, chance beside every score."""
+"""How scores look on a terminal: one table per data set, interval and chance beside every score."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diptych.report import Summary
 
 
 def print_results(entries: list[dict[str, Any]]) -> None:
-    """Print a table per data set: fractions in percent with chance beside them, ranks as they are."""
+    """Print a table per data set: fractions in percent with their 95 % intervals and chance, ranks as they are."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
     for entry in entries:
         count = ", ".join(f"{value} {name}" for name, value in entry["count"].items())
-        table = Table(title=f"{entry['name']} ({count})", title_justify="left", box=None, header_style="bold")
+        console.print(f"{entry['name']} ({count})", style="italic", markup=False, soft_wrap=True)
+        table = Table(box=None, header_style="bold")
         table.add_column("metric")
         table.add_column("score", justify="right")
+        table.add_column("95 % interval", justify="right")
         table.add_column("chance", justify="right")
         for name, value in entry["metrics"].items():
             chance = entry["chance"].get(name)
-            table.add_row(name, _shown(name, value), "" if chance is None else _shown(name, chance))
+            ends = entry.get("intervals", {}).get(name)
+            spread = f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}" if ends else ""
+            table.add_row(name, _shown(name, value), spread, "" if chance is None else _shown(name, chance))
         console.print(table)
+        _confusions(console, entry)
+
+
+def print_differences(entries: list[dict[str, Any]]) -> None:
+    """Print, for entries that were compared with other weights, each difference with its interval and p-value."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for entry in entries:
+        against = entry.get("against")
+        if not against:
+            continue
+        title = f"{against['weights']} minus these weights, on {entry['name']}, the same queries"
+        console.print(title, style="italic", markup=False, soft_wrap=True)
+        table = Table(box=None, header_style="bold")
+        for head in ("metric", "difference", "95 % interval", "p"):
+            table.add_column(head, justify="left" if head == "metric" else "right")
+        for name, found in against["differences"].items():
+            spread = f"{100 * found['low']:+.2f} to {100 * found['high']:+.2f}"
+            p = f"{found['p']:.2g}" if found["p"] >= 1e-4 else "< 0.0001"
+            table.add_row(name, f"{100 * found['difference']:+.2f}", spread, p)
+        console.print(table)
+
+
+def _confusions(console: Any, entry: dict[str, Any]) -> None:
+    worst = [item for item in entry.get("confusions", []) if item[2] > 1][:5]
+    if worst:
+        said = "; ".join(f"{true} called {answer} {times} times" for true, answer, times in worst)
+        console.print(f"most often confused: {said}", markup=False, soft_wrap=True)
 
 
 def _shown(name: str, value: float) -> str:
     return f"{value:.1f}" if name.endswith("_rank") else f"{100 * value:.2f} %"
+
+
+def print_summaries(found: list[Summary], stderr: bool = False) -> None:
+    """Print a row per run: name, metrics, FPS, waiting for data, epochs, precision, batch size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from diptych.report import HEADS, columns
+
+    metrics = columns(found)
+    table = Table(box=None, header_style="bold")
+    for head in (HEADS[0], *metrics, *HEADS[1:]):
+        table.add_column(head, justify="left" if head == "name" else "right", no_wrap=head == "name")
+    for one in found:
+        name, *rest = one.cells()
+        scores = [_shown(key, one.metrics[key]) if key in one.metrics else "–" for key in metrics]
+        table.add_row(name, *scores, *rest)
+    Console(stderr=stderr).print(table)

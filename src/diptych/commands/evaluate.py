@@ -1,18 +1,14 @@
-"""``diptych evaluate``: measure weights on pairs (retrieval) and on class folders (zero-shot classification)."""
+"""``diptych evaluate``: measure weights on pairs (retrieval) and on named pictures (zero-shot, linear probe, neighbours)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from diptych.commands import command
-from diptych.commands._tables import print_results
+from diptych.commands._tables import print_differences, print_results
 from diptych.data import SourceOptions
-
-if TYPE_CHECKING:
-    from diptych.evaluate import Result
 
 
 @dataclass(frozen=True)
@@ -23,16 +19,22 @@ class Options:
     """Weights in any layout: a file, a folder, a run, or a name of the catalogue (diptych models --pretrained)."""
     model: str = ""
     """Architecture, where the weights do not say it."""
+    against: str = ""
+    """Other weights, measured on the same queries: each difference is shown with its interval and p-value."""
     val_data: str = ""
     """Pairs for retrieval: .jsonl, .csv, .tsv, shards, a folder."""
     val_split: str = ""
     """Split of the pairs; empty takes "val", "validation", "dev" or "test", the first there is."""
     imagenet_val: str = ""
-    """Folder of class folders for zero-shot classification."""
-    templates: str = "openai80"
-    """Prompt templates: openai80, simple, or a text file with one per line, {} for the name."""
+    """Pictures to name: class folders, a .jsonl, .csv or shards with labels, or a folder with images/ and labels.txt."""
+    templates: str = ""
+    """Prompts: openai80, openai7, prompt8, prompt6, simple, cc, or a text file; empty: templates.txt there, or openai80."""
     labels: str = ""
-    """Text file with one class name per line, in the folders' sorted order; empty takes the folders' names."""
+    """Class names: imagenet, or a text file, one per line in the folders' order; empty: labels.txt, or the folders' names."""
+    probe_train: str = ""
+    """Labelled pictures for a linear probe and nearest neighbours, which are then tested on --imagenet-val."""
+    knn_k: int = 20
+    """Neighbours that vote."""
     protocol: Literal["grouped", "paired"] = "grouped"
     """Retrieval: any true caption of the picture counts (COCO, Flickr), or row by row as open_clip does."""
     captions_per_image: int = 0
@@ -47,56 +49,36 @@ class Options:
     """Arithmetic inside the towers; scores are always fp32."""
     json: bool = False
     """One JSON list instead of a table."""
+    output: str = ""
+    """Folder for results.json, predictions.jsonl and report.html with the worst mistakes as pictures."""
     source: SourceOptions = field(default_factory=SourceOptions)
 
 
 @command("evaluate", example="diptych evaluate --pretrained runs/a --val-data photos.jsonl --val-split test")
 def main(options: Options) -> int:
-    """Measure weights: retrieval both ways on pairs, zero-shot classification on class folders; chance beside every score."""
+    """Measure weights: retrieval on pairs, zero-shot and probes on named pictures; chance and intervals beside every score."""
+    from diptych.commands import _measure as measuring
     from diptych.errors import ConfigError
 
     if not (options.val_data or options.imagenet_val):
         raise ConfigError("nothing to measure on: give --val-data PAIRS, --imagenet-val FOLDER, or both.")
-    entries = [result.entry() for result in measure(options)]
+    if options.probe_train and not options.imagenet_val:
+        raise ConfigError("--probe-train is tested on --imagenet-val: give both.")
+    tasks = measuring.tasks(options)
+    measured = measuring.measure(options, options.pretrained, tasks)
+    entries = [one.entry() for one in measured]
+    differences = []
+    if options.against:
+        others = measuring.measure(options, options.against, tasks)
+        differences = [measuring.compared(one, two) for one, two in zip(measured, others, strict=True)]
+        for entry, difference in zip(entries, differences, strict=True):
+            entry["against"] = {"weights": options.against, **difference}
+    report = measuring.keep(options.output, entries, measured) if options.output else None
     if options.json:
         print(json.dumps(entries))
-    else:
-        print_results(entries)
+        return 0
+    print_results(entries)
+    print_differences(entries)
+    if report:
+        print(f"report: {report}")
     return 0
-
-
-def measure(options: Options) -> Iterator[Result]:
-    """Load once, then score every data set that was named."""
-    from diptych import log, weights
-    from diptych.data import open_source
-    from diptych.devices import get_device
-    from diptych.evaluate import evaluators
-    from diptych.train.pipeline import VALIDATION_SPLITS, opened
-
-    device = get_device(options.device)
-    model = weights.load(options.pretrained, model=options.model).to(device.torch_device)
-    look = weights.transforms(model.config)[1].transform
-    tokenizer = weights.tokenizer_of(model.config, options.pretrained)
-    precision = device.default_precision() if options.precision == "auto" else options.precision
-    shared: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers, "precision": precision}
-    tasks: list[tuple[str, Any, dict[str, Any]]] = []
-    if options.val_data:
-        source = opened(options.val_data, options.val_split, VALIDATION_SPLITS, options.source)
-        tasks.append(
-            ("retrieval", source, {"protocol": options.protocol, "captions_per_image": options.captions_per_image})
-        )
-    if options.imagenet_val:
-        folders = open_source(options.imagenet_val, options=options.source)
-        tasks.append(("zeroshot", folders, {"templates": options.templates, "labels": options.labels or None}))
-    for name, source, own in tasks:
-        with log.progress(f"{name} on {source.name}", 1) as tell:
-            yield evaluators.get(name)(
-                model,
-                source,
-                tokenizer,
-                look,
-                device,
-                progress=lambda done, total: tell(done, total=total),
-                **shared,
-                **own,
-            )

@@ -34,16 +34,19 @@ def main(options: TrainConfig) -> int:
 
 def _tell(outcome: Any) -> None:
     from diptych import log
-    from diptych.report import write_report
+    from diptych.commands._tables import print_summaries
+    from diptych.report import read_run, summary, write_report
 
     report = write_report(outcome.folder)
+    print_summaries([summary(read_run(outcome.folder))], stderr=True)
     place = f"{outcome.steps}/{outcome.total_steps} steps"
     if outcome.finished:
         log.say(f"trained {place}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
     else:
         log.say(f"stopped and saved at {place}; continue with: diptych train --output {outcome.folder} --resume latest")
     results = outcome.folder / "results.json"
-    scores = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    entries = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    scores = [{key: entry[key] for key in ("name", "metrics", "chance", "count")} for entry in entries]
     print(
         json.dumps(
             {"output": str(outcome.folder), "steps": outcome.steps, "finished": outcome.finished, "results": scores}

@@ -13,6 +13,10 @@ OWN_KEY, OWN_GROUP = "diptych_key", "diptych_group"
 CAPTION_KEYS = ("captions", "caption", "title", "caption_key", "text", "texts", "raw", "description")
 
 
+LABEL_KEYS = ("label", "class_index", "class_id", "target", "class")
+LABEL_NAME_KEYS = ("label_name", "class_name", "classname", "name")
+
+
 def image_of(given: str, root: Path) -> Path | bytes:
     """The image that a path means: a file here, or the bytes of a remote one. Windows separators are mended.
 

@@ -1,4 +1,4 @@
-"""CSV and TSV with a header: one caption per row; rows of one image are told to be one picture.
+"""CSV and TSV with a header: one caption per row, or a label; rows of one image are told to be one picture.
 
 Separator and columns are found by themselves, or taken from open_clip's flags. A quoted field may hold line breaks; a file with
 stray quotes, which would swallow rows, is read without quoting instead. Every row is checked once, when the index of rows is
@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, image_of
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, image_of
 from diptych.data._index import Reader, checked_file
 from diptych.data._rows import Built, kept_rows, line_bounds, rows_of
 from diptych.errors import SourceError
@@ -56,10 +56,18 @@ class Csv:
         header: list[str] = self._rows.about["header"]
         self._width = len(header)
         self._image = self._column(header, options.csv_img_key, IMAGE_KEYS, "images", "--csv-img-key")
-        self._caption = self._column(header, options.csv_caption_key, CAPTION_KEYS, "captions", "--csv-caption-key")
+        lowered = [column.lower() for column in header]
+        self._label = next((lowered.index(name) for name in LABEL_KEYS if name in lowered), -1)
+        self._label_name = next((lowered.index(name) for name in LABEL_NAME_KEYS if name in lowered), -1)
+        # A table of labels needs no captions.
+        captionless = self._label >= 0 and not options.csv_caption_key and not set(CAPTION_KEYS) & set(lowered)
+        self._caption = -1 if captionless else self._column(
+            header, options.csv_caption_key, CAPTION_KEYS, "captions", "--csv-caption-key"
+        )  # fmt: skip
         if not len(self._rows):
             raise SourceError(f"{self.path}: holds a header at most and no row.")
         self._kept = kept_rows(self._rows, split, str(self.path))
+        self.classes = self._named_classes()
 
     @staticmethod
     def matches(spec: str) -> bool:
@@ -92,13 +100,30 @@ class Csv:
     def record(self, index: int) -> Record:
         """One row; its key is the image and the row's number."""
         row = int(self._kept[index])
+        fields = self._fields(row)
+        given = fields[self._image]
+        captions = (fields[self._caption],) if self._caption >= 0 else ()
+        key, image = f"{given}#{row}", image_of(given, self.root)
+        if self._label < 0:
+            return Record(key, image, captions, group=given)
+        said = fields[self._label].strip()
+        label = self.classes.index(said) if self.classes else int(said) if said.isdigit() else None
+        about = {"label_name": fields[self._label_name]} if self._label_name >= 0 else {}
+        return Record(key, image, captions, label, given, about)
+
+    def _named_classes(self) -> tuple[str, ...] | None:
+        """The classes in sorted order, where the column of labels holds names and not numbers."""
+        if self._label < 0 or self._fields(int(self._kept[0]))[self._label].strip().isdigit():
+            return None
+        return tuple(sorted({self._fields(int(row))[self._label].strip() for row in self._kept}))
+
+    def _fields(self, row: int) -> list[str]:
         offset, size = map(int, self._rows.bounds[row])
         text = self._reader.read(offset, size).replace(b"\0", b"").decode("utf-8", errors="replace")
         fields = next(csv.reader(io.StringIO(text, newline="\n"), delimiter=self._separator, quoting=self._quoting), [])
         if len(fields) != self._width:
             raise SourceError(f"{self.path}, row {row + 2}: changed since the file was opened.")
-        given = fields[self._image]
-        return Record(f"{given}#{row}", image_of(given, self.root), (fields[self._caption],), group=given)
+        return fields
 
 
 def _separator(path: Path, asked: str) -> str:

@@ -35,6 +35,12 @@ def classification(answers: Tensor, labels: Tensor, classes: int) -> dict[str, A
     return {
         "metrics": metrics,
         "chance": {name: (5 if name == "top5" else 1) / classes for name in metrics},
-        "intervals": intervals(outcomes) | {"mean_per_class": class_mean_interval(right["top1"], labels)},
+        "intervals": intervals(outcomes) | _of_the_mean(right["top1"], labels),
         "outcomes": outcomes,
     }
+
+
+def _of_the_mean(right: Tensor, labels: Tensor) -> dict[str, tuple[float, float]]:
+    """The interval of the mean over classes; none where a class has one picture, which cannot vary within its class."""
+    counts = torch.bincount(labels)
+    return {"mean_per_class": class_mean_interval(right, labels)} if int(counts[counts > 0].min()) > 1 else {}

@@ -45,10 +45,16 @@ def _row(row: Row) -> str:
     answers = "".join(_hit(hit, place) for place, hit in enumerate(hits, start=1))
     query = row.get("query")
     return (
-        f'<article class="{"by-caption" if pictures else "by-picture"}"><div class="query">{_item(query, "query")}'
+        f'<article class="{"by-caption" if pictures else "by-picture"}"><div class="query">{_item(query, "query")}{_words(query)}'
         f'<p class="verdict">{_verdict(row, right)}</p></div>'
         f'<ol class="{"pictures" if pictures else "captions"}">{answers}</ol>{_answer(row, right)}</article>'
     )
+
+
+def _words(query: Any) -> str:
+    """What stands under the picture of a query that has words too."""
+    both = isinstance(query, Mapping) and query.get("text") and _embedded(query.get("image"))
+    return f'<p class="words">{escape(str(query["text"]))}</p>' if both else ""
 
 
 def _hit(hit: Row, place: int) -> str:

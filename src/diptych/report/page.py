@@ -15,6 +15,7 @@ from diptych.report.curves import curves
 from diptych.report.grid import galleries
 from diptych.report.read import RunFiles, number
 from diptych.report.scale import count, duration
+from diptych.report.summary import summary, summary_table
 from diptych.report.table import headline, results
 
 END_OF_DATES = 32503680000.0  # the year 3000: a larger time is no time
@@ -25,7 +26,12 @@ def page(run: RunFiles) -> str:
     folder = resources.files("diptych.report")
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     sections = [
-        _section("results", "Results", "Every score with what random features would give.", results(run)),
+        _section(
+            "results",
+            "Results",
+            "Every score with its 95 % interval and what random features would give.",
+            results(run) + (summary_table([summary(run)]) if run.train else ""),
+        ),
         _section(
             "gallery",
             "What it finds",

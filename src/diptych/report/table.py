@@ -60,19 +60,22 @@ def headline(run: RunFiles) -> str:
 
 
 def _entry(row: Row) -> str:
-    metrics, chance = _metrics(row, "metrics"), _metrics(row, "chance")
+    metrics, chance, ends = _metrics(row, "metrics"), _metrics(row, "chance"), _spreads(row)
     counts = " · ".join(f"{count(n)} {escape(what)}" for what, n in _metrics(row, "count").items())
     directions = [item for item in DIRECTIONS if any(f"{item[0]}_{key}" in metrics for key, _ in COLUMNS)]
     shown = {f"{direction}_{key}" for direction, _, _ in directions for key, _ in COLUMNS}
     rest = {key: value for key, value in metrics.items() if key not in shown}
     return (
         f'<section class="result"><h3>{escape(str(row.get("name", "results")))}<span class="unit">{counts}</span></h3>'
-        f"{_retrieval(directions, metrics, chance)}{_list(rest, chance)}</section>"
+        f"{_retrieval(directions, metrics, chance, ends)}{_list(rest, chance, ends)}{_confusions(row)}</section>"
     )
 
 
 def _retrieval(
-    directions: list[tuple[str, str, str]], metrics: Mapping[str, float], chance: Mapping[str, float]
+    directions: list[tuple[str, str, str]],
+    metrics: Mapping[str, float],
+    chance: Mapping[str, float],
+    ends: Mapping[str, str],
 ) -> str:
     if not directions:
         return ""
@@ -82,7 +85,8 @@ def _retrieval(
     for direction, title, words in directions:
         cells = "".join(
             f'<td data-name="{escape(name)}">'
-            f"{_cell(metrics.get(f'{direction}_{key}'), chance.get(f'{direction}_{key}'), key)}</td>"
+            f"{_cell(metrics.get(f'{direction}_{key}'), chance.get(f'{direction}_{key}'), key)}"
+            f"{ends.get(f'{direction}_{key}', '')}</td>"
             for key, name in columns
         )
         body += (
@@ -122,15 +126,37 @@ def _times(times: float) -> str:
     return f"{times:,.0f}×" if times >= 20 else f"{times:.1f}×"
 
 
-def _list(metrics: Mapping[str, float], chance: Mapping[str, float]) -> str:
+def _list(metrics: Mapping[str, float], chance: Mapping[str, float], ends: Mapping[str, str]) -> str:
     if not metrics:
         return ""
     rows = "".join(
         f"<div><dt>{escape(NAMES.get(key, key.replace('_', ' ')))}</dt><dd><b>{_value(key, value)}</b>"
-        f"<small>{_beside(value, chance.get(key), key)}</small></dd></div>"
+        f"<small>{_beside(value, chance.get(key), key)}</small>{ends.get(key, '')}</dd></div>"
         for key, value in metrics.items()
     )
     return f'<dl class="more">{rows}</dl>'
+
+
+def _spreads(row: Row) -> dict[str, str]:
+    """The 95 % interval of each metric, as it stands under its score."""
+    found = row.get("intervals")
+    shown = {}
+    for name, ends in found.items() if isinstance(found, Mapping) else ():
+        low, high = (number(end) for end in ends) if isinstance(ends, list) and len(ends) == 2 else (None, None)
+        if low is not None and high is not None:
+            shown[str(name)] = f'<span class="spread">{percent(low, unit=False)} to {percent(high)}</span>'
+    return shown
+
+
+def _confusions(row: Row) -> str:
+    """The mistakes that were made more than once, as a sentence; none for other results."""
+    found = row.get("confusions")
+    often = [
+        f"{escape(str(true))} called {escape(str(said))} ({count(times)})"
+        for true, said, times in (item for item in found if isinstance(item, list) and len(item) == 3)
+        if (number(times) or 0) > 1
+    ] if isinstance(found, list) else []  # fmt: skip
+    return f'<p class="confusions"><small>Most often confused: {"; ".join(often[:8])}.</small></p>' if often else ""
 
 
 def _value(key: str, value: float) -> str:

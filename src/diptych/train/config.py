@@ -45,7 +45,11 @@ class DataOptions:
     val_split: str = ""
     """Split to validate on; empty takes "val", "validation", "dev" or "test", the first there is."""
     imagenet_val: str = ""
-    """Folder of class folders for zero-shot classification during training."""
+    """Pictures to name during training: class folders, a list with labels, or a folder with images/ and labels.txt."""
+    templates: str = ""
+    """Prompts for --imagenet-val; empty takes the folder's templates.txt, or openai80."""
+    labels: str = ""
+    """Class names for --imagenet-val: imagenet or a text file; empty takes labels.txt, or the folders' names."""
     batch_size: int = 64
     """Pairs per process and step."""
     workers: int = 4

@@ -30,17 +30,22 @@ from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run import Run, open_run
 from diptych.train.schedule import learning_rate, total_steps
 from diptych.train.step import Step, StepResult
-from diptych.train.validate import Validator
+from diptych.train.validate import Looks, Validator
 from diptych.types import Batch
 
 
 @dataclass(frozen=True)
 class Due:
-    """At which steps the loop logs, validates and saves."""
+    """At which steps the loop logs, validates (on pairs, on named pictures, or both) and saves."""
 
     log: Callable[[int], bool]
-    validate: Callable[[int], bool]
+    pairs: Callable[[int], bool]
+    zeroshot: Callable[[int], bool]
     save: Callable[[int], bool]
+
+    def validate(self, done: int) -> bool:
+        """Whether there is anything to look at after this step."""
+        return self.pairs(done) or self.zeroshot(done)
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ class Job:
             "learning_rate": self.step.optimizer.param_groups[0]["lr"],
             "gradient_norm": float(result.gradient_norm),
             **figures,
+            "pairs": done * self.config.data.batch_size * self.config.accum_freq * self.world.size,
+            "precision": self.step.precision,
+            "processes": self.world.size,
             "truncated_tokens": self.loader.cut,
             "bad_samples": len(self.loader.bad),
         }
@@ -108,7 +116,8 @@ class Job:
         """Measure the model on the validation data and log the scores."""
         if not self.validator.wanted:
             return
-        for row in self.validator.measure(self.objective, self.run.folder):
+        looks = Looks(self.due.pairs(done), self.due.zeroshot(done), last=done == self.total_steps)
+        for row in self.validator.measure(self.objective, self.run.folder, looks):
             self.sinks.write("eval", done, {"epoch": self._epochs(position), "time": time.time(), **row})
         world.barrier()
 
@@ -194,9 +203,10 @@ def _due(config: TrainConfig, per_epoch: int, total: int) -> Due:
         period = steps or epochs * per_epoch
         return lambda done: period > 0 and done % period == 0
 
-    validate = every(evaluate.val_every_steps, evaluate.val_frequency)
+    pairs, zeroshot = every(evaluate.val_every_steps, evaluate.val_frequency), every(0, evaluate.zeroshot_frequency)
     return Due(
         log=lambda done: done % max(1, out.log_every_n_steps) == 0 or done in (1, total),
-        validate=lambda done: validate(done) or done == total,
+        pairs=lambda done: pairs(done) or done == total,
+        zeroshot=lambda done: zeroshot(done) or done == total,
         save=every(out.save_every_steps, out.save_frequency),
     )

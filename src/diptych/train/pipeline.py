@@ -6,12 +6,14 @@ Chooses the split when a file has splits and none was named. Reads nothing itsel
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from diptych import log
 from diptych.data import EveryCaption, Loader, Mixture, Position, Prepare, Source, SourceOptions, open_source
 from diptych.devices import Device
 from diptych.distributed.world import World
 from diptych.errors import ConfigError, SourceError
+from diptych.evaluate import class_folder
 from diptych.image import EvalTransform, TrainTransform
 from diptych.models import ModelConfig
 from diptych.text import Tokenizer
@@ -33,6 +35,7 @@ class Pipeline:
     train_source: Source
     val_source: Source | None
     zeroshot_source: Source | None
+    zeroshot_options: dict[str, Any]
 
     def loader(self, start: Position, world: World, device: Device) -> Loader:
         """The training batches, from a position on, for ever."""
@@ -95,11 +98,14 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokeni
         raise SourceError(
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
         )
+    folder = class_folder(data.imagenet_val) if data.imagenet_val else None
     return Pipeline(
         config, wants, tokenizer, train,
         EvalTransform(size, look.resize_mode, look.interpolation, look.resize_to), source,
         opened(data.val_data, data.val_split, VALIDATION_SPLITS, config.source) if data.val_data else None,
-        open_source(data.imagenet_val, options=config.source) if data.imagenet_val else None,
+        open_source(folder.pictures, options=config.source) if folder else None,
+        {"templates": data.templates or folder.templates or "openai80", "labels": data.labels or folder.labels}
+        if folder else {},
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from diptych import log
 from diptych.devices import Device
 from diptych.distributed import world
 from diptych.distributed.world import World
-from diptych.evaluate import Result, evaluators
+from diptych.evaluate import Result, evaluators, gallery, mistakes
 from diptych.files import write_text
 from diptych.objectives import Objective
 from diptych.train.config import TrainConfig
@@ -25,38 +26,53 @@ from diptych.train.pipeline import Pipeline
 from diptych.train.step import move, total
 
 
+@dataclass(frozen=True)
+class Looks:
+    """What to look at: ``pairs`` (loss and retrieval), ``zeroshot``; ``last``: at the end, when pictures are kept too."""
+
+    pairs: bool
+    zeroshot: bool
+    last: bool = False
+
+
 class Validator:
     """Measures an objective's model on the run's validation data."""
 
     def __init__(self, config: TrainConfig, pipeline: Pipeline, device: Device, world: World, precision: str) -> None:
         self.config, self.pipeline, self.device, self.world, self.precision = config, pipeline, device, world, precision
+        self._entries: dict[str, Any] = {}  # the last scores of each data set: they are not all measured each time
 
     @property
     def wanted(self) -> bool:
         """Whether there is anything to measure on."""
         return self.pipeline.val_source is not None or self.pipeline.zeroshot_source is not None
 
-    def measure(self, objective: Objective, folder: Path) -> Iterator[dict[str, Any]]:
+    def measure(self, objective: Objective, folder: Path, looks: Looks) -> Iterator[dict[str, Any]]:
         """Yield a row of scores per data set, and leave ``results.json`` in the folder; nothing on other ranks than 0."""
-        loss = self.loss(objective) if self.pipeline.val_source is not None else 0.0
+        pairs = looks.pairs and self.pipeline.val_source is not None
+        loss = self.loss(objective) if pairs else 0.0
         if self.world.main:
-            yield from self._scores(objective, folder, loss)
+            yield from self._scores(objective, folder, looks, loss)
 
-    def _scores(self, objective: Objective, folder: Path, loss: float) -> Iterator[dict[str, Any]]:
-        entries, rows = [], []
-        if self.pipeline.val_source is not None:
-            result = self._score(
-                "retrieval", objective, self.pipeline.val_source, protocol=self.config.evaluate.protocol
-            )
-            entries.append(result.entry("val"))
-            rows.append({"name": "val", "loss": loss, **result.metrics})
-            log.say(f"val: loss {rows[-1]['loss']:.3f} · " + headline(result))
-        if self.pipeline.zeroshot_source is not None:
-            result = self._score("zeroshot", objective, self.pipeline.zeroshot_source)
-            entries.append(result.entry("zeroshot"))
-            rows.append({"name": "zeroshot", **result.metrics})
-            log.say("zeroshot: " + headline(result))
-        write_text(folder / "results.json", json.dumps(entries, indent=1) + "\n", "results")
+    def _scores(self, objective: Objective, folder: Path, looks: Looks, loss: float) -> Iterator[dict[str, Any]]:
+        rows, pictures = [], []
+        pairs, named = self.pipeline.val_source, self.pipeline.zeroshot_source
+        if looks.pairs and pairs is not None:
+            found: Any = self._score("retrieval", objective, pairs, protocol=self.config.evaluate.protocol)
+            self._entries["val"] = found.entry("val")
+            rows.append({"name": "val", "loss": loss, **found.metrics})
+            log.say(f"val: loss {loss:.3f} · " + headline(found))
+            pictures += gallery(found, pairs, title="val") if looks.last else []
+        if looks.zeroshot and named is not None:
+            options = {**self.pipeline.zeroshot_options, "keep_classifier": False}
+            found = self._score("zeroshot", objective, named, **options)
+            self._entries["zeroshot"] = found.entry("zeroshot")
+            rows.append({"name": "zeroshot", **found.metrics})
+            log.say("zeroshot: " + headline(found))
+            pictures += mistakes(found, named, title="zeroshot") if looks.last else []
+        write_text(folder / "results.json", json.dumps(list(self._entries.values()), indent=1) + "\n", "results")
+        if pictures:
+            write_text(folder / "gallery.json", json.dumps(pictures), "gallery")
         yield from rows
 
     def _score(self, evaluator: str, objective: Objective, source: Any, **options: Any) -> Result:

@@ -1,0 +1,69 @@
+"""Loss and recall curves as PNG files in the run's folder, for slides, chats and people who open folders rather than pages.
+
+Raw lines stand faint under their trend, as on the page. Drawn by matplotlib without a display.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.files import replacing
+from diptych.report.chart import Point, smooth
+from diptych.report.read import RunFiles, points
+
+LOSS, RECALL = "loss.png", "recall.png"
+RECALLS = tuple(f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10))
+SHORTEST_TREND = 40  # points below which a line is its own trend
+
+
+def write_pngs(run: RunFiles, folder: Path) -> list[Path]:
+    """Draw ``loss.png`` and ``recall.png``; what has no points is not drawn. Raises OutputError."""
+    train = points(run.train, "loss")
+    lines = [("training", train)] if train else []
+    lines += [(f"{name} (held out)", found) for name, found in _evaluated(run, ("loss",))]
+    drawn = [_draw(folder / LOSS, "Loss", "loss", lines)] if lines else []
+    scores = [
+        (name, [(step, 100 * value) for step, value in found])
+        for name, found in _evaluated(run, (*RECALLS, "top1", "top5"))
+    ]
+    return drawn + ([_draw(folder / RECALL, "Held-out scores", "%", scores)] if scores else [])
+
+
+def _evaluated(run: RunFiles, keys: Sequence[str]) -> list[tuple[str, list[Point]]]:
+    names = dict.fromkeys(str(row.get("name", "validation")) for row in run.evaluations)
+    found = []
+    for name in names:
+        rows = tuple(row for row in run.evaluations if str(row.get("name", "validation")) == name)
+        for key in keys:
+            line = points(rows, key)
+            if line:
+                found.append((name if keys == ("loss",) else f"{name} {key}", line))
+    return found
+
+
+def _draw(path: Path, title: str, unit: str, lines: Sequence[tuple[str, Sequence[Point]]]) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    for name, line in lines:
+        xs, ys = zip(*line, strict=True)
+        if len(line) < SHORTEST_TREND:
+            axes.plot(xs, ys, label=name, marker="o", markersize=3)
+            continue
+        (raw,) = axes.plot(xs, ys, alpha=0.3, linewidth=0.8)
+        axes.plot(*zip(*smooth(line), strict=True), label=f"{name} (smoothed)", color=raw.get_color())
+    axes.set(title=title, xlabel="step", ylabel=unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize="small")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with replacing(path, "picture of the curves") as beside:
+        beside.write_bytes(drawn.getvalue())
+    return path
