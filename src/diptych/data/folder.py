@@ -29,7 +29,9 @@ class Folder:
             raise SourceError(f"{spec}: a folder has no splits; name the folder of {split!r} instead.")
         if not self.root.is_dir():
             raise SourceError(f"{spec}: no such folder.")
-        self.name = self.root.name or str(self.root)
+        name = self.root.resolve().name
+        # "images" alone says nothing: what lies around it is the data set.
+        self.name = f"{self.root.resolve().parent.name}/{name}" if name == "images" else name or str(self.root)
         images, texts = _walk(self.root)
         if not images:
             raise SourceError(f"{spec}: no image in this folder (looked for {', '.join(IMAGES)}).")
