@@ -37,7 +37,7 @@ def after_steps(parts, clip_norm=0.0, steps=3):
         size = share // parts
         result = step([rows_of(own, start, start + size) for start in range(0, share, size)])
         losses.append(float(world.mean(result.loss)))
-        norms.append(float(result.gradient_norm))
+        norms.append(float(step.gradient_norm() if result.gradient_norm is None else result.gradient_norm))
     return losses, norms, {key: item.flatten().tolist() for key, item in step.objective.state_dict().items()}
 
 

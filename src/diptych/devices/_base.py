@@ -229,6 +229,9 @@ class Device:
                     continue
         return None
 
+    def prepare_process(self) -> None:
+        """Set this process up for long work on the device; once, before the model is built. Nothing, where nothing helps."""
+
     def seed(self, number: int) -> None:
         """Seed the accelerator's random numbers; the CPU's are a matter of ``torch.manual_seed``."""
         seed = getattr(self.module, "manual_seed_all", None) or getattr(self.module, "manual_seed", None)

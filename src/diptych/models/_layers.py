@@ -147,4 +147,19 @@ class Block(nn.Module):
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of [B, L, D] (queries may be fewer than keys), heads split and joined again."""
     asks, keys, values = (split_heads(item, heads) for item in (query, key, value))
-    return join_heads(F.scaled_dot_product_attention(asks, keys, values, is_causal=causal))
+    return join_heads(scaled_dot_product(asks, keys, values, causal=causal))
+
+
+def scaled_dot_product(
+    asks: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """torch's attention of split heads [B, heads, L, d]; ``mask`` is True where a key may be seen.
+
+    In main memory, half precision is computed in fp32: torch's half kernel there is no faster forward and 1.1 (257 tokens) to 5
+    times slower backward (14 tokens), and fp32 is nearer to the truth.
+    """
+    if not (asks.is_cpu and asks.dtype in (torch.bfloat16, torch.float16)):
+        return F.scaled_dot_product_attention(asks, keys, values, attn_mask=mask, is_causal=causal)
+    with torch.autocast(asks.device.type, enabled=False):
+        full = (item.float() for item in (asks, keys, values))
+        return F.scaled_dot_product_attention(*full, attn_mask=mask, is_causal=causal).to(asks.dtype)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from diptych.models._layers import attention, join_heads, split_heads
+from diptych.models._layers import attention, join_heads, scaled_dot_product, split_heads
 
 
 class Whole:
@@ -60,7 +59,7 @@ class Padded:
         # The mask is the causal row of each end token: True where a key may be seen.
         seen = torch.arange(key.shape[1], device=key.device) < self.lengths[:, None]
         asks, keys, values = (split_heads(item, heads) for item in (query[:, None], key, value))
-        return join_heads(F.scaled_dot_product_attention(asks, keys, values, attn_mask=seen[:, None, None]))[:, 0]
+        return join_heads(scaled_dot_product(asks, keys, values, seen[:, None, None]))[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The end token of each sequence."""

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import ConfigError
-from diptych.models._layers import attention, join_heads, split_heads
+from diptych.models._layers import attention, join_heads, scaled_dot_product, split_heads
 
 
 @dataclass(frozen=True)
@@ -141,4 +140,4 @@ def _behind_a_stem(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Ten
     size, seen = query.shape[1], key.shape[1]
     mask = torch.ones(size, seen, dtype=torch.bool, device=query.device).tril(seen - size)
     asks, keys, values = (split_heads(item, heads) for item in (query, key, value))
-    return join_heads(F.scaled_dot_product_attention(asks, keys, values, attn_mask=mask))
+    return join_heads(scaled_dot_product(asks, keys, values, mask))

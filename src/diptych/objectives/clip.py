@@ -18,7 +18,10 @@ from diptych.distributed.gather import gather, gather_with_gradient, rank_offset
 from diptych.errors import ConfigError
 from diptych.models import TwoTower
 from diptych.objectives import OBJECTIVES, Objective, ObjectiveOptions
+from diptych.objectives._tiles import tiled_cross_entropy
 from diptych.types import Batch, Terms, Wants
+
+MATRIX_LIMIT = 1 << 22  # similarities that are held at once; more are computed in tiles
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,25 @@ def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 
     ``rows`` [R, D] and ``columns`` [N, D] have unit length; ``scale`` [1] is already exponentiated; the pair of row i is
     column ``offset + i``. Both results are scalars.
     """
-    own = torch.arange(len(rows.image), device=rows.image.device) + offset
+    count = len(rows.image)
     # Autocast would round the similarities to half precision, which at a scale of 100 is a whole nat.
     with torch.autocast(rows.image.device.type, enabled=False):
-        by_image = scale * rows.image @ columns.text.T
         # When the rows are all there is, both directions share one product.
-        by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
-        loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
+        whole = count == len(columns.image)
+        if count * len(columns.image) <= MATRIX_LIMIT:
+            return _plain(rows, columns, scale, offset)
+        loss, correct = tiled_cross_entropy(rows.image, columns.text, scale, offset, both=whole)
+        if not whole:
+            loss = loss + tiled_cross_entropy(rows.text, columns.image, scale, offset)[0]
+    return loss / (2 * count), correct.float() / count
+
+
+def _plain(rows: Features, columns: Features, scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """The loss with the whole matrix of similarities in memory: fastest while that is small."""
+    own = torch.arange(len(rows.image), device=rows.image.device) + offset
+    by_image = scale * rows.image @ columns.text.T
+    by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
+    loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
     return loss, (by_image.detach().argmax(dim=1) == own).float().mean()
 
 

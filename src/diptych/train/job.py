@@ -96,7 +96,7 @@ class Job:
             **{f"loss_{name}": float(part) for name, part in result.parts.items() if len(result.parts) > 1},
             **{name: float(value) for name, value in result.metrics.items()},
             "learning_rate": self.step.optimizer.param_groups[0]["lr"],
-            "gradient_norm": float(result.gradient_norm),
+            "gradient_norm": float(self.step.gradient_norm() if result.gradient_norm is None else result.gradient_norm),
             **figures,
             "pairs": done * self.config.data.batch_size * self.config.accum_freq * self.world.size,
             "precision": self.step.precision,
@@ -148,6 +148,7 @@ def prepared(config: TrainConfig) -> Iterator[Job]:
     """Build the job, and let go of loader processes, files and the process group at the end, whatever happens."""
     here = world.world_from_environment()
     device = get_device(config.parallel.device, here.local_rank if here.size > 1 else None)
+    device.prepare_process()
     world.start(device, config.parallel.dist_backend)
     with contextlib.ExitStack() as stack:
         stack.callback(world.stop)

@@ -27,12 +27,12 @@ SCALE_LIMIT = math.log(100.0)  # CLIP's cap on the logarithm of the logit scale
 
 @dataclass(frozen=True)
 class StepResult:
-    """``loss`` and ``metrics`` are scalars still on the device; ``gradient_norm`` is before clipping."""
+    """``loss`` and ``metrics`` are scalars still on the device; ``gradient_norm`` is before clipping, None without it."""
 
     loss: Tensor
     parts: dict[str, Tensor]
     metrics: dict[str, Tensor]
-    gradient_norm: Tensor
+    gradient_norm: Tensor | None
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
@@ -70,14 +70,19 @@ class Step:
         moved = [move(batch, self.device.torch_device) for batch in batches]
         terms = self._plain(moved[0]) if len(moved) == 1 else self._cached(moved)
         self.scaler.unscale_(self.optimizer)
-        limit = self.clip_norm if self.clip_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm = None
+        if self.clip_norm > 0:
+            norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm).detach()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with torch.no_grad():
             self.objective.model.logit_scale.clamp_(0.0, SCALE_LIMIT)
         parts = {name: part.detach() for name, part in terms.parts.items()}
-        return StepResult(total(terms).detach(), parts, terms.metrics, norm.detach())
+        return StepResult(total(terms).detach(), parts, terms.metrics, norm)
+
+    def gradient_norm(self) -> Tensor:
+        """The global norm of the last step's gradients, for who wants to see it: reading them all costs a few percent."""
+        return torch.nn.utils.get_total_norm([item.grad for item in self._parameters if item.grad is not None])
 
     def _plain(self, batch: Batch) -> Terms:
         with self.device.autocast(self.precision):

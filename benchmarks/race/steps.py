@@ -1,0 +1,113 @@
+"""C1 and C2: one training step of ViT-B-32 on Flickr8k captions, open_clip's own loss and optimiser against ours.
+
+Small learning rate, so that rounding does not grow into another run within the few steps whose losses are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import torch
+from _clock import Contestant, captions, finish, own_model, peer_model, row, serve
+
+from diptych.devices import get_device
+from diptych.objectives import create_objective
+from diptych.objectives.clip import ClipConfig
+from diptych.text import get_tokenizer
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
+from diptych.train.step import Step
+from diptych.types import Batch
+
+MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+LR, WARM = 1e-6, 2  # and rounds that are not counted
+STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+
+
+def pairs(size: int) -> tuple[torch.Tensor, list[str]]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8, generator=generator), captions(size)
+
+
+def ours(size: int, precision: str) -> Any:
+    images, texts = pairs(size)
+    tokenizer = get_tokenizer("bpe")
+    tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in texts])
+    keys = tuple(map(str, range(size)))
+    batch = Batch(images[None], tokens[None], lengths[None], None, None, keys, None)
+    device = get_device("cpu")
+    device.prepare_process()  # as diptych train does
+    objective = create_objective(ClipConfig(), own_model()).train()
+    step = Step(objective, create_optimizer(objective, OptimizerOptions(lr=LR), device), device, precision)
+    return lambda: float(step([batch]).loss)
+
+
+def theirs(size: int, precision: str, best: bool) -> Any:
+    from _peers import open_clip
+
+    model, images, texts = peer_model().train(), *pairs(size)
+    loss, tokens = open_clip().ClipLoss(), open_clip().get_tokenizer("ViT-B-32")(texts)
+    pixels = (images.float() / 255 - MEAN) / STD
+    named = list(model.named_parameters())
+    still = [one for name, one in named if one.ndim < 2 or "bn" in name or "ln" in name or "bias" in name]
+    rest = [one for _, one in named if not any(one is other for other in still)]
+    groups = [{"params": still, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6, **({"fused": True} if best else {}))
+
+    def step() -> float:
+        optimizer.zero_grad()
+        half = precision == "bf16"
+        with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+            image, text, scale = model(pixels, tokens)
+            total = loss(image, text, scale)
+        total.backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6052)
+        return float(total)
+
+    return step
+
+
+def race(name: str, size: int, precision: str, targets: dict[str, float], rounds: int) -> list[dict[str, Any]]:
+    """Each contestant in a process of its own, as its users run it, and they take turns: one steps while the others sleep."""
+    kinds = {"diptych": "ours", "open_clip": "default", "open_clip, fused AdamW": "fused"}
+    runners = {
+        who: Contestant(__file__, kind, str(size), precision)
+        for who, kind in kinds.items()
+        if who == "diptych" or who in targets
+    }
+    for _ in range(WARM):
+        for runner in runners.values():
+            runner()
+    seconds: dict[str, list[float]] = {who: [] for who in runners}
+    for _ in range(rounds):
+        for who, runner in runners.items():
+            seconds[who].append(runner())
+    for runner in runners.values():
+        runner.close()
+    losses = {who: runner.values for who, runner in runners.items()}
+    first = abs(losses["diptych"][0] - losses["open_clip"][0]) / losses["open_clip"][0]
+    far = max(abs(a - b) / abs(b) for a, b in zip(losses["diptych"], losses["open_clip"], strict=True))
+    exact = f"loss differs by {first:.1e} at the first step, by at most {far:.1e} in {rounds + WARM} steps"
+    what = f"train step, batch {size}, {precision}"
+    return [
+        row(name, what, seconds, pair=("diptych", who), target=target, exact=exact, losses=losses)
+        for who, target in targets.items()
+    ]
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        kind, size, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+        serve(ours(size, precision) if kind == "ours" else theirs(size, precision, kind == "fused"))
+        return
+    rows = race("C1", 16, "bf16", {"open_clip": 1.8, "open_clip, fused AdamW": 1.6}, 4)
+    rows += race("C1", 32, "bf16", {"open_clip": 1.8}, 3)
+    rows += race("C2", 16, "fp32", {"open_clip": 1.75}, 3)
+    finish(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Cross-entropy over a similarity matrix in tiles of rows, which the processor's caches hold while they are worked on.
+
+For N pairs the plain form keeps several N x N matrices (1.3 GB for 8,192 pairs); here it is one while that is small, else a few
+tiles, computed again for the gradient. That is made up for by reading and writing so much less. ``torch.nn.functional.cross_entropy`` on the whole matrix is the
+plain twin; both are exact. Not a kernel of its own: matrix products and elementwise operations of torch, on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TILE = 1 << 21  # elements of one tile: 8 MB in fp32, which the caches of most processors nearly hold
+
+KEPT = 1 << 26  # similarities that are kept for the gradient (256 MB in fp32); more are computed again
+
+
+def tiled_cross_entropy(
+    rows: Tensor, columns: Tensor, scale: Tensor, offset: int = 0, both: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Sum over R rows of the cross-entropy of ``scale * rows @ columns.T`` [R, N], own column ``offset + i``.
+
+    ``rows`` [R, D] and ``columns`` [N, D]; ``scale`` [1]. ``both`` adds the columns' cross-entropies, and needs R = N. Also
+    returns how many rows have their own column first, int64, of equal ones the lowest. Differentiable once.
+    """
+    return _Tiled.apply(rows, columns, scale, offset, both)  # type: ignore[no-any-return]
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        rows, columns, scale, offset, both = given
+        own = torch.arange(len(rows), device=rows.device) + offset
+        by_row = rows.new_empty(len(rows))
+        highest = rows.new_full((len(columns),), -torch.inf)
+        summed = rows.new_zeros(len(columns))
+        correct = own.new_zeros(())
+        kept = rows.new_empty(len(rows), len(columns)) if len(rows) * len(columns) <= KEPT else None
+        for part, scores, spare in _tiles(rows, columns, scale, kept):
+            most, place = scores.max(dim=1, keepdim=True)
+            correct += (place[:, 0] == own[part]).sum()
+            torch.sub(scores, most, out=spare).exp_()
+            by_row[part] = most[:, 0] + spare.sum(dim=1).log_()
+            if both:  # the running sum of each column, relative to its highest score so far
+                higher = torch.maximum(highest, scores.amax(dim=0))
+                torch.sub(scores, higher, out=spare).exp_()
+                summed = summed * (highest - higher).exp_() + spare.sum(dim=0)
+                highest = higher
+        by_column = highest + summed.log() if both else None
+        ctx.save_for_backward(rows, columns, scale, by_row, by_column)
+        ctx.kept = kept
+        ctx.offset = offset
+        mine = scale * (rows * columns[own]).sum()
+        loss = by_row.sum() - mine + ((by_column.sum() - mine) if by_column is not None else 0.0)
+        ctx.mark_non_differentiable(correct)
+        return loss.reshape(()), correct
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, pull: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, scale, by_row, by_column = ctx.saved_tensors
+        to_rows, to_columns, to_scale = torch.empty_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
+        share = 1 if by_column is None else 2  # how many cross-entropies each own pair stands in
+        for part, scores, pulled in _tiles(rows, columns, scale, ctx.kept, ready=ctx.kept is not None):
+            torch.sub(scores, by_row[part, None], out=pulled).exp_()
+            if by_column is not None:
+                pulled.add_((scores - by_column).exp_())
+            pulled[torch.arange(len(scores)), torch.arange(part.start, part.stop) + ctx.offset] -= share
+            torch.mm(pulled, columns, out=to_rows[part])
+            to_columns.addmm_(pulled.T, rows[part])
+            to_scale += pulled.mul_(scores).sum() / scale
+        factor = pull * scale
+        return to_rows.mul_(factor), to_columns.mul_(factor), to_scale * pull, None, None
+
+
+def _tiles(rows: Tensor, columns: Tensor, scale: Tensor, kept: Tensor | None = None, ready: bool = False) -> Any:
+    """(rows of the tile, scaled similarities, a spare matrix of the same shape), the spare one used again and again.
+
+    ``kept`` [R, N] holds all similarities; ``ready`` says that they are in it already.
+    """
+    size = max(1, min(len(rows), TILE // max(1, len(columns))))
+    spare = rows.new_empty(size, len(columns))
+    one = rows.new_empty(size, len(columns)) if kept is None else spare
+    for begin in range(0, len(rows), size):
+        part = slice(begin, min(begin + size, len(rows)))
+        count = part.stop - part.start
+        scores = one[:count] if kept is None else kept[part]
+        if not ready:
+            torch.mm(rows[part], columns.T, out=scores).mul_(scale)
+        yield part, scores, spare[:count]
