@@ -1,8 +1,9 @@
 """Cross-entropy over a similarity matrix in tiles of rows, which the processor's caches hold while they are worked on.
 
 For N pairs the plain form keeps several N x N matrices (1.3 GB for 8,192 pairs); here it is one while that is small, else a few
-tiles, computed again for the gradient. That is made up for by reading and writing so much less. ``torch.nn.functional.cross_entropy`` on the whole matrix is the
-plain twin; both are exact. Not a kernel of its own: matrix products and elementwise operations of torch, on any device.
+tiles, computed again for the gradient. That is made up for by reading and writing so much less. The plain twin is torch's
+``cross_entropy`` on the whole matrix; both are exact. Not a kernel of its own: matrix products and elementwise operations of
+torch, on any device.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ class _Tiled(torch.autograd.Function):
                 summed = summed * (highest - higher).exp_() + spare.sum(dim=0)
                 highest = higher
         by_column = highest + summed.log() if both else None
-        ctx.save_for_backward(rows, columns, scale, by_row, by_column)
-        ctx.kept = kept
+        ctx.save_for_backward(rows, columns, scale, by_row, by_column, kept)
         ctx.offset = offset
         mine = scale * (rows * columns[own]).sum()
         loss = by_row.sum() - mine + ((by_column.sum() - mine) if by_column is not None else 0.0)
@@ -61,10 +61,10 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, pull: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, by_row, by_column = ctx.saved_tensors
+        rows, columns, scale, by_row, by_column, kept = ctx.saved_tensors
         to_rows, to_columns, to_scale = torch.empty_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
         share = 1 if by_column is None else 2  # how many cross-entropies each own pair stands in
-        for part, scores, pulled in _tiles(rows, columns, scale, ctx.kept, ready=ctx.kept is not None):
+        for part, scores, pulled in _tiles(rows, columns, scale, kept, ready=kept is not None):
             torch.sub(scores, by_row[part, None], out=pulled).exp_()
             if by_column is not None:
                 pulled.add_((scores - by_column).exp_())
