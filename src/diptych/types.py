@@ -42,7 +42,8 @@ class Sample(NamedTuple):
 
     ``images`` uint8 [V, 3, H, W]; ``tokens`` T arrays of ids, int64 [L_t], unpadded; ``masked`` one array of ids with
     words masked out, or None; ``label`` a class index, or None; ``group`` a 63-bit id of the picture; ``cut`` the number
-    of tokens that truncation took away, over all text views.
+    of tokens that truncation took away, over all text views; ``features`` fp32 [D] of the picture, where they are known
+    beforehand: ``images`` is then empty, [V, 3, 0, 0].
     """
 
     images: np.ndarray
@@ -52,6 +53,7 @@ class Sample(NamedTuple):
     key: str
     group: int
     cut: int = 0
+    features: np.ndarray | None = None
 
 
 class Batch(NamedTuple):
@@ -59,7 +61,8 @@ class Batch(NamedTuple):
 
     ``images`` uint8 [V, B, 3, H, W] (a floating-point tensor is taken as already normalised); ``tokens`` int64 [T, B, L],
     padded with 0 to the longest caption here only; ``lengths`` int64 [T, B]; ``masked`` int64 [B, L] or None; ``labels``
-    int64 [B] or None; ``groups`` int64 [B], same picture = same id, or None; ``cut`` tokens lost to truncation here.
+    int64 [B] or None; ``groups`` int64 [B], same picture = same id, or None; ``cut`` tokens lost to truncation here;
+    ``image_features`` fp32 [B, D], not normalised, where they are known beforehand: ``images`` is then [V, B, 3, 0, 0].
     """
 
     images: Tensor
@@ -70,6 +73,7 @@ class Batch(NamedTuple):
     keys: tuple[str, ...]
     groups: Tensor | None
     cut: int = 0
+    image_features: Tensor | None = None
 
 
 class Encoded(NamedTuple):

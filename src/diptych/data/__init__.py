@@ -132,9 +132,10 @@ from diptych.data._captions import EveryCaption  # noqa: E402 (the rooms below u
 from diptych.data._collate import collate  # noqa: E402
 from diptych.data._loader import Loader, Position  # noqa: E402
 from diptych.data._order import Mixture  # noqa: E402
-from diptych.data._prepare import Prepare  # noqa: E402
+from diptych.data._prepare import KNOWN_FEATURES, Prepare  # noqa: E402
 
 __all__ = [
+    "KNOWN_FEATURES",
     "SOURCES",
     "EveryCaption",
     "Format",

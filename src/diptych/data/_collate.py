@@ -16,10 +16,7 @@ from diptych.types import Batch, Sample
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """B samples -> a Batch (shapes in ``types.Batch``)."""
-    views, texts, count = len(samples[0].images), len(samples[0].tokens), len(samples)
-    pixels = room((views, count, *samples[0].images.shape[1:]))
-    for place, sample in enumerate(samples):
-        pixels[:, place] = sample.images
+    texts, count = len(samples[0].tokens), len(samples)
     longest = max(len(ids) for sample in samples for ids in sample.tokens)
     tokens = np.zeros((texts, count, longest), dtype=np.int64)
     lengths = np.empty((texts, count), dtype=np.int64)
@@ -29,7 +26,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
             # The end token is the largest id; a caption ends at its first one, wherever else it may stand.
             lengths[view, place] = ids.argmax() + 1
     return Batch(
-        images=sent(pixels),
+        images=_pixels(samples),
         tokens=torch.from_numpy(tokens),
         lengths=torch.from_numpy(lengths),
         masked=None,
@@ -37,7 +34,23 @@ def collate(samples: Sequence[Sample]) -> Batch:
         keys=tuple(sample.key for sample in samples),
         groups=torch.tensor([sample.group for sample in samples], dtype=torch.int64),
         cut=sum(sample.cut for sample in samples),
+        image_features=_features(samples),
     )
+
+
+def _pixels(samples: Sequence[Sample]) -> torch.Tensor:
+    shape = (len(samples[0].images), len(samples), *samples[0].images.shape[1:])
+    if not samples[0].images.size:
+        return torch.empty(shape, dtype=torch.uint8)
+    pixels = room(shape)
+    for place, sample in enumerate(samples):
+        pixels[:, place] = sample.images
+    return sent(pixels)
+
+
+def _features(samples: Sequence[Sample]) -> torch.Tensor | None:
+    known = [sample.features for sample in samples if sample.features is not None]
+    return torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None
 
 
 def _labels(samples: Sequence[Sample]) -> torch.Tensor | None:

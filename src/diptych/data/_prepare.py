@@ -18,6 +18,9 @@ from diptych.image import EvalTransform, TrainTransform, decode_image, decode_pi
 from diptych.text import Tokenizer
 from diptych.types import Record, Sample, Wants
 
+KNOWN_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its picture, fp32 [D]
+EMPTY = np.empty((3, 0, 0), dtype=np.uint8)
+
 
 @dataclass(frozen=True)
 class Prepare:
@@ -37,7 +40,8 @@ class Prepare:
         """Raises RecordError for an unreadable image or an empty caption."""
         rng = np.random.default_rng(seed)
         captions = [self._caption(record, rng) for _ in range(self.wants.texts)]
-        views = self._views(record, rng)
+        known = record.extra.get(KNOWN_FEATURES)
+        views = [EMPTY] * self.wants.views if known is not None else self._views(record, rng)
         encoded = [self.tokenizer.encode(caption) for caption in captions]
         return Sample(
             images=np.stack(views),
@@ -47,6 +51,7 @@ class Prepare:
             key=record.key,
             group=picture_id(record),
             cut=sum(item.cut for item in encoded),
+            features=known,
         )
 
     def _views(self, record: Record, rng: np.random.Generator) -> list[np.ndarray]:

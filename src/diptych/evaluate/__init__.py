@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from diptych.evaluate._classifier import build_classifier
+from diptych.evaluate._encode import Encoder
 from diptych.evaluate._gallery import gallery, mistakes
 from diptych.evaluate._intervals import Difference, Outcome, paired
+from diptych.evaluate._kept import image_features
 from diptych.evaluate._prompts import ClassFolder, class_folder
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
@@ -22,6 +24,7 @@ evaluators: Registry[Any] = Registry("diptych.evaluate", "evaluator")
 __all__ = [
     "ClassFolder",
     "Difference",
+    "Encoder",
     "Outcome",
     "Result",
     "build_classifier",
@@ -29,6 +32,7 @@ __all__ = [
     "class_folder",
     "evaluators",
     "gallery",
+    "image_features",
     "mistakes",
     "paired",
     "retrieval_scores",

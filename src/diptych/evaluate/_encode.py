@@ -51,10 +51,17 @@ class Encoder:
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(f"batch size {self.batch_size}, workers {self.workers}: expected at least 1 and 0.")
 
-    def images(self, source: Records, indices: Sequence[int], step: Callable[[int], None]) -> Tensor:
+    def images(
+        self,
+        source: Records,
+        indices: Sequence[int],
+        step: Callable[[int], None],
+        unreadable: Callable[[RecordError], None] | None = None,
+    ) -> Tensor:
         """Return features [len(indices), D] of the named records' images; ``step`` hears how many were done each time.
 
-        Raises the RecordError of the first image that cannot be decoded.
+        Raises the RecordError of the first image that cannot be decoded; or, with ``unreadable``, tells it and leaves that
+        row not a number.
         """
         loader = DataLoader(
             _Pictures(source, indices, self.transform),
@@ -64,11 +71,14 @@ class Encoder:
         )
         features = []
         with self.inference():
-            for images in loader:
-                if isinstance(images, RecordError):
-                    raise images
-                encoded = self.model.encode_image(images.to(self.device.torch_device))  # type: ignore[operator]
-                features.append(encoded.float())
+            for images, broken in loader:
+                for _, error in broken:
+                    if unreadable is None:
+                        raise error
+                    unreadable(error)
+                encoded = self.model.encode_image(images.to(self.device.torch_device)).float()  # type: ignore[operator]
+                encoded[[place for place, _ in broken]] = torch.nan
+                features.append(encoded)
                 step(len(images))
         return torch.cat(features)
 
@@ -138,6 +148,10 @@ class _Pictures(Dataset[Any]):
             return error
 
 
-def _stack(images: list[Tensor | RecordError]) -> Tensor | RecordError:
-    broken = [image for image in images if isinstance(image, RecordError)]
-    return broken[0] if broken else torch.stack([image for image in images if isinstance(image, Tensor)])
+def _stack(images: list[Tensor | RecordError]) -> tuple[Tensor, list[tuple[int, RecordError]]]:
+    """The pictures of a batch, and (place, error) of those that cannot be read; blank ones stand in their places."""
+    broken = [(place, image) for place, image in enumerate(images) if isinstance(image, RecordError)]
+    whole = next((image for image in images if isinstance(image, Tensor)), None)
+    if whole is None:
+        raise broken[0][1]
+    return torch.stack([image if isinstance(image, Tensor) else torch.zeros_like(whole) for image in images]), broken

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diptych.errors import OutputError, SourceError
+from diptych.errors import OutputError, RecordError, SourceError
 from diptych.evaluate._encode import Encoder, Records
 from diptych.files import cache_folder, replacing
 
@@ -34,24 +34,40 @@ def labelled_features(encoder: Encoder, source: Records, step: Callable[[int], N
 
     Raises SourceError for a record without a label, the RecordError of a picture that cannot be decoded.
     """
-    digest = hashlib.sha256(f"{FORM} {encoder.precision} {encoder.transform!r}".encode())
-    add_weights(digest, getattr(encoder.model, "image", encoder.model))
     labels = []
     for index in range(len(source)):
         record = source.record(index)
         if record.label is None:
             raise SourceError(f"{getattr(source, 'name', 'source')}: {record.key} has no label, which a probe needs.")
         labels.append(record.label)
+    features = image_features(encoder, source, range(len(labels)), step, keep=keep)
+    return Labelled(features, torch.tensor(labels))
+
+
+def image_features(
+    encoder: Encoder,
+    source: Records,
+    indices: Sequence[int],
+    step: Callable[[int], None],
+    *,
+    keep: bool = True,
+    unreadable: Callable[[RecordError], None] | None = None,
+) -> Tensor:
+    """Features fp32 [len(indices), D] on the CPU, from the cache or computed; errors are those of ``Encoder.images``."""
+    digest = hashlib.sha256(f"{FORM} {encoder.precision} {encoder.transform!r}".encode())
+    add_weights(digest, getattr(encoder.model, "image", encoder.model))
+    for index in indices:
+        record = source.record(index)
         digest.update(f"{record.key} {_state(record.image)} ".encode("utf-8", "surrogateescape"))
     path = cache_folder() / "features" / f"{digest.hexdigest()[:40]}.safetensors"
-    features = _read(path, len(labels)) if keep else None
-    if features is None:
-        features = encoder.images(source, range(len(labels)), step).cpu()
-        if keep:
-            _write(path, features)
-    else:
-        step(len(labels))
-    return Labelled(features, torch.tensor(labels))
+    features = _read(path, len(indices)) if keep else None
+    if features is not None:
+        step(len(indices))
+        return features
+    features = encoder.images(source, indices, step, unreadable).cpu()
+    if keep:
+        _write(path, features)
+    return features
 
 
 def add_weights(digest: hashlib._Hash, tower: nn.Module) -> None:

@@ -80,6 +80,7 @@ class TwoTower(nn.Module):
     """
 
     logit_bias: nn.Parameter | None
+    locked: tuple[nn.Module, ...] = ()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -115,6 +116,20 @@ class TwoTower(nn.Module):
                 buffer.copy_(torch.tensor(values).view(3, 1, 1))  # type: ignore[union-attr, operator]
         for tower in (self.image, self.text):
             tower.initialise()  # type: ignore[operator]
+        return self
+
+    def lock(self, image: bool = False, text: bool = False) -> TwoTower:
+        """Freeze towers (Zhai et al. 2022, "LiT"): no gradient, and evaluation mode whatever ``train`` says."""
+        self.locked = tuple(tower for tower, asked in ((self.image, image), (self.text, text)) if asked)
+        for tower in self.locked:
+            tower.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> TwoTower:
+        """Training mode, but for locked towers."""
+        super().train(mode)
+        for tower in self.locked:
+            tower.eval()
         return self
 
     def set_gradient_checkpointing(self, on: bool) -> None:

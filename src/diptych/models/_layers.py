@@ -161,5 +161,6 @@ def scaled_dot_product(
     if not (asks.is_cpu and asks.dtype in (torch.bfloat16, torch.float16)):
         return F.scaled_dot_product_attention(asks, keys, values, attn_mask=mask, is_causal=causal)
     with torch.autocast(asks.device.type, enabled=False):
-        full = (item.float() for item in (asks, keys, values))
-        return F.scaled_dot_product_attention(*full, attn_mask=mask, is_causal=causal).to(asks.dtype)
+        full = (asks.float(), keys.float(), values.float())
+        mixed = F.scaled_dot_product_attention(*full, attn_mask=mask, is_causal=causal)  # type: ignore[misc]
+    return mixed.to(asks.dtype)

@@ -58,7 +58,8 @@ class Clip(Objective):
 
     def encode(self, batch: Batch) -> Features:
         """Unit features [B, D] of the first image view and the first text view."""
-        image = self.model.image(batch.images[0]).pooled
+        known = batch.image_features
+        image = self.model.image(batch.images[0]).pooled if known is None else known
         text = self.model.text(batch.tokens[0], batch.lengths[0]).pooled
         return Features(F.normalize(_full(image), dim=-1), F.normalize(_full(text), dim=-1))
 

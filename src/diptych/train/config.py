@@ -30,6 +30,12 @@ class ModelOptions:
     """Architecture; diptych models lists them."""
     pretrained: str = ""
     """Weights to start from, in any layout: a file, a folder, a name of the catalogue; empty starts from random weights."""
+    lock_image: bool = False
+    """Leave the image tower as it is, and train the text tower only (LiT)."""
+    lock_text: bool = False
+    """Leave the text tower as it is."""
+    cache_features: bool = False
+    """With --lock-image: encode every picture once, cropped as in evaluation, and never decode it again."""
 
 
 @dataclass(frozen=True)

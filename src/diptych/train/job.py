@@ -24,6 +24,7 @@ from diptych.errors import ConfigError
 from diptych.objectives import Objective, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.config import TrainConfig
+from diptych.train.frozen import checked_locks, with_features
 from diptych.train.ledger import Ledger
 from diptych.train.optimizer import create_optimizer
 from diptych.train.pipeline import Pipeline, build_pipeline
@@ -160,6 +161,7 @@ def prepared(config: TrainConfig) -> Iterator[Job]:
 def _build(config: TrainConfig, device: Device, here: World) -> Job:
     if config.accum_freq < 1:
         raise ConfigError(f"--accum-freq {config.accum_freq}: expected at least 1.")
+    checked_locks(config)
     torch.manual_seed(config.data.seed)
     device.seed(config.data.seed)
     model = weights.create(config.model.model, config.model.pretrained)
@@ -169,7 +171,10 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
     run = open_run(config, model.config.to_dict())
     if run.state:
         objective.load_state_dict(run.state["weights"])
+    model.lock(config.model.lock_image, config.model.lock_text)
     wrapped = wrap(objective, device, here)
+    if config.model.cache_features:
+        pipeline = with_features(pipeline, model, device, here, _precision(config, device))
     model.set_gradient_checkpointing(config.parallel.grad_checkpointing)
     optimizer = create_optimizer(wrapped, config.optimizer, device)
     step = Step(wrapped, optimizer, device, _precision(config, device), config.optimizer.grad_clip_norm)
