@@ -6,7 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all check lint clean
+PEERS ?= .venv-peers
+DATA ?= ../shared/data
+
+.PHONY: demo test test-all check lint bench clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,5 +43,16 @@ lint: $(VENV)/installed-for-tests
 # What CI runs, but for the demo.
 check: lint test
 
+# open_clip and others beside ours; torchvision without its CUDA companions (see benchmarks/peers.txt).
+$(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast]' -r benchmarks/peers.txt
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0
+	@touch $@
+
+# C1 to C10 against the peers, about ten minutes; DATA is a folder with flickr8k/.
+bench: $(PEERS)/installed
+	$(PEERS)/bin/python benchmarks/race/run.py $(DATA)
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,6 @@
-"""C1 and C2: one training step of ViT-B-32 on Flickr8k captions, open_clip's own loss and optimiser against ours.
+"""C1, C2 and C10: one training step of ViT-B-32 on Flickr8k captions, open_clip's own loss and optimiser against ours.
+
+C10 is a step with a locked image tower (LiT) from the second epoch on: open_clip runs the tower again, we have its features.
 
 Small learning rate, so that rounding does not grow into another run within the few steps whose losses are compared.
 """
@@ -30,7 +32,7 @@ def pairs(size: int) -> tuple[torch.Tensor, list[str]]:
     return torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8, generator=generator), captions(size)
 
 
-def ours(size: int, precision: str) -> Any:
+def ours(size: int, precision: str, locked: bool = False) -> Any:
     images, texts = pairs(size)
     tokenizer = get_tokenizer("bpe")
     tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in texts])
@@ -38,18 +40,24 @@ def ours(size: int, precision: str) -> Any:
     batch = Batch(images[None], tokens[None], lengths[None], None, None, keys, None)
     device = get_device("cpu")
     device.prepare_process()  # as diptych train does
-    objective = create_objective(ClipConfig(), own_model()).train()
+    model = own_model().lock(image=locked)
+    if locked:  # as after the first pass of --lock-image --cache-features
+        with torch.no_grad(), device.autocast(precision):
+            batch = batch._replace(image_features=model.encode_image(images).float(), images=images[None, :, :, :0, :0])
+    objective = create_objective(ClipConfig(), model).train()
     step = Step(objective, create_optimizer(objective, OptimizerOptions(lr=LR), device), device, precision)
     return lambda: float(step([batch]).loss)
 
 
-def theirs(size: int, precision: str, best: bool) -> Any:
+def theirs(size: int, precision: str, best: bool, locked: bool = False) -> Any:
     from _peers import open_clip
 
     model, images, texts = peer_model().train(), *pairs(size)
     loss, tokens = open_clip().ClipLoss(), open_clip().get_tokenizer("ViT-B-32")(texts)
     pixels = (images.float() / 255 - MEAN) / STD
-    named = list(model.named_parameters())
+    if locked:
+        model.lock_image_tower()
+    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     still = [one for name, one in named if one.ndim < 2 or "bn" in name or "ln" in name or "bias" in name]
     rest = [one for _, one in named if not any(one is other for other in still)]
     groups = [{"params": still, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
@@ -72,7 +80,8 @@ def theirs(size: int, precision: str, best: bool) -> Any:
 
 def race(name: str, size: int, precision: str, targets: dict[str, float], rounds: int) -> list[dict[str, Any]]:
     """Each contestant in a process of its own, as its users run it, and they take turns: one steps while the others sleep."""
-    kinds = {"diptych": "ours", "open_clip": "default", "open_clip, fused AdamW": "fused"}
+    lit = "-lit" if name == "C10" else ""
+    kinds = {"diptych": "ours" + lit, "open_clip": "default" + lit, "open_clip, fused AdamW": "fused" + lit}
     runners = {
         who: Contestant(__file__, kind, str(size), precision)
         for who, kind in kinds.items()
@@ -91,7 +100,7 @@ def race(name: str, size: int, precision: str, targets: dict[str, float], rounds
     first = abs(losses["diptych"][0] - losses["open_clip"][0]) / losses["open_clip"][0]
     far = max(abs(a - b) / abs(b) for a, b in zip(losses["diptych"], losses["open_clip"], strict=True))
     exact = f"loss differs by {first:.1e} at the first step, by at most {far:.1e} in {rounds + WARM} steps"
-    what = f"train step, batch {size}, {precision}"
+    what = f"train step{', image tower locked, epoch 2 on' if lit else ''}, batch {size}, {precision}"
     return [
         row(name, what, seconds, pair=("diptych", who), target=target, exact=exact, losses=losses)
         for who, target in targets.items()
@@ -101,11 +110,16 @@ def race(name: str, size: int, precision: str, targets: dict[str, float], rounds
 def main() -> None:
     if len(sys.argv) > 1:
         kind, size, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-        serve(ours(size, precision) if kind == "ours" else theirs(size, precision, kind == "fused"))
+        kind, _, lit = kind.partition("-")
+        serve(
+            ours(size, precision, bool(lit)) if kind == "ours" else theirs(size, precision, kind == "fused", bool(lit))
+        )
         return
-    rows = race("C1", 16, "bf16", {"open_clip": 1.8, "open_clip, fused AdamW": 1.6}, 4)
+    rows = race("C1", 16, "bf16", {"open_clip": 1.8, "open_clip, fused AdamW": 1.6}, 3)
     rows += race("C1", 32, "bf16", {"open_clip": 1.8}, 3)
     rows += race("C2", 16, "fp32", {"open_clip": 1.75}, 3)
+    rows += race("C10", 32, "bf16", {"open_clip": 7.0}, 4)
+    rows += race("C10", 16, "fp32", {"open_clip": 7.0}, 3)
     finish(rows)
 
 

@@ -1,11 +1,11 @@
 """Pairs per second of one loader process: open_clip's CSV pipeline and ours on the same photos, alternating, one worker each.
 
-    python benchmarks/data/loader.py PHOTOS_FOLDER [FOLDER FOR TEMPORARY FILES]      (environment: benchmarks/peers.txt)
+    python benchmarks/data/measure_loader.py PHOTOS_FOLDER [FOLDER FOR TEMPORARY FILES]      (environment: benchmarks/peers.txt)
 
 Two sets are made of the photos: short side 256, and short side 390, ImageNet's mean size (JPEG, quality 90; smaller photos are
 enlarged, which leaves the work of decoding and resizing as it is). Both pipelines draw a random
 crop of 0.9 to 1 of the area, resize it bicubically to 224, tokenise a caption, and make batches of 64. "fast" is our
---resize-kernel fast. Also the time to put a batch of 128 together. Best of five rounds. Writes benchmarks/results/loader.json.
+--resize-kernel fast. Also the time to put a batch of 128 together. Best of three rounds. Writes benchmarks/results/loader.json.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diptych.image import TrainTransform
 from diptych.text import get_tokenizer
 from diptych.types import Sample, Wants
 
-ROUNDS, BATCH, SIDE = 5, 64, 224
+ROUNDS, BATCH, SIDE = 3, 64, 224
 RESULT = Path(__file__).resolve().parents[1] / "results" / "loader.json"
 
 

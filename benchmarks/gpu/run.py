@@ -1,0 +1,299 @@
+"""G1 to G6 on one accelerator, in less than eight minutes; without one, the same code in a reduced form on the CPU.
+
+    python benchmarks/gpu/run.py [OUT.json] [--reduced]
+
+Runs with or without open_clip: where it can be imported (it is carried as a wheel) each row has its ratio. Prints and keeps the
+matmul peak that the device reaches, and of every training row the share of it. G7 (patch dropout) is not here: Diptych has none.
+Nothing is read but what the script makes itself: random weights, random pictures, words from the class names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from _peers import machine, open_clip
+
+from diptych.data import Loader, Prepare, open_source
+from diptych.devices import get_device
+from diptych.evaluate import Encoder, build_classifier
+from diptych.evaluate._prompts import class_set, load_templates
+from diptych.image import TrainTransform
+from diptych.models import create_model, model_config
+from diptych.objectives import create_objective
+from diptych.objectives.clip import ClipConfig, Features, contrastive
+from diptych.profile import count as counted
+from diptych.text import get_tokenizer
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
+from diptych.train.step import Step
+from diptych.types import Batch, Wants
+
+DEVICE = get_device("auto")
+REDUCED = DEVICE.name == "cpu" or "--reduced" in sys.argv
+SIZES = (
+    {"G1": [("emoji-64", 32)], "G3": [("ViT-B-32", 4)], "pictures": 256, "classes": 5, "loss": [1024, 4096], "steps": 3}
+    if REDUCED
+    else {
+        "G1": [("ViT-B-32", 4096), ("ViT-B-32", 2048)], "G3": [("ViT-L-14", 384)], "pictures": 20_000, "classes": 1000,
+        "loss": [16_384, 32_768, 65_536], "steps": 20,
+    }
+)  # fmt: skip
+PRECISION = DEVICE.default_precision()
+
+
+def seconds(call: Callable[[], Any], rounds: int, warm: int = 2) -> float:
+    """Median seconds of a call, the device waited for."""
+    times = []
+    for number in range(warm + rounds):
+        DEVICE.synchronize()
+        start = time.perf_counter()
+        call()
+        DEVICE.synchronize()
+        if number >= warm:
+            times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def peer() -> Any:
+    with contextlib.suppress(Exception):
+        return open_clip()
+    return None
+
+
+def matmul_peak() -> float:
+    """FLOP per second of the best of a few square products in the device's own precision."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(PRECISION, torch.float32)
+    best = 0.0
+    for size in (1024, 2048) if REDUCED else (4096, 8192, 16_384):
+        one, two = (torch.randn(size, size, device=DEVICE.torch_device).to(kind) for _ in range(2))
+        best = max(best, 2 * size**3 / seconds(lambda one=one, two=two: one @ two, 5))
+    return best
+
+
+def words(count: int) -> list[str]:
+    names = list(class_set("imagenet").values())
+    return [f"a photo of a {names[n % 1000]} beside a {names[n * 7 % 1000]} on a sunny day" for n in range(count)]
+
+
+def batch_of(name: str, size: int) -> Batch:
+    side = model_config(name).vision.image_size
+    tokenizer = get_tokenizer("bpe", model_config(name).text.context_length)
+    tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in words(size)])
+    images = torch.randint(0, 256, (1, size, 3, side, side), dtype=torch.uint8)
+    keys = tuple(map(str, range(size)))
+    return Batch(*(item.to(DEVICE.torch_device) for item in (images, tokens[None], lengths[None])), None, None, keys, None)
+
+
+def our_step(name: str) -> Step:
+    objective = create_objective(ClipConfig(), create_model(name, device=DEVICE.torch_device)).train()
+    return Step(objective, create_optimizer(objective, OptimizerOptions(), DEVICE), DEVICE, PRECISION)
+
+
+def their_step(name: str, size: int, best: bool) -> Callable[[], Any] | None:
+    library = peer()
+    if library is None or name not in library.list_models():
+        return None
+    place = DEVICE.torch_device
+    model = library.create_model(name, device=place).train()
+    if best and DEVICE.name == "cuda":
+        model = torch.compile(model)
+    side = model_config(name).vision.image_size
+    images, tokens = torch.randn(size, 3, side, side, device=place), library.get_tokenizer(name)(words(size)).to(place)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, **({"fused": True} if best else {}))
+    loss = library.ClipLoss()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with DEVICE.autocast(PRECISION):
+            total = loss(*model(images, tokens))
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def training(race: str, peak: float) -> list[dict[str, Any]]:
+    rows = []
+    for name, size in SIZES[race]:
+        step, batch = our_step(name), batch_of(name, size)
+        DEVICE.reset_peak_memory()
+        ours = seconds(lambda step=step, batch=batch: step([batch]), SIZES["steps"])
+        memory = DEVICE.memory().get("peak", 0)
+        profile = counted(name)
+        # What a step must compute: three times forward, texts of their own length in place of 77 (attention left out).
+        short = float(batch.lengths.float().mean()) / model_config(name).text.context_length
+        flops = 3 * size * 1e9 * (profile.image_gflops + profile.text_gflops * short)
+        row = {
+            "race": race, "model": name, "batch": size, "precision": PRECISION, "pairs_per_second": size / ours,
+            "share_of_matmul_peak": flops / ours / peak, "peak_memory_bytes": memory,
+        }  # fmt: skip
+        del step
+        for label, best in (("open_clip", False), ("open_clip_best", True)):
+            call = their_step(name, size, best)
+            if call is not None:
+                row[f"ratio_to_{label}"] = seconds(call, SIZES["steps"]) / ours
+        rows.append(row)
+    return rows
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """JPEGs of smooth noise with one caption each, and their list."""
+    rng = np.random.default_rng(0)
+    kept = []
+    for number in range(min(count, 256)):
+        small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        small.resize((340, 256), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        kept.append(file.getvalue())
+    lines = []
+    for number, text in enumerate(words(count)):
+        (folder / f"{number}.jpg").write_bytes(kept[number % len(kept)])
+        lines.append(json.dumps({"image": f"{number}.jpg", "caption": text}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "pairs.jsonl"
+
+
+def end_to_end(pairs: Path) -> list[dict[str, Any]]:
+    """G2: from JPEG files to weights moved."""
+    name, size = SIZES["G1"][-1]
+    config = model_config(name)
+    prepare = Prepare(
+        TrainTransform(config.vision.image_size, kernel="fast"), get_tokenizer("bpe", config.text.context_length), Wants(), True
+    )
+    loader = Loader(
+        open_source(str(pairs)), prepare, batch_size=size, workers=2 if REDUCED else 14, pin_memory=DEVICE.abilities.pin_memory
+    )
+    step, start, done = our_step(name), 0.0, -2
+    for batch, _ in loader:
+        step([batch])
+        done += 1
+        if done == 0:
+            DEVICE.synchronize()
+            start = time.perf_counter()
+        if done >= SIZES["steps"]:
+            break
+    DEVICE.synchronize()
+    return [{"race": "G2", "model": name, "batch": size, "pairs_per_second": done * size / (time.perf_counter() - start)}]
+
+
+def classifier() -> list[dict[str, Any]]:
+    """G4: strings to class vectors."""
+    rows, names, templates = [], list(class_set("imagenet").values())[: SIZES["classes"]], load_templates("openai80")
+    for model in ("ViT-B-32",) if REDUCED else ("ViT-B-32", "ViT-L-14", "ViT-H-14"):
+        ours = create_model(model, device=DEVICE.torch_device).eval()
+        encoder = Encoder(ours, get_tokenizer("bpe"), None, DEVICE, precision=PRECISION)
+        spent = seconds(lambda e=encoder: build_classifier(e, names, templates, lambda n: None, keep=False), 1, 1)
+        row = {"race": "G4", "model": model, "classes": len(names), "seconds": spent}
+        library = peer()
+        if library is not None:
+            other, tokenizer = library.create_model(model, device=DEVICE.torch_device).eval(), library.get_tokenizer(model)
+            with torch.no_grad():
+                row["ratio_to_open_clip"] = (
+                    seconds(
+                        lambda m=other, t=tokenizer: library.build_zero_shot_classifier(
+                            m, t, names, templates, device=DEVICE.torch_device
+                        ),
+                        1, 0,
+                    ) / spent
+                )  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def loss() -> list[dict[str, Any]]:
+    """G5: time and extra memory of the contrastive loss."""
+    rows = []
+    for count in SIZES["loss"]:
+        one, two = (F.normalize(torch.randn(count, 512, device=DEVICE.torch_device), dim=-1) for _ in range(2))
+        for item in (one, two):
+            item.requires_grad_()
+        scale = torch.tensor([50.0], device=DEVICE.torch_device, requires_grad=True)
+        pair = Features(one, two)
+        DEVICE.reset_peak_memory()
+        row = {"race": "G5", "pairs": count}
+        row["seconds"] = seconds(lambda p=pair, s=scale: contrastive(p, p, s)[0].backward(), 2, 1)
+        row["peak_memory_bytes"] = DEVICE.memory().get("peak", 0)
+        library = peer()
+        if library is not None:
+            with contextlib.suppress(RuntimeError):  # too large for the plain form
+                call = library.ClipLoss()
+                other = seconds(lambda a=one, b=two, s=scale, c=call: c(a, b, s).backward(), 2, 1)
+                row["ratio_to_open_clip"] = other / row["seconds"]
+        rows.append(row)
+    return rows
+
+
+def embedding(pairs: Path) -> list[dict[str, Any]]:
+    """G6: JPEG files to features."""
+    name = "ViT-B-32" if REDUCED else "ViT-L-14"
+    from diptych import weights
+
+    model = create_model(name, device=DEVICE.torch_device).eval()
+    look = weights.transforms(model.config)[1].transform
+    encoder = Encoder(model, get_tokenizer("bpe"), look, DEVICE, 64 if REDUCED else 256, 2 if REDUCED else 14, PRECISION)
+    source = open_source(str(pairs))
+    count = min(len(source), 128 if REDUCED else 10_000)
+    spent = seconds(lambda: encoder.images(source, range(count), lambda n: None), 1, 0)
+    return [{"race": "G6", "model": name, "images": count, "images_per_second": count / spent}]
+
+
+def what_remains() -> str:
+    """A profile of the training step: the operations that take longest."""
+    name, size = SIZES["G1"][-1]
+    step, batch = our_step(name), batch_of(name, size)
+    step([batch])
+    from torch.profiler import profile
+
+    with profile() as found:
+        step([batch])
+    order = "self_cpu_time_total" if DEVICE.name == "cpu" else "self_device_time_total"
+    return found.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
+
+
+def main() -> None:
+    outs = [word for word in sys.argv[1:] if not word.startswith("--")]
+    out = Path(outs[0]) if outs else Path(__file__).resolve().parents[1] / "results" / "gpu.json"
+    start = time.perf_counter()
+    if REDUCED:
+        print(f"REDUCED FORM on {DEVICE.name}: small models and few steps; its figures say only that the script works.")
+    DEVICE.prepare_process()
+    peak = matmul_peak()
+    print(f"matmul peak {peak / 1e12:.2f} TFLOP/s in {PRECISION}", flush=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = pictures(Path(folder), SIZES["pictures"])
+        for name, race in {
+            "G1": lambda: training("G1", peak), "G2": lambda: end_to_end(pairs), "G3": lambda: training("G3", peak),
+            "G4": classifier, "G5": loss, "G6": lambda: embedding(pairs),
+        }.items():  # fmt: skip
+            try:
+                found = race()
+            except (RuntimeError, torch.OutOfMemoryError) as error:  # one race that fails must not lose the others
+                found = [{"race": name, "failed": str(error).splitlines()[0]}]
+            rows += found
+            for row in found:
+                print(json.dumps(row), flush=True)
+    result = {
+        "device": str(DEVICE), "reduced": REDUCED, "matmul_peak_flops": peak, "rows": rows,
+        "seconds": time.perf_counter() - start, "machine": machine("torch"), "profile": what_remains(),
+    }  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: {result['seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
