@@ -77,6 +77,19 @@ class Contestant:
         self._process.communicate()
 
 
+def take_turns(runners: Mapping[str, Contestant], rounds: int, warm: int) -> dict[str, list[float]]:
+    """Seconds of each contestant, A/B/A/B..., after ``warm`` rounds that are not counted; they end afterwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for number in range(warm + rounds):
+        for name, runner in runners.items():
+            spent = runner()
+            if number >= warm:
+                seconds[name].append(spent)
+    for runner in runners.values():
+        runner.close()
+    return seconds
+
+
 def serve(step: Callable[[], float]) -> None:
     """The contestant's side: a step for each line that comes in."""
     for _ in sys.stdin:

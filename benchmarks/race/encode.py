@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _clock import alternate, captions, finish, folder, own_model, peer_model, row
+from _clock import Contestant, alternate, captions, finish, folder, own_model, peer_model, row, serve, take_turns
 from steps import MEAN, STD, pairs
 
 from diptych.devices import get_device
 from diptych.evaluate._encode import Encoder
 from diptych.text import get_tokenizer
 
-TEXTS, IMAGES = 256, 64
+TEXTS, IMAGES = 256, 32
 
 
 def transformers_texts(texts: list[str]) -> Any:
@@ -68,39 +70,36 @@ def texts() -> list[dict[str, Any]]:
     ]
 
 
-def images() -> list[dict[str, Any]]:
+def image_step(kind: str) -> Any:
+    """One contestant of C8: features of the same pictures, which the first call also leaves in a file."""
     from diptych import weights
 
     photos, _ = pairs(IMAGES)
     pixels = (photos.float() / 255 - MEAN) / STD
-    peer, half = peer_model().eval(), weights.load(folder() / "ours.safetensors", precision="bf16")
+    if kind.startswith("diptych"):
+        get_device("cpu").prepare_process()  # as our own commands do
+        precision = "bf16" if kind.endswith("bf16 weights") else "fp32"
+        model = weights.load(folder() / "ours.safetensors", precision=precision)
+    else:
+        model = peer_model().eval()
 
     @torch.no_grad()
-    def ours() -> torch.Tensor:
-        return half.encode_image(photos)
+    def call() -> float:
+        half = kind == "open_clip, amp_bf16"
+        with torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext():
+            found = model.encode_image(photos if kind.startswith("diptych") else pixels)
+        kept = folder() / f"image {kind}.pt"
+        if not kept.exists():
+            torch.save(found, kept)
+        return float(found.float().sum())
 
-    @torch.no_grad()
-    def theirs() -> torch.Tensor:
-        return peer.encode_image(pixels)
+    return call
 
-    @torch.no_grad()
-    def theirs_amp() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return peer.encode_image(pixels)
 
-    own = own_model()
-
-    @torch.no_grad()
-    def exact() -> torch.Tensor:
-        return own.encode_image(photos)
-
-    calls = {
-        "diptych, bf16 weights": ours,
-        "open_clip, fp32": theirs,
-        "open_clip, amp_bf16": theirs_amp,
-        "diptych, fp32": exact,
-    }
-    seconds, found = alternate(calls, 3)
+def images() -> list[dict[str, Any]]:
+    kinds = ("diptych, bf16 weights", "open_clip, fp32", "open_clip, amp_bf16", "diptych, fp32")
+    seconds = take_turns({kind: Contestant(__file__, kind) for kind in kinds}, 4, warm=2)
+    found = {kind: torch.load(folder() / f"image {kind}.pt") for kind in kinds}
     what = f"encode_image, {IMAGES} images, ViT-B-32"
 
     def line(own: str, who: str, target: float) -> dict[str, Any]:
@@ -114,4 +113,7 @@ def images() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    finish(texts() + images())
+    if len(sys.argv) > 1:
+        serve(image_step(sys.argv[1]))
+    else:
+        finish(texts() + images())

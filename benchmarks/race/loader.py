@@ -1,4 +1,4 @@
-"""C5: pairs per second of one loader process, 256-pixel and ImageNet-sized JPEGs; the measuring is ``data/measure_loader.py``'s."""
+"""C5: pairs per second of one loader process, 256-pixel and ImageNet-sized JPEGs; ``data/measure_loader.py`` measures."""
 
 from __future__ import annotations
 

@@ -37,12 +37,12 @@ def main() -> None:
         "open_clip": lambda: peer.create_model(MODEL, pretrained=str(file)),
     }
     pair = ("diptych", "open_clip")
-    seconds, built = alternate(calls, 5)
+    seconds, built = alternate(calls, 3)
     counts = {name: sum(one.numel() for one in model.parameters()) for name, model in built.items()}
     same = "equal parameter counts" if len(set(counts.values())) == 1 else "PARAMETER COUNTS DIFFER"
     rows = [row("C9", f"{MODEL} from safetensors to a ready model", seconds, pair=pair, target=20.0, exact=same)]
     program = PEER.format(benchmarks=str(Path(__file__).resolve().parents[1]))
-    seconds, said = alternate({"diptych": process(OURS), "open_clip": process(program)}, 5)
+    seconds, said = alternate({"diptych": process(OURS), "open_clip": process(program)}, 3)
     same = "equal ids" if said["diptych"] == said["open_clip"] else "IDS DIFFER"
     rows.append(row("C9", "fresh process: import, tokenise one string", seconds, pair=pair, target=2.5, exact=same))
     finish(rows)

@@ -17,6 +17,7 @@ from diptych.errors import ConfigError, RecordError, SourceError, WeightsError
 from diptych.train.config import read
 from diptych.train.loop import Clock, train
 from tests.data.world import write_jsonl
+from tests.evaluate.colours import png
 
 
 @pytest.fixture
@@ -311,3 +312,22 @@ def test_the_clock_tells_waiting_from_working(monkeypatch):
     figures = clock.read()
     assert figures["data_wait"] == pytest.approx(0.75)
     assert figures["pairs_per_second"] == pytest.approx(200)
+
+
+def test_zeroshot_has_a_frequency_of_its_own_and_the_end_leaves_pictures(pairs, tmp_path):
+    photos = tmp_path / "set" / "images"
+    for place, name in enumerate(("red", "blue", "green", "pink", "cyan")):
+        (photos / name).mkdir(parents=True)
+        (photos / name / "1.png").write_bytes(png(name, (32 + place, 32)))
+    (tmp_path / "set" / "templates.txt").write_text("a {}\n")
+    (tmp_path / "set" / "labels.txt").write_text("blue\ncyan\ngreen\npink\nred\n")
+    run(pairs, tmp_path / "a", "--val-data", pairs, "--imagenet-val", str(tmp_path / "set"), "--epochs", "4",
+        "--zeroshot-frequency", "2", "--val-frequency", "3")  # fmt: skip
+    rows = [row for row in log.read_rows(tmp_path / "a" / "metrics.jsonl") if row["phase"] == "eval"]
+    epochs = {name: [round(row["epoch"]) for row in rows if row["name"] == name] for name in ("val", "zeroshot")}
+    assert epochs == {"val": [3, 4], "zeroshot": [2, 4]}
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert [entry["name"] for entry in results] == ["zeroshot", "val"]
+    assert results[0]["count"]["templates"] == 1 and "top5" in results[0]["metrics"]
+    titles = [part["title"] for part in json.loads((tmp_path / "a" / "gallery.json").read_text())]
+    assert any(title.startswith("Pictures found by caption") for title in titles)

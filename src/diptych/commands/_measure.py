@@ -76,6 +76,7 @@ def measure(options: Options, pretrained: str, wanted: Sequence[Task]) -> list[M
     from diptych.evaluate import evaluators
 
     device = get_device(options.device)
+    device.prepare_process()
     model = weights.load(pretrained, model=options.model).to(device.torch_device)
     look = weights.transforms(model.config)[1].transform
     tokenizer = weights.tokenizer_of(model.config, pretrained)

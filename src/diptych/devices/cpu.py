@@ -65,7 +65,7 @@ class Cpu(Device):
         A step frees and takes again the same gigabytes. Given back, they come again as untouched pages, each of which
         costs a fault: up to a fifth of a bf16 step of ViT-B-32 (benchmarks/race).
         """
-        with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to set
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library: nothing to set
             set_option = ctypes.CDLL(None).mallopt
             for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 1 << 28)):
                 set_option(option, value)

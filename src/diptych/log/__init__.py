@@ -11,18 +11,20 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Protocol
 
 from diptych.log.sinks import Sink, open_sinks, read_rows
+
+if TYPE_CHECKING:  # a tenth of a second to import, and most uses say nothing
+    from rich.console import Console
 
 PLAIN_LINE_SECONDS = 10.0
 
 
 def console() -> Console:
     """The terminal for words; silent on ranks other than 0."""
+    from rich.console import Console
+
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
 
@@ -50,6 +52,8 @@ def progress(title: str, total: int, start: int = 0) -> Iterator[Report]:
     if screen.quiet:
         yield lambda done, detail="", total=None: None
     elif screen.is_terminal:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),

@@ -21,7 +21,7 @@ from diptych.objectives import OBJECTIVES, Objective, ObjectiveOptions
 from diptych.objectives._tiles import tiled_cross_entropy
 from diptych.types import Batch, Terms, Wants
 
-MATRIX_LIMIT = 1 << 22  # similarities that are held at once; more are computed in tiles
+MATRIX_LIMIT = 1 << 20  # similarities that are held at once; more are computed in tiles
 
 
 @dataclass(frozen=True)

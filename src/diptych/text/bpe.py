@@ -108,7 +108,9 @@ class _Words(dict[str, bytes]):
     def __missing__(self, word: str) -> bytes:
         if len(self) >= CACHE_LIMIT:
             self.clear()
-        ids = self[word] = _pieces(word)
+        # Letters of ASCII are one piece, written as they are; most words of most texts are a token of their own.
+        known = vocabulary().ids.get(word + WORD_END) if word.isalpha() else None
+        ids = self[word] = _pieces(word) if known is None else array("I", (known,)).tobytes()
         return ids
 
 
@@ -147,13 +149,18 @@ def _inverse() -> tuple[dict[int, str], dict[str, int]]:
 def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """Merge neighbours, lowest rank first and leftmost among equals, until no pair of neighbours has a rank."""
     symbols, none = list(symbols), len(ranks)
-    while len(symbols) > 1:
-        found = [ranks.get(pair, none) for pair in itertools.pairwise(symbols)]
+    found = [ranks.get(pair, none) for pair in itertools.pairwise(symbols)]
+    while found:
         best = min(found)
         if best == none:
             break
         place = found.index(best)
         symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+        del found[place]  # only the pairs beside the merged one change
+        if place < len(found):
+            found[place] = ranks.get((symbols[place], symbols[place + 1]), none)
+        if place:
+            found[place - 1] = ranks.get((symbols[place - 1], symbols[place]), none)
     return symbols
 
 
