@@ -146,6 +146,8 @@ class Loader:
         loader: DataLoader[Fetched] = DataLoader(
             fetch, batch_sampler=_Places(self), collate_fn=operator.itemgetter(0), num_workers=self.workers,
             pin_memory=self.pin_memory, worker_init_fn=_quiet_worker, prefetch_factor=4 if self.workers else None,
+            # Else torch would draw from the random state of the training, and a resumed run would draw once more.
+            generator=torch.Generator().manual_seed(self.seed),
         )  # fmt: skip
         for (_, position), fetched in zip(self._plan(), loader, strict=False):
             self.bad += fetched.bad

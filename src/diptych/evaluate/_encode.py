@@ -68,6 +68,7 @@ class Encoder:
             batch_size=self.batch_size,
             num_workers=min(self.workers, len(indices)),
             collate_fn=_stack,
+            generator=torch.Generator(),  # its own: an evaluation leaves the random state of a training as it is
         )
         features = []
         with self.inference():

@@ -57,6 +57,11 @@ def checked_locks(config: TrainConfig) -> None:
         raise ConfigError("--lock-image and --lock-text together leave nothing to train; give one of them.")
     if options.cache_features and not options.lock_image:
         raise ConfigError("--cache-features needs --lock-image: features of a tower that is trained change every step.")
+    if not 0 <= options.force_patch_dropout < 1:
+        raise ConfigError(f"--force-patch-dropout {options.force_patch_dropout}: expected at least 0 and less than 1.")
+    if options.force_patch_dropout and config.accum_freq > 1:
+        # Its two passes would see different patches, and the gradient would belong to neither.
+        raise ConfigError("--force-patch-dropout does not go with --accum-freq above 1; use one of them.")
     if options.lock_image and not (options.pretrained or config.output.resume):
         log.warn("--lock-image without --pretrained keeps an image tower of random weights.")
 

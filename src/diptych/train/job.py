@@ -172,6 +172,12 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
     if run.state:
         objective.load_state_dict(run.state["weights"])
     model.lock(config.model.lock_image, config.model.lock_text)
+    if config.model.force_patch_dropout:
+        if not hasattr(model.image, "patch_dropout"):
+            raise ConfigError(
+                f"--force-patch-dropout: {config.model.model} has no patches to leave out; it needs a ViT."
+            )
+        model.image.patch_dropout = config.model.force_patch_dropout  # type: ignore[assignment]
     wrapped = wrap(objective, device, here)
     if config.model.cache_features:
         pipeline = with_features(pipeline, model, device, here, _precision(config, device))
