@@ -35,7 +35,7 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
         rows, columns, scale, offset, both = given
         own = torch.arange(len(rows), device=rows.device) + offset
-        by_row = rows.new_empty(len(rows))
+        by_row, mine, loss = rows.new_empty(len(rows)), rows.new_empty(len(rows)), rows.new_zeros(())
         highest = rows.new_full((len(columns),), -torch.inf)
         summed = rows.new_zeros(len(columns))
         correct = own.new_zeros(())
@@ -44,7 +44,10 @@ class _Tiled(torch.autograd.Function):
             most, place = scores.max(dim=1, keepdim=True)
             correct += (place[:, 0] == own[part]).sum()
             torch.sub(scores, most, out=spare).exp_()
-            by_row[part] = most[:, 0] + spare.sum(dim=1).log_()
+            log_sum = spare.sum(dim=1).log_()
+            mine[part] = scores.gather(1, own[part, None])[:, 0]
+            by_row[part] = most[:, 0] + log_sum
+            loss += (most[:, 0] - mine[part] + log_sum).sum()  # differences first: a small loss keeps its digits
             if both:  # the running sum of each column, relative to its highest score so far
                 higher = torch.maximum(highest, scores.amax(dim=0))
                 torch.sub(scores, higher, out=spare).exp_()
@@ -53,10 +56,10 @@ class _Tiled(torch.autograd.Function):
         by_column = highest + summed.log() if both else None
         ctx.save_for_backward(rows, columns, scale, by_row, by_column, kept)
         ctx.offset = offset
-        mine = scale * (rows * columns[own]).sum()
-        loss = by_row.sum() - mine + ((by_column.sum() - mine) if by_column is not None else 0.0)
+        if both:
+            loss += (highest - mine + summed.log()).sum()
         ctx.mark_non_differentiable(correct)
-        return loss.reshape(()), correct
+        return loss, correct
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
