@@ -65,8 +65,8 @@ def test_no_picture_is_decoded_after_the_first_pass(pairs, tmp_path, start, monk
     def refuse(*given):
         raise AssertionError("a picture was decoded")
 
-    monkeypatch.setattr("diptych.data._prepare.decode_image", refuse)
-    monkeypatch.setattr("diptych.evaluate._encode.decode_image", refuse)
+    monkeypatch.setattr("diptych.data._prepare.decode_pixels", refuse)
+    monkeypatch.setattr("diptych.evaluate._encode.decode_pixels", refuse)
     run(pairs, tmp_path / "b", *flags)  # its features come from the cache
     assert_identical(tmp_path / "a", tmp_path / "b")
 

@@ -8,6 +8,7 @@ resuming is starting there. One torch DataLoader serves the whole run: its proce
 from __future__ import annotations
 
 import collections
+import functools
 import operator
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from diptych.data._collate import collate
 from diptych.data._order import Mixture, draw, permute
 from diptych.data._prepare import Prepare
 from diptych.errors import ConfigError, DataError, RecordError, SourceError
+from diptych.image import compile_kernels
 from diptych.types import Batch, Sample
 
 if TYPE_CHECKING:
@@ -143,9 +145,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Batch, Position]]:
         fetch: Any = _Fetch(self)
+        compile_kernels(fetch.pictures)  # before the processes start, so that they inherit them
         loader: DataLoader[Fetched] = DataLoader(
             fetch, batch_sampler=_Places(self), collate_fn=operator.itemgetter(0), num_workers=self.workers,
-            pin_memory=self.pin_memory, worker_init_fn=_quiet_worker, prefetch_factor=4 if self.workers else None,
+            pin_memory=self.pin_memory, prefetch_factor=4 if self.workers else None,
+            worker_init_fn=functools.partial(_quiet_worker, fetch.pictures),
             # Else torch would draw from the random state of the training, and a resumed run would draw once more.
             generator=torch.Generator().manual_seed(self.seed),
         )  # fmt: skip
@@ -182,12 +186,13 @@ class _Places:
             yield places
 
 
-def _quiet_worker(worker: int) -> None:
+def _quiet_worker(pictures: int | None, worker: int) -> None:
     # Ctrl-C, and the SIGTERM that clusters send to every process, are for the main process, which saves and then ends its
     # workers; a worker whose parent has gone leaves by itself. torch must not start threads beside them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    compile_kernels(pictures)  # where processes are not forked, they inherit nothing
 
 
 class _Fetch:
@@ -201,6 +206,7 @@ class _Fetch:
             loader.shuffle,
             bool(loader.mixture),
         )
+        self.pictures = None if loader.epochs is None else loader.count * loader.epochs
 
     def __len__(self) -> int:
         return len(self.source)

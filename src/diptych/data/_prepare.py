@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from diptych.data._fields import captions_of
 from diptych.errors import RecordError
-from diptych.image import EvalTransform, TrainTransform, decode_image, decode_pixels
+from diptych.image import EvalTransform, TrainTransform, decode_pixels
 from diptych.text import Tokenizer
 from diptych.types import Record, Sample, Wants
 
@@ -56,13 +56,10 @@ class Prepare:
 
     def _views(self, record: Record, rng: np.random.Generator) -> list[np.ndarray]:
         """uint8 [3, H, W] of each view, from one decoding."""
-        transform = self.transform
-        if not isinstance(transform, TrainTransform):
-            image = decode_image(record.image, record.key)
-            return [transform(image).numpy() for _ in range(self.wants.views)]
-        decode = decode_pixels if transform.kernel == "fast" else decode_image
-        picture: Any = decode(record.image, record.key)
-        return [transform(picture, rng) for _ in range(self.wants.views)]
+        transform, pixels = self.transform, decode_pixels(record.image, record.key)
+        if isinstance(transform, TrainTransform):
+            return [transform(pixels, rng) for _ in range(self.wants.views)]
+        return [transform(pixels).numpy() for _ in range(self.wants.views)]
 
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:

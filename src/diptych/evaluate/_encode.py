@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import ConfigError, RecordError
-from diptych.image import decode_image
+from diptych.image import EvalTransform, compile_kernels, decode_image, decode_pixels
 from diptych.types import Record
 
 Progress = Callable[[int, int], None]
@@ -63,6 +63,7 @@ class Encoder:
         Raises the RecordError of the first image that cannot be decoded; or, with ``unreadable``, tells it and leaves that
         row not a number.
         """
+        compile_kernels(len(indices))
         loader = DataLoader(
             _Pictures(source, indices, self.transform),
             batch_size=self.batch_size,
@@ -144,7 +145,9 @@ class _Pictures(Dataset[Any]):
     def __getitem__(self, place: int) -> Tensor | RecordError:
         record = self.source.record(self.indices[place])
         try:
-            return self.transform(decode_image(record.image, record.key))
+            # Another transform than ours is given what the library promises it, a Pillow picture.
+            decode: Any = decode_pixels if isinstance(self.transform, EvalTransform) else decode_image
+            return self.transform(decode(record.image, record.key))
         except RecordError as error:
             return error
 

@@ -4,6 +4,7 @@ Normalising is not done here: mean and std live in the image tower, so pixels an
 """
 
 from diptych.image.decode import MAX_PIXELS, decode_image, decode_pixels
+from diptych.image.resize import compile_kernels
 from diptych.image.transforms import EvalTransform, TrainTransform
 
-__all__ = ["MAX_PIXELS", "EvalTransform", "TrainTransform", "decode_image", "decode_pixels"]
+__all__ = ["MAX_PIXELS", "EvalTransform", "TrainTransform", "compile_kernels", "decode_image", "decode_pixels"]
