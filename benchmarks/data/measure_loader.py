@@ -1,17 +1,21 @@
-"""Pairs per second of one loader process: open_clip's CSV pipeline and ours on the same photos, alternating, one worker each.
+"""Pairs per second of one loader process: open_clip's pipelines and ours on the same photos, alternating, one worker each.
 
     python benchmarks/data/measure_loader.py PHOTOS_FOLDER [FOLDER FOR TEMPORARY FILES]      (environment: benchmarks/peers.txt)
 
 Two sets are made of the photos: short side 256, and short side 390, ImageNet's mean size (JPEG, quality 90; smaller photos are
-enlarged, which leaves the work of decoding and resizing as it is). Both pipelines draw a random
+enlarged, which leaves the work of decoding and resizing as it is), each as a CSV with its files and as a WebDataset tar (there
+open_clip's pipeline is the webdataset library's). Both sides draw a random
 crop of 0.9 to 1 of the area, resize it bicubically to 224, tokenise a caption, and make batches of 64. "fast" is our
 --resize-kernel fast. Also the time to put a batch of 128 together. Best of three rounds. Writes benchmarks/results/loader.json.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -49,7 +53,27 @@ def sets(photos: Path, folder: Path) -> dict[str, Path]:
             lines.append(f"{kept}\ta photo of something that people photograph, number {number}")
         made[name] = base / "pairs.csv"
         made[name].write_text("\n".join(lines) + "\n")
+        with tarfile.open(base / "pairs.tar", "w") as tar:
+            for line in lines[1:]:
+                path, caption = line.split("\t")
+                tar.add(path, Path(path).name)
+                text = tarfile.TarInfo(Path(path).stem + ".txt")
+                text.size = len(caption)
+                tar.addfile(text, io.BytesIO(caption.encode()))
     return made
+
+
+def their_tar(csv: Path):
+    """open_clip's WebDataset pipeline, with its own settings."""
+    peer = open_clip()
+    from open_clip_train.data import get_wds_dataset
+
+    given = argparse.Namespace(
+        train_data=str(csv.with_suffix(".tar")), train_num_samples=800, dataset_resampled=False, seed=0, workers=1,
+        train_data_upsampling_factors=None, batch_size=BATCH, world_size=1,
+    )  # fmt: skip
+    transform = peer.image_transform(SIDE, is_train=True)
+    return get_wds_dataset(given, transform, True, tokenizer=peer.get_tokenizer("ViT-B-32")).dataloader
 
 
 def theirs(csv: Path):
@@ -64,10 +88,10 @@ def theirs(csv: Path):
     return torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=1, drop_last=True)
 
 
-def ours(csv: Path, kernel: str):
+def ours(csv: Path, kernel: str, kind: str = "csv"):
     compile_kernels(None)  # as a training does, which reads more than these few photos
     prepare = Prepare(TrainTransform(SIDE, kernel=kernel), get_tokenizer("bpe"), Wants(), True)
-    return Loader(open_source(str(csv)), prepare, batch_size=BATCH, workers=1, epochs=1)
+    return Loader(open_source(str(csv.with_suffix("." + kind))), prepare, batch_size=BATCH, workers=1, epochs=1)
 
 
 def rate(loader) -> float:
@@ -82,9 +106,10 @@ def rate(loader) -> float:
     return done / (time.perf_counter() - start)
 
 
-def compared(csv: Path) -> dict[str, object]:
+def compared(csv: Path, kind: str = "csv") -> dict[str, object]:
+    peer = theirs if kind == "csv" else their_tar
     rows = [
-        {"open_clip": rate(theirs(csv)), **{kernel: rate(ours(csv, kernel)) for kernel in ("exact", "fast")}}
+        {"open_clip": rate(peer(csv)), **{kernel: rate(ours(csv, kernel, kind)) for kernel in ("exact", "fast")}}
         for _ in range(ROUNDS)
     ]
     best = {key: max(row[key] for row in rows) for key in rows[0]}
@@ -132,12 +157,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[2] if len(sys.argv) > 2 else None) as folder:
         result: dict[str, object] = {"benchmark": "one loader process, pairs per second"}
         for name, csv in sets(Path(sys.argv[1]), Path(folder)).items():
-            result[name] = compared(csv) | {"mean_difference_of_fast_in_grey_levels": difference(csv)}
-            print(name, json.dumps({key: value for key, value in result[name].items() if key != "rounds"}), flush=True)
+            for kind in ("csv", "tar"):
+                found = compared(csv, kind) | {"mean_difference_of_fast_in_grey_levels": difference(csv)}
+                result[f"{name}, {kind}"] = found
+                print(
+                    name, kind, json.dumps({key: value for key, value in found.items() if key != "rounds"}), flush=True
+                )
     result["collate_128"] = collation()
     print("collate", result["collate_128"])
     result["machine"] = machine(
-        "torch", "open_clip_torch", "torchvision", "Pillow", "simplejpeg", "opencv-python-headless"
+        "torch",
+        "open_clip_torch",
+        "torchvision",
+        "webdataset",
+        "Pillow",
+        "simplejpeg",
+        "numba",
+        "opencv-python-headless",
     )
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

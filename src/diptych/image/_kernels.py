@@ -13,7 +13,7 @@ from numba import njit, types
 
 BITS = np.int32(22)
 HALF = np.int32(1 << 21)
-LANES = 16  # rows that are resized side by side: one vector register of 32-bit sums
+LANES = 32  # rows that are resized side by side; measured: 16 and 64 are slower
 KERNELS = {"bilinear": 1, "bicubic": 2, "lanczos": 3}  # the kernel's half width; its name in the code below
 
 _picture = types.Array(types.uint8, 3, "A", readonly=True)
@@ -73,10 +73,10 @@ def byte(value: np.int32) -> np.uint8:
 def along_rows(picture, table, out):  # type: ignore[no-untyped-def]
     """Resize every row: uint8 [h, w, 3] -> out, uint8 [h, 3 * W], one channel after the other."""
     height, width, wide = picture.shape[0], picture.shape[1], table.shape[0]
-    # Sixteen rows are turned on their side, so that one weight meets a run of 48 neighbours in memory.
+    # Some rows are turned on their side, so that one weight meets a long run of neighbours in memory.
     turned = np.zeros(width * 3 * LANES, np.uint8)
     sums = np.empty(3 * LANES, np.int32)
-    done = np.empty(3 * LANES, np.uint8)
+    done = np.empty(3 * wide * LANES, np.uint8)
     for top in range(0, height, LANES):
         rows = min(LANES, height - top)
         for row in range(rows):
@@ -92,11 +92,14 @@ def along_rows(picture, table, out):  # type: ignore[no-untyped-def]
                 part = turned[place * (3 * LANES) : (place + 1) * (3 * LANES)]
                 for lane in range(3 * LANES):
                     sums[lane] = np.int32(sums[lane] + np.int32(np.int32(part[lane]) * share))
+            part = done[x * (3 * LANES) : (x + 1) * (3 * LANES)]
             for lane in range(3 * LANES):
-                done[lane] = byte(sums[lane])
+                part[lane] = byte(sums[lane])
+        for row in range(rows):
+            line = out[top + row]
             for channel in range(3):
-                for row in range(rows):
-                    out[top + row, channel * wide + x] = done[channel * LANES + row]
+                for x in range(wide):
+                    line[channel * wide + x] = done[(x * 3 + channel) * LANES + row]
 
 
 @njit(
