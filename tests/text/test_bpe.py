@@ -155,6 +155,18 @@ def test_batch_and_single_encoding_agree(tokenizer):
         assert row[: len(one)].tolist() == one.tolist()
 
 
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=12), st.sampled_from(["", " ", "a dog\n", "one\ntwo", "&amp;", "A  Dog.", "é"]))
+    )
+)
+@settings(deadline=None)
+def test_texts_together_and_one_by_one_give_the_same_ids(texts):
+    tokenizer = get_tokenizer("bpe")
+    plain = ["a black dog", *texts, "it's 3 o'clock"] * 20  # more than are looked at together
+    assert tokenizer.packed_all(plain) == [tokenizer.packed_without_cache(text) for text in plain]
+
+
 def test_rows_are_padded_to_the_longest_and_end_at_their_first_end_token(tokenizer):
     rows = [tokenizer.encode(text).ids for text in ("a dog", "a very long caption", f"early {END} late")]
     ids, lengths = tokenizer.pad(rows)

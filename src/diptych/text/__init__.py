@@ -48,6 +48,10 @@ class Tokenizer:
         """The ids of a text, without start and end, however long, as native 32-bit integers: bytes join faster than lists."""
         raise NotImplementedError
 
+    def packed_all(self, texts: Sequence[str]) -> list[bytes]:
+        """``packed`` of each text."""
+        return [self.packed(text) for text in texts]
+
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of ids; start, end and padding are left out."""
         raise NotImplementedError
@@ -68,7 +72,7 @@ class Tokenizer:
         """ids int64 [n, context_length] of one or several texts, padded at the end, as open_clip's tokenizers give them."""
         length = context_length or self.context_length
         room = 4 * (length - 2)
-        rows = [self.packed(text)[:room] for text in ([texts] if isinstance(texts, str) else texts)]
+        rows = [ids[:room] for ids in self.packed_all([texts] if isinstance(texts, str) else texts)]
         counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4
         filled = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         place = np.arange(length)

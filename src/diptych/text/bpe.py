@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import html
 import itertools
+import sys
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -27,6 +28,7 @@ MERGES = Path(__file__).parent / "bpe_merges.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 CACHE_LIMIT = 1 << 18  # words; beyond it the cache is emptied, so that a stream of random strings cannot fill memory
+TOGETHER = 64  # captions that are looked at together: a strange one sends only so many the long way
 SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -81,11 +83,20 @@ class Bpe(Tokenizer):
 
     def packed(self, text: str) -> bytes:
         """The ids of a text, without start and end, as native 32-bit integers."""
-        # Printable ASCII without & and < is a fixed point of ftfy and of HTML unescaping, and its words are what stands
-        # between spaces: no pattern of the split crosses white space.
-        if text.isascii() and text.isprintable() and "&" not in text and "<" not in text:
+        if _plain(text):
             return b"".join(map(self._words.__getitem__, text.lower().split()))
         return self.packed_without_cache(text)
+
+    def packed_all(self, texts: Sequence[str]) -> list[bytes]:
+        """``packed`` of each; captions that are plain, as most are, are looked at together."""
+        found, ids, joined = [], self._words.__getitem__, b"".join
+        for begin in range(0, len(texts), TOGETHER):
+            some = texts[begin : begin + TOGETHER]
+            if _plain("".join(some)):  # then no line break stands in one of them
+                found += [joined(map(ids, line.split())) for line in "\n".join(some).lower().split("\n")]
+            else:
+                found += map(self.packed, some)
+        return found
 
     def packed_without_cache(self, text: str) -> bytes:
         """The full path, for any text: the plain twin of the fast one."""
@@ -102,35 +113,43 @@ class Bpe(Tokenizer):
         )
 
 
+def _plain(text: str) -> bool:
+    # Printable ASCII without & and < is a fixed point of ftfy and of HTML unescaping, and its words are what stands
+    # between spaces: no pattern of the split crosses white space.
+    return text.isascii() and text.isprintable() and "&" not in text and "<" not in text
+
+
 class _Words(dict[str, bytes]):
     """Word -> its ids, learned when first asked for."""
 
     def __missing__(self, word: str) -> bytes:
         if len(self) >= CACHE_LIMIT:
             self.clear()
-        # Letters of ASCII are one piece, written as they are; most words of most texts are a token of their own.
-        known = vocabulary().ids.get(word + WORD_END) if word.isalpha() else None
-        ids = self[word] = _pieces(word) if known is None else array("I", (known,)).tobytes()
+        # Letters of ASCII are one piece, written as they are.
+        ids = self[word] = _word(word, vocabulary()) if word.isalpha() else _pieces(word)
         return ids
 
 
 def _pieces(text: str) -> bytes:
     """The ids of a cleaned text."""
     known = vocabulary()
-    found: list[int] = []
+    found: list[bytes] = []
     for piece in _splitter().findall(text):
         if piece in (START, END):
-            found.append(known.ids[piece])
-            continue
-        letters = "".join(known.symbols[byte] for byte in piece.encode("utf-8")) + WORD_END
-        whole = known.ids.get(letters)
-        # Every token that ends a word is what its own letters merge to (a test checks all of them): no need to merge.
-        if whole is not None:
-            found.append(whole)
+            found.append(known.ids[piece].to_bytes(4, sys.byteorder))
         else:
-            symbols = [*letters[: -len(WORD_END) - 1], letters[-len(WORD_END) - 1 :]]
-            found += [known.ids[token] for token in merged(symbols, known.ranks)]
-    return array("I", found).tobytes()
+            found.append(_word("".join(known.symbols[byte] for byte in piece.encode("utf-8")), known))
+    return b"".join(found)
+
+
+def _word(symbols: str, known: Vocabulary) -> bytes:
+    """The ids of one word, written in the vocabulary's symbols."""
+    whole = known.ids.get(symbols + WORD_END)
+    # Every token that ends a word is what its own letters merge to (a test checks all of them): no need to merge.
+    if whole is not None:
+        return whole.to_bytes(4, sys.byteorder)
+    ids = [known.ids[token] for token in merged([*symbols[:-1], symbols[-1] + WORD_END], known.ranks)]
+    return array("I", ids).tobytes()
 
 
 @cache
@@ -148,19 +167,16 @@ def _inverse() -> tuple[dict[int, str], dict[str, int]]:
 
 def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """Merge neighbours, lowest rank first and leftmost among equals, until no pair of neighbours has a rank."""
-    symbols, none = list(symbols), len(ranks)
-    found = [ranks.get(pair, none) for pair in itertools.pairwise(symbols)]
-    while found:
-        best = min(found)
-        if best == none:
-            break
+    symbols, none, rank = list(symbols), len(ranks), ranks.get
+    found = [rank(pair, none) for pair in itertools.pairwise(symbols)]
+    while found and (best := min(found)) != none:
         place = found.index(best)
-        symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+        symbols[place] += symbols.pop(place + 1)
         del found[place]  # only the pairs beside the merged one change
         if place < len(found):
-            found[place] = ranks.get((symbols[place], symbols[place + 1]), none)
+            found[place] = rank((symbols[place], symbols[place + 1]), none)
         if place:
-            found[place - 1] = ranks.get((symbols[place - 1], symbols[place]), none)
+            found[place - 1] = rank((symbols[place - 1], symbols[place]), none)
     return symbols
 
 
