@@ -26,7 +26,8 @@ class Record:
 
     ``key`` is unique within its source and stable from run to run. ``image`` is a path or the encoded bytes.
     ``captions`` holds all of them. ``group`` names the picture itself: records with the same group show the same
-    picture (one CSV row per caption); None means that the key is the group.
+    picture (one CSV row per caption); None means that the key is the group. ``source`` names the data set, where several
+    are joined.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Record:
     label: int | None = None
     group: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
 
 
 class Sample(NamedTuple):
@@ -43,7 +45,7 @@ class Sample(NamedTuple):
     ``images`` uint8 [V, 3, H, W]; ``tokens`` T arrays of ids, int64 [L_t], unpadded; ``masked`` one array of ids with
     words masked out, or None; ``label`` a class index, or None; ``group`` a 63-bit id of the picture; ``cut`` the number
     of tokens that truncation took away, over all text views; ``features`` fp32 [D] of the picture, where they are known
-    beforehand: ``images`` is then empty, [V, 3, 0, 0].
+    beforehand: ``images`` is then empty, [V, 3, 0, 0]; ``source`` the data set's name, where several are joined.
     """
 
     images: np.ndarray
@@ -54,6 +56,7 @@ class Sample(NamedTuple):
     group: int
     cut: int = 0
     features: np.ndarray | None = None
+    source: str = ""
 
 
 class Batch(NamedTuple):

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from diptych.data import Loader, Position, Prepare, collate, open_source
+from diptych.data import Loader, Position, Prepare, SourceOptions, collate, open_source
 from diptych.errors import ConfigError, RecordError, SourceError
 from diptych.image import EvalTransform, TrainTransform
 from diptych.text import get_tokenizer
@@ -87,6 +87,26 @@ def test_views_differ_and_captions_follow_the_seed(tmp_path):
     assert len({tuple(prepare()(record, seed).tokens[0].tolist()) for seed in range(40)}) > 15
     first = prepare(training=False)(record, 7).tokens[0].tolist()
     assert first == get_tokenizer("bpe").encode("caption 0").ids.tolist()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncations_are_counted_by_data_set(tmp_path, workers):
+    names = write_images(tmp_path, 4)
+    for number, words in enumerate((3, 12, 30)):
+        rows = [json.dumps({"image": name, "caption": "word " * words}) for name in names]
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "pairs.jsonl").write_text("\n".join(rows))
+    options = SourceOptions(image_root=str(tmp_path))
+    source = open_source("::".join(str(tmp_path / str(n) / "pairs.jsonl") for n in range(3)), options=options)
+    loader = Loader(source, prepare(context=12), batch_size=4, workers=workers, epochs=2)
+    for _ in loader:
+        pass
+    assert loader.cuts == {"0/pairs.jsonl": (8, 0, 0), "1/pairs.jsonl": (8, 8, 16), "2/pairs.jsonl": (8, 8, 160)}
+    alone = Loader(
+        open_source(str(tmp_path / "1" / "pairs.jsonl"), options=options), prepare(context=12), batch_size=2, epochs=1
+    )
+    list(alone)
+    assert alone.cuts == {"pairs.jsonl": (4, 4, 8)}
 
 
 def test_a_batch_is_padded_to_its_own_longest_caption_and_counts_cuts(tmp_path):

@@ -30,7 +30,9 @@ def train_row(step: int) -> dict:
     return {
         "phase": "train", "step": step, "epoch": step / 50, "time": 1000.0 + step, "loss": 4.2 - step / 50,
         "learning_rate": 1e-4 * step / 100, "logit_scale": 14.3 + step / 10, "pairs_per_second": 500.0, "data_wait": 0.03,
-        "gradient_norm": 1.0 + math.sin(step), "batch_accuracy": step / 200, "truncated_tokens": 7, "bad_samples": 2,
+        "gradient_norm": 1.0 + math.sin(step), "batch_accuracy": step / 200,
+        "truncated_tokens": 7, "truncated_captions 0/pairs.jsonl": 3,
+        "bad_samples": 2,
     }  # fmt: skip
 
 

@@ -70,7 +70,10 @@ def test_a_full_run_gives_every_part_of_the_page(run_folder):
         assert f"<h3>{curve}</h3>" in path.read_text(encoding="utf-8")
     assert "Captions found by picture · val" in tree.text and "chance R@10: 5.0" in tree.text
     assert "ln 64 = 4.16" in tree.text  # 32 pairs x 2 micro-batches
-    assert "2 samples could not be read" in tree.text and "7 tokens of long captions" in tree.text
+    assert (
+        "2 samples could not be read" in tree.text
+        and "7 tokens of long captions were cut off: 3 captions of 0/pairs.jsonl" in tree.text
+    )
     assert tree.tags.count("details") == 1 and 'train_data = "pairs.jsonl"' in tree.text
 
 

@@ -104,6 +104,7 @@ class Joined:
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
         self.name = "::".join(source.name for source in sources)
+        self.parts = [f"{place}/{source.name}" for place, source in enumerate(sources)]  # two may have one name
         self._ends = np.cumsum([len(source) for source in sources])
         if any(source.classes for source in sources):
             raise ConfigError(
@@ -117,7 +118,15 @@ class Joined:
         """The record; keys carry the number of their source, which makes them unique."""
         place = int(np.searchsorted(self._ends, index, side="right"))
         found = self.sources[place].record(index - (int(self._ends[place - 1]) if place else 0))
-        return Record(f"{place}/{found.key}", found.image, found.captions, found.label, found.group, found.extra)
+        return Record(
+            f"{place}/{found.key}",
+            found.image,
+            found.captions,
+            found.label,
+            found.group,
+            found.extra,
+            self.parts[place],
+        )
 
     def splits(self) -> dict[str, int]:
         """The splits of all parts, added up."""

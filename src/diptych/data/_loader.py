@@ -53,12 +53,21 @@ class Place(NamedTuple):
     record: int
 
 
+class Cuts(NamedTuple):
+    """Of one data set: samples read, how many of them had a caption that was too long, and the tokens that were lost."""
+
+    samples: int = 0
+    captions: int = 0
+    tokens: int = 0
+
+
 class Fetched(NamedTuple):
-    """What a loader process sends back: a batch, or the error that stops the run; and bad records met on the way."""
+    """What a loader process sends back: a batch, or the error that stops the run; and bad records and cuts on the way."""
 
     batch: Batch | None
     error: DataError | None
     bad: list[tuple[str, str]]
+    cuts: dict[str, Cuts]
 
 
 class Loader:
@@ -68,7 +77,8 @@ class Loader:
     rank only) or filled up from the epoch's beginning (``pad_last``). ``mixture`` draws records by weight, with replacement.
     An unusable record stops the run ("raise"), or the next one of the epoch's order stands in ("skip"), or one drawn at random
     ("replace"): the batch keeps its size, and every rank its step. ``bad`` lists (key, reason) of all met so far; above the share
-    ``bad_limit`` of the samples seen it stops with a SourceError. ``cut`` counts truncated tokens.
+    ``bad_limit`` of the samples seen it stops with a SourceError. ``cuts`` counts truncations by data set
+    (joined ones as "0/name", "1/name"; else all under the source's name).
     """
 
     def __init__(
@@ -103,7 +113,7 @@ class Loader:
         self.start, self.drop_last, self.epochs = start, drop_last, epochs
         self.bad_limit, self.pad_last, self.mixture = bad_limit, pad_last, mixture
         self.bad: list[tuple[str, str]] = []
-        self.cut = self.seen = 0
+        self.seen, self.cuts = 0, dict[str, Cuts]()
         self.count = mixture.count if mixture else len(source)
         if drop_last and not pad_last and self.count < self.global_batch:
             raise SourceError(
@@ -157,7 +167,9 @@ class Loader:
             self.bad += fetched.bad
             if fetched.batch is None:
                 raise fetched.error or DataError("a loader process sent neither a batch nor an error.")
-            self.cut += fetched.batch.cut
+            for name, found in fetched.cuts.items():
+                before = self.cuts.get(name or self.source.name, Cuts())
+                self.cuts[name or self.source.name] = Cuts(*map(operator.add, before, found))
             self.seen += len(fetched.batch.keys)
             if fetched.bad:
                 self._stop_above_the_limit()
@@ -217,8 +229,8 @@ class _Fetch:
             samples = [self._sample(place, bad) for place in places]
         except DataError as error:
             # Sent as a value: raised in a worker, torch would bury it in a traceback.
-            return [Fetched(None, error, bad)]
-        return [Fetched(collate(samples), None, bad)]
+            return [Fetched(None, error, bad, {})]
+        return [Fetched(collate(samples), None, bad, _cuts(samples))]
 
     def _sample(self, place: Place, bad: list[tuple[str, str]]) -> Sample:
         seed = draw(self.seed, place.epoch, place.place)
@@ -241,3 +253,11 @@ class _Fetch:
             return draw(seed, attempt) % len(self.source)
         after = np.array([(place.place + attempt) % self.count])
         return int(permute(after, self.count, self.seed, place.epoch)[0] if self.shuffle else after[0])
+
+
+def _cuts(samples: list[Sample]) -> dict[str, Cuts]:
+    found: dict[str, Cuts] = {}
+    for sample in samples:
+        one = (1, int(sample.cut > 0), sample.cut)
+        found[sample.source] = Cuts(*map(operator.add, found.get(sample.source, Cuts()), one))
+    return found

@@ -52,6 +52,7 @@ class Prepare:
             group=picture_id(record),
             cut=sum(item.cut for item in encoded),
             features=known,
+            source=record.source,
         )
 
     def _views(self, record: Record, rng: np.random.Generator) -> list[np.ndarray]:

@@ -114,5 +114,9 @@ def _notes(run: RunFiles) -> list[str]:
     if bad:
         notes.append(f"{count(bad)} samples could not be read and were replaced.")
     if cut:
-        notes.append(f"{count(cut)} tokens of long captions were cut off.")
+        where = [
+            (name.partition(" ")[2], value) for name, value in last.items() if name.startswith("truncated_captions ")
+        ]
+        told = ", ".join(f"{count(number(value) or 0)} captions of {name}" for name, value in where)
+        notes.append(f"{count(cut)} tokens of long captions were cut off{': ' + told if told else ''}.")
     return notes

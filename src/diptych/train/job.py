@@ -102,7 +102,8 @@ class Job:
             "pairs": done * self.config.data.batch_size * self.config.accum_freq * self.world.size,
             "precision": self.step.precision,
             "processes": self.world.size,
-            "truncated_tokens": self.loader.cut,
+            "truncated_tokens": sum(one.tokens for one in self.loader.cuts.values()),
+            **{f"truncated_captions {name}": one.captions for name, one in self.loader.cuts.items() if one.captions},
             "bad_samples": len(self.loader.bad),
         }
         self.sinks.write("train", done, row)
@@ -141,6 +142,12 @@ class Job:
         """Write the final weights, with the architecture and preprocessing in their metadata."""
         if self.world.main:
             weights.save(self.run.folder / weights.WEIGHT_FILE, self.objective.model, {"steps": str(done)})
+        for name, one in self.loader.cuts.items():
+            if one.captions:
+                log.say(
+                    f"{name}: {one.captions} of {one.samples} captions ({one.captions / one.samples:.1%}) were cut, "
+                    f"{one.tokens} tokens in all"
+                )
         world.barrier()
 
 
