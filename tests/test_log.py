@@ -5,6 +5,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -84,8 +85,14 @@ def test_wandb_offline_writes_what_was_logged(tmp_path, monkeypatch):
     sink.write("train", 3, {"loss": 1.25, "time": 1.0})
     sink.write("eval", 3, {"name": "val", "top1": 0.5})
     sink.close()
-    kept = next(tmp_path.rglob("*.wandb")).read_bytes()
-    for words in (b"train/loss", b"1.25", b"eval/val/top1", b"batch_size", b"77"):
+    path, wanted = next(tmp_path.rglob("*.wandb")), (b"train/loss", b"1.25", b"eval/val/top1", b"batch_size", b"77")
+    until = (
+        time.monotonic() + 60
+    )  # a process of wandb's own writes the file; on a busy machine it ends later than finish() does
+    while not all(words in path.read_bytes() for words in wanted) and time.monotonic() < until:
+        time.sleep(0.1)
+    kept = path.read_bytes()
+    for words in wanted:
         assert words in kept
     assert b"train/time" not in kept
 

@@ -174,3 +174,17 @@ def _flags(name):
 
     options = tree_for("clip") if name == "train" else COMMANDS.get(name).options
     return {"--" + leaf.replace("_", "-") for _, leaf in config.leaves(options)}
+
+
+@pytest.mark.parametrize(("width", "lines"), [(60, 8), (200, 2)])
+def test_the_results_table_is_never_cut_off(monkeypatch, capsys, width, lines):
+    from diptych.commands._tables import print_summaries
+    from diptych.report import Summary
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    metrics = {"image_to_text_R@10": 0.19, "text_to_image_R@10": 0.185}
+    print_summaries([Summary("a[b]", metrics, 240.0, 0.02, 8.0, "bf16", 256)])
+    shown = capsys.readouterr().out
+    assert len(shown.strip().splitlines()) == lines
+    for words in ("a[b]", "image_to_text_R@10", "19.00 %", "waiting for data", "bf16", "256"):
+        assert words in shown

@@ -65,18 +65,34 @@ def _shown(name: str, value: float) -> str:
 
 
 def print_summaries(found: list[Summary], stderr: bool = False) -> None:
-    """Print a row per run: name, metrics, FPS, waiting for data, epochs, precision, batch size."""
+    """Print a row per run: name, metrics, FPS, waiting for data, epochs, precision, batch size.
+
+    Where the screen is too narrow for that, a column per run.
+    """
     from rich.console import Console
-    from rich.table import Table
 
     from diptych.report import HEADS, columns
 
     metrics = columns(found)
-    table = Table(box=None, header_style="bold")
-    for head in (HEADS[0], *metrics, *HEADS[1:]):
-        table.add_column(head, justify="left" if head == "name" else "right", no_wrap=head == "name")
+    lines = [[HEADS[0], *metrics, *HEADS[1:]]]
     for one in found:
         name, *rest = one.cells()
         scores = [_shown(key, one.metrics[key]) if key in one.metrics else "–" for key in metrics]
-        table.add_row(name, *scores, *rest)
-    Console(stderr=stderr).print(table)
+        lines.append([name, *scores, *rest])
+    console = Console(stderr=stderr)
+    table = _table(lines)
+    if console.measure(table, options=console.options.update(width=10_000)).maximum > console.width:
+        table = _table([list(line) for line in zip(*lines, strict=True)])
+    console.print(table)
+
+
+def _table(lines: list[list[str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold")
+    for place, head in enumerate(lines[0]):
+        table.add_column(Text(head), justify="right" if place else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*map(Text, line))
+    return table

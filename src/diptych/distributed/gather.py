@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diptych.distributed.world import size
+from diptych.distributed.world import rank, size
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -27,7 +27,7 @@ class _GatherWithGradient(torch.autograd.Function):
         # All-reduce and slice instead of reduce-scatter: every backend has it, gloo and vendors' included.
         total = gradient.contiguous()
         dist.all_reduce(total)
-        return total.chunk(size())[dist.get_rank()]
+        return total.chunk(size())[rank()]
 
 
 def gather(local: Tensor) -> Tensor:
@@ -40,6 +40,17 @@ def gather(local: Tensor) -> Tensor:
     return torch.cat(pieces)
 
 
+def gather_rows(local: Tensor) -> Tensor:
+    """[n, ...] of each process, n its own -> all rows in rank order, without gradient."""
+    if size() == 1:
+        return local
+    counts = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    padded = local.new_zeros(max(counts), *local.shape[1:])
+    padded[: len(local)] = local
+    pieces = gather(padded).split(max(counts))
+    return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+
+
 def gather_with_gradient(local: Tensor) -> Tensor:
     """[B, ...] of each process -> [W*B, ...] in rank order; gradients flow back to the process that each row came from."""
     return local if size() == 1 else _GatherWithGradient.apply(local)
@@ -47,4 +58,4 @@ def gather_with_gradient(local: Tensor) -> Tensor:
 
 def rank_offset(rows: int) -> int:
     """Where our rows begin in a gathered tensor, for ``rows`` rows per process."""
-    return rows * dist.get_rank() if size() > 1 else 0
+    return rows * rank()

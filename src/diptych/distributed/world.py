@@ -69,6 +69,11 @@ def size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process's number in the group; 0 without a group."""
+    return dist.get_rank() if size() > 1 else 0
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if size() > 1:
@@ -82,6 +87,15 @@ def share(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def first(value: Any) -> Any:
+    """The first small Python value that is not None, by rank, for every process; None when all bring None."""
+    if size() == 1:
+        return value
+    brought: list[Any] = [None] * size()
+    dist.all_gather_object(brought, value)
+    return next((one for one in brought if one is not None), None)
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -47,13 +47,17 @@ def build_classifier(
         raise ConfigError(f"{len(names)} class names and {len(templates)} templates: a classifier needs both.")
     prompts = [_prompts(encoder.tokenizer, template, names) for template in templates]
     path = None
-    if keep:
+    if keep and not encoder.shared:  # processes may not agree on what is in their caches
         path = cache_folder() / "classifiers" / f"{_fingerprint(encoder, prompts)}.safetensors"
         kept = _kept(path, len(names))
         if kept is not None:
             step(len(names) * len(templates))
             return kept.to(encoder.device.torch_device)
-    vectors = _built(encoder, prompts, len(names), step)
+    vectors = encoder.together(
+        len(names),
+        lambda mine: _built(encoder, _of(prompts, mine), len(mine), step),
+        lambda others: step(others * len(templates)),
+    )
     if path is not None:
         _keep(path, vectors)
     return vectors
@@ -65,6 +69,10 @@ def _prompts(tokenizer: Any, template: str, names: Sequence[str]) -> Prompts:
     begin = np.stack([row[:longest] for row in ids])
     differs = np.flatnonzero((begin != begin[0]).any(axis=0))
     return Prompts(ids, int(differs[0]) if len(differs) else longest)
+
+
+def _of(prompts: Sequence[Prompts], classes: range) -> list[Prompts]:
+    return [Prompts([one.ids[place] for place in classes], one.stem) for one in prompts]
 
 
 def _built(encoder: Encoder, prompts: Sequence[Prompts], classes: int, step: Callable[[int], None]) -> Tensor:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.errors import ConfigError, RecordError
+from diptych.distributed import world
+from diptych.distributed.gather import gather_rows
+from diptych.errors import ConfigError, DataError, RecordError
 from diptych.image import EvalTransform, compile_kernels, decode_image, decode_pixels
 from diptych.types import Record
 
@@ -36,7 +38,8 @@ class Encoder:
     """A model with all that turns pictures and captions into its features.
 
     ``transform`` maps a PIL image to uint8 [3, H, W]; ``device`` is a ``diptych.devices.Device``; ``workers`` processes
-    decode images (0: this one). Features come back on the device, fp32, not normalised.
+    decode images (0: this one). Features come back on the device, fp32, not normalised. ``shared``: the processes of the group
+    encode a part each, and all get all; then all of them must make the same calls.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class Encoder:
     batch_size: int = 64
     workers: int = 0
     precision: str = "fp32"
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -64,6 +68,17 @@ class Encoder:
         row not a number.
         """
         compile_kernels(len(indices))
+        return self.together(
+            len(indices), lambda mine: self._images(source, [indices[place] for place in mine], step, unreadable), step
+        )
+
+    def _images(
+        self,
+        source: Records,
+        indices: Sequence[int],
+        step: Callable[[int], None],
+        unreadable: Callable[[RecordError], None] | None,
+    ) -> Tensor:
         loader = DataLoader(
             _Pictures(source, indices, self.transform),
             batch_size=self.batch_size,
@@ -88,17 +103,40 @@ class Encoder:
         """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
         ids = [self.tokenizer.encode(caption).ids for caption in captions]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        found = self.together(len(order), lambda mine: self._texts([ids[order[place]] for place in mine], step), step)
+        return found[_inverse(torch.tensor(order)).to(found.device)]
+
+    def _texts(self, ids: Sequence[Any], step: Callable[[int], None]) -> Tensor:
         features = []
         with self.inference():
-            for begin in range(0, len(order), self.batch_size):
-                tokens, _ = self.tokenizer.pad([ids[i] for i in order[begin : begin + self.batch_size]])
+            for begin in range(0, len(ids), self.batch_size):
+                tokens, _ = self.tokenizer.pad(ids[begin : begin + self.batch_size])
                 encoded = self.model.encode_text(tokens.to(self.device.torch_device))  # type: ignore[operator]
                 features.append(encoded.float())
                 step(len(tokens))
-        found = torch.cat(features)
-        place = torch.empty(len(order), dtype=torch.int64)
-        place[torch.tensor(order)] = torch.arange(len(order))
-        return found[place.to(found.device)]
+        return torch.cat(features)
+
+    def together(self, count: int, encode: Callable[[range], Tensor], step: Callable[[int], None]) -> Tensor:
+        """``encode`` for the places of 0 to count - 1 that are this process's, and the rows of all in order, [count, D].
+
+        Places are dealt out like cards, so that what is sorted by length is fairly shared. A DataError of one process is
+        raised in all.
+        """
+        size = world.size()
+        if not self.shared or count < size:
+            return encode(range(count))
+        failed, features, mine = None, None, range(world.rank(), count, size)
+        try:
+            features = encode(mine)
+        except DataError as error:
+            failed = error
+        failed = world.first(failed)
+        if failed is not None:
+            raise failed
+        step(count - len(mine))
+        found = gather_rows(features)  # type: ignore[arg-type]
+        dealt = torch.cat([torch.arange(rank, count, size) for rank in range(size)])
+        return found[_inverse(dealt).to(found.device)]
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -106,6 +144,13 @@ class Encoder:
         # no_grad, not inference_mode: what a tower caches here (masks, positions) must serve the next training step.
         with torch.no_grad(), self.device.autocast(self.precision):
             yield
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The permutation that undoes another, int64 [n]."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    return place
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diptych.distributed import world
 from diptych.errors import OutputError, RecordError, SourceError
 from diptych.evaluate._encode import Encoder, Records
 from diptych.files import cache_folder, replacing
@@ -61,11 +62,14 @@ def image_features(
         digest.update(f"{record.key} {_state(record.image)} ".encode("utf-8", "surrogateescape"))
     path = cache_folder() / "features" / f"{digest.hexdigest()[:40]}.safetensors"
     features = _read(path, len(indices)) if keep else None
-    if features is not None:
+    missing = features is None
+    if encoder.shared:  # then all must agree whether there is work to share
+        missing = world.first(missing or None) is not None
+    if features is not None and not missing:
         step(len(indices))
         return features
     features = encoder.images(source, indices, step, unreadable).cpu()
-    if keep:
+    if keep and world.world_from_environment().local_rank == 0:  # one for each machine
         _write(path, features)
     return features
 

@@ -38,6 +38,8 @@ class Options:
     """Only the first so many captions of a picture; 0 means all."""
     precision: str = "fp32"
     """fp32, bf16 or fp16 inside the towers; scores are always fp32."""
+    shared: bool = False
+    """The processes of the group encode a part each; all of them must ask for the same."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ def run(
     pictures = merge(source, chosen.limit, chosen.captions_per_image)
     if not pictures.captions:
         raise SourceError(f"{name}: {len(source)} records and no caption; retrieval needs images with captions.")
-    encoder = Encoder(model, tokenizer, transform, device, chosen.batch_size, chosen.workers, chosen.precision)
+    encoder = Encoder(
+        model, tokenizer, transform, device, chosen.batch_size, chosen.workers, chosen.precision, chosen.shared
+    )
     step = steps(progress, len(pictures.indices) + len(pictures.captions))
     with evaluating(model):
         images = encoder.images(source, pictures.indices, step)

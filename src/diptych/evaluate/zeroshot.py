@@ -42,6 +42,8 @@ class Options:
     """Only so many pictures, spread evenly over the source; 0 means all."""
     precision: str = "fp32"
     """fp32, bf16 or fp16 inside the towers; scores are always fp32."""
+    shared: bool = False
+    """The processes of the group encode a part each; all of them must ask for the same."""
     keep_classifier: bool = True
     """Keep the class vectors in the cache folder, for the next evaluation of the same weights."""
 
@@ -116,7 +118,9 @@ def run(
     names = class_names(getattr(source, "classes", None) or told, chosen.labels, source_name)
     if int(labels.max()) >= len(names):
         raise ConfigError(f"{source_name}: label {int(labels.max())} has no name; {len(names)} class names were given.")
-    encoder = Encoder(model, tokenizer, transform, device, chosen.batch_size, chosen.workers, chosen.precision)
+    encoder = Encoder(
+        model, tokenizer, transform, device, chosen.batch_size, chosen.workers, chosen.precision, chosen.shared
+    )
     step = steps(progress, len(indices) + len(names) * len(templates))
     with evaluating(model):
         vectors = build_classifier(encoder, names, templates, step, chosen.keep_classifier)

@@ -15,7 +15,6 @@ import torch
 from diptych import log
 from diptych.data import KNOWN_FEATURES, Source
 from diptych.devices import Device
-from diptych.distributed import world
 from diptych.distributed.world import World
 from diptych.errors import ConfigError, RecordError
 from diptych.evaluate import Encoder, image_features
@@ -67,17 +66,15 @@ def checked_locks(config: TrainConfig) -> None:
 
 
 def with_features(pipeline: Pipeline, model: TwoTower, device: Device, here: World, precision: str) -> Pipeline:
-    """The pipeline with features in place of training pictures; rank 0 computes them, the others find them in the cache."""
+    """The pipeline with features in place of training pictures; every process computes a part, and all keep all."""
     source: Any = pipeline.train_source
     indices, row = _pictures(source)
     data = pipeline.config.data
     encoder = Encoder(
-        model, pipeline.tokenizer, pipeline.eval_transform, device, max(64, data.batch_size), data.workers, precision
-    )
-    features = _encoded(encoder, source, indices) if here.main else None
-    world.barrier()
-    if features is None:
-        features = _encoded(encoder, source, indices)
+        model, pipeline.tokenizer, pipeline.eval_transform, device, max(64, data.batch_size), data.workers, precision,
+        shared=here.size > 1,
+    )  # fmt: skip
+    features = _encoded(encoder, source, indices)
     return dataclasses.replace(pipeline, train_source=KnownFeatures(source, features.numpy(), row))
 
 

@@ -1,7 +1,7 @@
 """Looking at how good the model is while it trains: the loss on held-out pairs, retrieval, zero-shot classification.
 
 Scores come from the evaluate room; here they are called at the right moment, and kept in the run's folder as
-``results.json`` for the report. All processes share the loss, which gathers; scores are taken on rank 0 while the others wait.
+``results.json`` for the report. All processes share the work: each encodes its part; rank 0 keeps what was found.
 """
 
 from __future__ import annotations
@@ -48,11 +48,10 @@ class Validator:
         return self.pipeline.val_source is not None or self.pipeline.zeroshot_source is not None
 
     def measure(self, objective: Objective, folder: Path, looks: Looks) -> Iterator[dict[str, Any]]:
-        """Yield a row of scores per data set, and leave ``results.json`` in the folder; nothing on other ranks than 0."""
+        """Yield a row of scores per data set, on every rank; rank 0 leaves ``results.json`` in the folder."""
         pairs = looks.pairs and self.pipeline.val_source is not None
         loss = self.loss(objective) if pairs else 0.0
-        if self.world.main:
-            yield from self._scores(objective, folder, looks, loss)
+        yield from self._scores(objective, folder, looks, loss)
 
     def _scores(self, objective: Objective, folder: Path, looks: Looks, loss: float) -> Iterator[dict[str, Any]]:
         rows, pictures = [], []
@@ -62,18 +61,22 @@ class Validator:
             self._entries["val"] = found.entry("val")
             rows.append({"name": "val", "loss": loss, **found.metrics})
             log.say(f"val: loss {loss:.3f} · " + headline(found))
-            pictures += gallery(found, pairs, title="val") if looks.last else []
+            pictures += gallery(found, pairs, title="val") if looks.last and self.world.main else []
         if looks.zeroshot and named is not None:
             options = {**self.pipeline.zeroshot_options, "keep_classifier": False}
             found = self._score("zeroshot", objective, named, **options)
             self._entries["zeroshot"] = found.entry("zeroshot")
             rows.append({"name": "zeroshot", **found.metrics})
             log.say("zeroshot: " + headline(found))
-            pictures += mistakes(found, named, title="zeroshot") if looks.last else []
+            pictures += mistakes(found, named, title="zeroshot") if looks.last and self.world.main else []
+        if self.world.main:
+            self._keep(folder, pictures)
+        yield from rows
+
+    def _keep(self, folder: Path, pictures: list[Any]) -> None:
         write_text(folder / "results.json", json.dumps(list(self._entries.values()), indent=1) + "\n", "results")
         if pictures:
             write_text(folder / "gallery.json", json.dumps(pictures), "gallery")
-        yield from rows
 
     def _score(self, evaluator: str, objective: Objective, source: Any, **options: Any) -> Result:
         run = evaluators.get(evaluator)
@@ -81,7 +84,7 @@ class Validator:
         return run(
             objective.model, source, pipeline.tokenizer, pipeline.eval_transform, self.device,
             batch_size=min(64, self.config.data.batch_size), workers=min(1, self.config.data.workers),
-            precision=self.precision, **options,
+            precision=self.precision, shared=self.world.size > 1, **options,
         )  # fmt: skip
 
     @torch.no_grad()
