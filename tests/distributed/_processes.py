@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -12,30 +13,51 @@ from torch import multiprocessing
 
 
 def run_in_processes(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Call ``function(*arguments)`` in ``size`` processes of one group; results in rank order."""
+    """Call ``function(*arguments)`` in ``size`` processes of one group; results in rank order.
+
+    What one of them raises is raised here, with its traceback, and the others are ended.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = multiprocessing.spawn(_enter, (size, port, results, function, arguments), nprocs=size, join=False)
-    collected = dict(results.get() for _ in range(size))
-    while not processes.join():
-        pass
+    results, leave = context.Queue(), context.Event()
+    started = [
+        context.Process(target=_enter, args=(rank, size, port, results, leave, function, arguments), daemon=True)
+        for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    collected: dict[int, Any] = {}
+    try:
+        while len(collected) < size:
+            rank, failed, found = results.get(timeout=300)
+            assert not failed, f"process {rank} of {size} failed:\n{failed}"
+            collected[rank] = found
+        leave.set()
+        for process in started:
+            process.join()
+    finally:
+        for process in started:
+            process.kill()
     return [collected[rank] for rank in range(size)]
 
 
 def _enter(
-    rank: int, size: int, port: int, results: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, size: int, port: int, results: Any, leave: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    from diptych.devices import get_device
-    from diptych.distributed import world
-
-    world.start(get_device("cpu"))
     try:
-        results.put((rank, function(*arguments)))
-    finally:
-        world.stop()
+        from diptych.devices import get_device
+        from diptych.distributed import world
+
+        world.start(get_device("cpu"))
+        results.put((rank, "", function(*arguments)))
+    # Whatever it is, it is told to the one who waits for a result.
+    except BaseException:
+        results.put((rank, traceback.format_exc(), None))
+        return
+    leave.wait()  # nobody hangs up while another still talks
+    world.stop()
