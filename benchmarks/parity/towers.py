@@ -25,7 +25,7 @@ from diptych.weights._convert import convert
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = [
     "ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14", "ViT-H-14", "RN50", "RN50x4", "RN101", "ViT-B-16-SigLIP",
-    "ViT-B-32-SigLIP2-256",
+    "ViT-B-32-SigLIP2-256", "ViT-L-14-CLIPA",
 ]  # fmt: skip
 
 
@@ -80,7 +80,8 @@ def tokens(model) -> torch.Tensor:
         return get_tokenizer("bpe")(
             ["a dog", "two children run through tall grass " * 12, "a photo of the number 7", "", "x"]
         )
-    return torch.randint(2, 30_000, (3, 64), generator=torch.Generator().manual_seed(2))
+    length = model.positional_embedding.shape[0] if hasattr(model, "positional_embedding") else 64
+    return torch.randint(2, 30_000, (3, length), generator=torch.Generator().manual_seed(2))
 
 
 def table(rows: list[dict[str, object]]) -> str:

@@ -57,7 +57,7 @@ def random_model(config, dtype=torch.float32):
 
 SHAPES = {
     "openai": [small, resnet],
-    "openclip": [small, resnet, timm_siglip, lambda: small(activation="gelu")],
+    "openclip": [small, resnet, timm_siglip, lambda: small(activation="gelu"), lambda: model_config("tiny-test-clipa")],
     "huggingface": [small, lambda: small(activation="gelu")],
     "paddle": [small],
     "declip": [declip_shaped],
@@ -82,6 +82,20 @@ def test_writing_and_reading_is_the_identity(layout, make, dtype, tmp_path):
             assert item.dtype == again.state_dict()[key].dtype, key
     told = dataclasses.replace(again.config, name="", logit_scale=0.0)
     assert told == dataclasses.replace(model.config, name="", logit_scale=0.0)
+
+
+def test_clipas_tensors_tell_what_they_are_and_other_layouts_refuse_them(tmp_path):
+    model = random_model(model_config("tiny-test-clipa"))
+    state = to_theirs(clip_rules(model.config, Dialect()), model.state_dict())
+    assert not any("ln_pre" in name for name in state)
+    torch.save(state, tmp_path / "pytorch_model.bin")  # no config beside it
+    again = weights.load(tmp_path / "pytorch_model.bin", model="tiny-test-clipa")
+    assert again.config.text.family == "siglip_text" and again.config.vision.pool == "patches"
+    weights.save(tmp_path / "a.safetensors", model)
+    for layout in ("huggingface", "openai", "paddle", "declip"):
+        with pytest.raises(WeightsError, match=r"openclip") as caught:
+            convert(tmp_path / "a.safetensors", layout, tmp_path / layout)
+        assert "\n" not in caught.value.line and not (tmp_path / layout / "model.safetensors").exists()
 
 
 def test_names_are_openais_to_the_letter():

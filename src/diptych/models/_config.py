@@ -33,6 +33,10 @@ class VitConfig:
     layer_scale: float | None = None
     """Initial factor of each residual branch; None has no such parameters."""
     norm_eps: float = 1e-5
+    norm_before: bool = True
+    """A norm before the first block; CLIPA has none."""
+    pool: Literal["class", "patches"] = "class"
+    """What becomes the picture's feature: the class token, or the mean of the patches, normed afterwards (CLIPA)."""
     family: Literal["vit"] = "vit"
 
 
@@ -81,7 +85,7 @@ class TextConfig:
     norm_eps: float = 1e-5
     projection_bias: bool = False
     activation: Activation | None = None
-    tokenizer: Literal["bpe", "siglip", "siglip2"] = "bpe"
+    tokenizer: Literal["bpe", "siglip", "siglip2", "clipa"] = "bpe"
     pad_id: int = 0
     family: Literal["transformer", "siglip_text"] = "transformer"
 

@@ -1,4 +1,4 @@
-"""The text tower of SigLIP and SigLIP 2: every token sees every other, padding included, and the last place is pooled.
+"""The text tower of SigLIP, SigLIP 2 and CLIPA: every token sees every other, padding included, and the last place is pooled.
 
 Trained so, it must be run so: a shorter batch is padded to the full context here, whatever its maker padded it to. Not
 causal, so nothing can be packed or cut; ``siglip`` is the image tower.
@@ -20,7 +20,7 @@ from diptych.types import Encoded
 
 @TOWERS.register("siglip_text")
 class SiglipText(TextTower):
-    """Ids -> blocks -> norm -> the last place -> projection with bias."""
+    """Ids -> blocks -> norm -> the last place -> projection, SigLIP's with bias."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

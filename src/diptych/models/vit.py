@@ -1,5 +1,6 @@
 """The vision transformer of CLIP (Dosovitskiy et al. 2021; Radford et al. 2021): class token, norm before and after.
 
+CLIPA's (Li et al. 2023) has no norm before, and takes the mean of the patches in place of the class token.
 Takes uint8 pictures and normalises them itself. Positions are learned, one per patch of one image size: resizing them is
 the weights room's affair.
 """
@@ -33,7 +34,8 @@ class Vit(ImageTower):
         self.patch_embedding = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(vision.width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, vision.width))
-        self.ln_pre = nn.LayerNorm(vision.width, eps)
+        self.ln_pre = nn.LayerNorm(vision.width, eps) if vision.norm_before else nn.Identity()
+        self.pool = vision.pool
         self.layers = nn.ModuleList(
             Block(vision.width, vision.heads, hidden, config.activation, eps=eps, layer_scale=vision.layer_scale)
             for _ in range(vision.layers)
@@ -55,12 +57,15 @@ class Vit(ImageTower):
         x = self.ln_pre(x)
         plan, last = Whole(), len(self.layers) - 1
         for number, block in enumerate(self.layers):
-            only_pooled = number == last and not want_tokens
+            only_pooled = number == last and not want_tokens and self.pool == "class"
             if self.recompute and self.training:
                 x = checkpoint(block, x, plan, only_pooled, use_reentrant=False)
             else:
                 x = block(x, plan, only_pooled)
-        first = x[:, 0] if want_tokens else x
+        if self.pool == "patches":
+            first = x[:, 1:].mean(dim=1)
+        else:
+            first = x[:, 0] if want_tokens else x  # the last block gave it alone
         pooled = self.projection(self.ln_post(first))
         if not want_tokens:
             return Encoded(pooled)
@@ -83,6 +88,7 @@ class Vit(ImageTower):
         nn.init.normal_(self.positional_embedding, std=0.01)
         for block in self.layers:
             block.initialise(width, len(self.layers))  # type: ignore[operator]
-        self.ln_pre.reset_parameters()
+        if isinstance(self.ln_pre, nn.LayerNorm):
+            self.ln_pre.reset_parameters()
         self.ln_post.reset_parameters()
         nn.init.normal_(self.projection.weight, std=width**-0.5)

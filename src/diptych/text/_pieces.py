@@ -77,7 +77,8 @@ class WholeContext(Tokenizer):
 def engine(path: Path) -> Engine:
     """The library that reads this vocabulary. Raises ConfigError when it is not installed, WeightsError for a bad file."""
     try:
-        return _sentencepiece(path) if path.suffix == ".model" else _tokenizers(path)
+        readers = {".model": _sentencepiece, ".txt": _word_pieces}
+        return readers.get(path.suffix, _tokenizers)(path)
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{path.name} is read with the package {error.name!r}; install it: pip install {error.name}"
@@ -97,8 +98,18 @@ def _sentencepiece(path: Path) -> Engine:
 def _tokenizers(path: Path) -> Engine:
     import tokenizers
 
+    return _of_library(path, lambda: tokenizers.Tokenizer.from_file(str(path)))
+
+
+def _word_pieces(path: Path) -> Engine:
+    import tokenizers
+
+    return _of_library(path, lambda: tokenizers.BertWordPieceTokenizer.from_file(str(path), lowercase=True))
+
+
+def _of_library(path: Path, read: Callable[[], Any]) -> Engine:
     try:
-        found = tokenizers.Tokenizer.from_file(str(path))
+        found = read()
     # The library raises Exception itself, and nothing narrower.
     except Exception as error:
         raise WeightsError(f"{path}: not a vocabulary of tokenizers ({error}).") from error

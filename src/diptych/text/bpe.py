@@ -9,7 +9,6 @@ references. The merges are OpenAI's, under MIT (BPE_LICENSE.txt).
 from __future__ import annotations
 
 import gzip
-import html
 import itertools
 import sys
 from array import array
@@ -23,6 +22,7 @@ import regex
 from torch import Tensor
 
 from diptych.text import TOKENIZERS, Tokenizer
+from diptych.text._clean import mended
 
 MERGES = Path(__file__).parent / "bpe_merges.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -181,8 +181,5 @@ def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str
 
 
 def clean(text: str) -> str:
-    """Mend mojibake, resolve HTML entities (twice, for doubly escaped ones), fold white space, lower-case."""
-    import ftfy
-
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(text.split()).lower()
+    """The mended text in lower case."""
+    return mended(text).lower()

@@ -22,7 +22,7 @@ from diptych.weights._layout import Found
 
 FILE = Path(__file__).parent / "catalog.toml"
 HUB = "hf-hub:"
-VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Dialect:
 
 
 def clip_rules(config: ModelConfig, dialect: Dialect) -> list[Rule]:
-    """The table for a CLIP with a ViT or modified ResNet and a causal text tower."""
+    """The table for a CLIP with a ViT or modified ResNet; the names are CLIPA's too."""
     vision, prefix = config.vision, dialect.text
     rules = [Rule("logit_scale", ("logit_scale",), ONE if dialect.scale_shape else SCALAR)]
     if config.logit_bias is not None:
@@ -61,7 +61,7 @@ def _vit(config: ModelConfig, dialect: Dialect) -> list[Rule]:
         Rule("visual.class_embedding", ("image.class_embedding",)),
         Rule("visual.positional_embedding", ("image.positional_embedding",)),
         Rule("visual.conv1.weight", ("image.patch_embedding.weight",)),
-        *same("visual.ln_pre", "image.ln_pre"),
+        *(same("visual.ln_pre", "image.ln_pre") if vision.norm_before else []),
         *same("visual.ln_post", "image.ln_post"),
         Rule("visual.proj", ("image.projection.weight",), TRANSPOSED),
     ]
@@ -125,6 +125,8 @@ def shapes_tell(
             heads=max(1, words.shape[1] // 64), context_length=table.shape[0], vocab_size=words.shape[0],
             mlp_ratio=ratio(hidden.shape[-1 if dialect.linear_transposed else -2], words.shape[1]),
             projection_bias=f"{prefix}text_projection.bias" in tensors,
+            # Only CLIPA's image tower has no norm before its blocks, and its text tower is not causal.
+            family="transformer" if getattr(vision, "norm_before", True) else "siglip_text",
         )  # fmt: skip
         if text.projection_bias:
             embed = tensors[f"{prefix}text_projection.weight"].shape[0]
@@ -151,6 +153,7 @@ def _vision_of(tensors: Mapping[str, Tensor], dialect: Dialect) -> VitConfig | R
         layers=_count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."), heads=max(1, width // 64),
         mlp_ratio=ratio(hidden.shape[-1 if dialect.linear_transposed else -2], width),
         layer_scale=1e-5 if f"visual.transformer.resblocks.0.ls_1.{dialect.layer_scale}" in tensors else None,
+        norm_before="visual.ln_pre.weight" in tensors,
     )  # fmt: skip
 
 
@@ -190,6 +193,14 @@ def sizes(config: ModelConfig) -> tuple[object, ...]:
     else:
         scaled = getattr(vision, "layer_scale", None) is not None
         hidden = int(vision.width * vision.mlp_ratio)
-        seen = (vision.patch_size, vision.width, vision.layers, hidden, vision.family, scaled)
+        seen = (
+            vision.patch_size,
+            vision.width,
+            vision.layers,
+            hidden,
+            vision.family,
+            scaled,
+            getattr(vision, "norm_before", True),
+        )
     words = (text.width, text.layers, text.context_length, text.vocab_size, int(text.width * text.mlp_ratio))
     return (*seen, config.embed_dim, *words, text.projection_bias, text.family)

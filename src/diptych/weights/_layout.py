@@ -104,5 +104,5 @@ def only_clip(config: ModelConfig, layout: str) -> None:
     """Raise WeightsError for a model that is not CLIP-shaped, which ``layout`` has no names for."""
     if config.vision.family == "siglip" or config.text.family != "transformer":
         raise WeightsError(
-            f"{config.name} is a SigLIP, for which the layout {layout} has no names; try hf or openclip."
+            f"{config.name} is no CLIP with a causal text tower, and the layout {layout} has no names for it; try hf or openclip."
         )

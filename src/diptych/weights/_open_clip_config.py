@@ -72,8 +72,13 @@ def _vision(values: dict[str, Any], quick: bool, where: str) -> tuple[Any, Any]:
         no_others(values, frozenset({"mlp_ratio"}), where)
         return ResNetConfig(size, tuple(layers), width, width * 32 // head_width), activation  # type: ignore[arg-type]
     mlp, scale = taken(values, "mlp_ratio", 4.0), values.pop("ls_init_value", None)
-    no_others(values, frozenset({"pool_type"}) if values.get("pool_type", "tok") == "tok" else frozenset(), where)
-    return VitConfig(size, patch, width, layers, width // head_width, float(mlp), scale), activation
+    # The norm follows the mean; the other order is somebody else's model.
+    mean = taken(values, "pool_type", "tok") == "avg" and bool(values.pop("final_ln_after_pool", False))
+    before = not taken(values, "no_ln_pre", False)
+    no_others(values, frozenset(), where)
+    pool: Any = "patches" if mean else "class"
+    heads = width // head_width
+    return VitConfig(size, patch, width, layers, heads, float(mlp), scale, norm_before=before, pool=pool), activation
 
 
 def _text(values: dict[str, Any], siglip: bool, where: str) -> TextConfig:
@@ -89,13 +94,16 @@ def _text(values: dict[str, Any], siglip: bool, where: str) -> TextConfig:
         )
     if not bidirectional and pool != "argmax":
         raise WeightsError(f"{where}: a causal text tower that pools {pool!r} is not known.")
-    no_others(values, HARMLESS if siglip else HARMLESS - {"hf_tokenizer_name"}, where)
+    bert = bidirectional and "bert" in str(values.get("hf_tokenizer_name", ""))
+    no_others(values, HARMLESS if siglip or bert else HARMLESS - {"hf_tokenizer_name"}, where)
     second = words >= 250_000
+    words_of = "clipa" if bert else ("siglip2" if second else "siglip")
     return TextConfig(
         width=width, layers=layers, heads=heads, context_length=context, vocab_size=words, mlp_ratio=mlp, norm_eps=norm,
         projection_bias=bias, activation="gelu_tanh" if tanh else ("gelu" if bidirectional else None),
-        tokenizer=("siglip2" if second else "siglip") if bidirectional else "bpe",
-        pad_id=(0 if second else 1) if bidirectional else 0, family="siglip_text" if bidirectional else "transformer",
+        tokenizer=words_of if bidirectional else "bpe",  # type: ignore[arg-type]
+        pad_id=int(words_of == "siglip") if bidirectional else 0,
+        family="siglip_text" if bidirectional else "transformer",
     )  # fmt: skip
 
 
@@ -137,7 +145,8 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
         about["init_logit_bias"] = config.logit_bias
     if isinstance(vision, SiglipConfig):
         return _siglip_cfg(config, about)
-    if text.family != "transformer" or text.activation not in (None, config.activation):
+    clipa = text.tokenizer == "clipa" and not isinstance(vision, ResNetConfig)
+    if (text.family != "transformer" and not clipa) or text.activation not in (None, config.activation):
         raise WeightsError(f"{config.name}: open_clip's config has no words for these two towers together.")
     if text.projection_bias:
         raise WeightsError(
@@ -152,6 +161,15 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
         }  # fmt: skip
         if vision.layer_scale is not None:
             tower["ls_init_value"] = vision.layer_scale
+        if not vision.norm_before:
+            tower["no_ln_pre"] = True
+        if vision.pool == "patches":
+            tower |= {"pool_type": "avg", "final_ln_after_pool": True}
+    if clipa:
+        words |= {
+            "pool_type": "last", "no_causal_mask": True,
+            "hf_tokenizer_name": "bert-base-uncased", "tokenizer_kwargs": {"strip_sep_token": True},
+        }  # fmt: skip
     about["vision_cfg"] = {"image_size": vision.image_size, **tower}
     about["quick_gelu"] = config.activation == "quickgelu"
     return about

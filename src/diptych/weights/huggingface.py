@@ -79,6 +79,11 @@ class HuggingFace(Layout):
                 f"{config.name} has a ResNet, which transformers' CLIPModel does not; write it as openclip."
             )
         clip = isinstance(config.vision, VitConfig)
+        if clip and config.text.family != "transformer":
+            raise WeightsError(
+                f"{config.name} pairs a ViT with a text tower that is not causal, as no model of transformers does; write it "
+                "as openclip."
+            )
         rules = (
             _clip(config)
             if clip
