@@ -117,8 +117,11 @@ def ranks(queries: Tensor, candidates: Tensor, own: Tensor, columns: Tensor | No
         mine_scores = scores.gather(1, mine.clamp(min=0)).masked_fill(mine < 0, -math.inf)
         best = mine_scores.max(dim=1, keepdim=True).values
         first = torch.where((mine >= 0) & (mine_scores == best), mine, width).min(dim=1, keepdim=True).values
-        ahead = (scores > best) | ((scores == best) & (places < first))
-        found.append(ahead.sum(dim=1) + 1)
+        ahead = (scores > best).sum(dim=1)
+        tied = (scores >= best).sum(dim=1) - ahead > 1  # with others than itself, which is rare: looked at apart
+        if bool(tied.any()):
+            ahead[tied] += ((scores[tied] == best[tied]) & (places < first[tied])).sum(dim=1)
+        found.append(ahead + 1)
     return torch.cat(found)
 
 
@@ -194,7 +197,11 @@ def _ratio_of_binomials(total: int, own: int, k: int) -> float:
 def _products(queries: Tensor, candidates: Tensor) -> Tensor:
     # A caller may stand inside autocast: ranks of bf16 products would tie by the hundred.
     with torch.autocast(queries.device.type, enabled=False):
-        return (queries @ candidates.T).nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        scores = queries @ candidates.T
+    # Where one number is none, so is a sum over all of them: a row and a column tell for the whole block.
+    if bool((scores[:1].sum() + scores[:, :1].sum()).isfinite()):
+        return scores
+    return scores.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
 def _normalised(features: Tensor) -> Tensor:
