@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import re
 import tomllib
 import types
@@ -24,6 +25,22 @@ from diptych.errors import ConfigError
 from diptych.registry import did_you_mean
 
 Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a number must lie in, both ends included: ``Annotated[float, Range(0, 1)]``. Every number must be finite anyway."""
+
+    least: float
+    most: float = math.inf
+
+    def __str__(self) -> str:
+        return f"at least {self.least:g}" if self.most == math.inf else f"from {self.least:g} to {self.most:g}"
+
+
+Share = typing.Annotated[float, Range(0, 1)]
+NotNegative = typing.Annotated[float, Range(0)]
+Count = typing.Annotated[int, Range(0)]
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -78,9 +95,29 @@ def from_dict(tree: type[Tree], values: Mapping[str, Any], where: str) -> Tree:
         else:
             built[key] = _convert(value, hints[key], f"{where}: {key}")
     try:
-        return tree(**built)
+        made = tree(**built)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
+    check(made, f"{where}: ")
+    return made
+
+
+def check(tree: Any, before: str = "--") -> None:
+    """Raise ConfigError for a number of the tree that is not finite, or outside of its ``Range``; ``before`` begins the line."""
+    hints = typing.get_type_hints(type(tree), include_extras=True)
+    for item in dataclasses.fields(tree):
+        value = getattr(tree, item.name)
+        if dataclasses.is_dataclass(value):
+            check(value, before)
+            continue
+        name = item.name.replace("_", "-") if before == "--" else item.name
+        inside = [one for one in getattr(hints[item.name], "__metadata__", ()) if isinstance(one, Range)]
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ConfigError(f"{before}{name} {one}: expected a finite number.")
+            for limits in inside:
+                if not limits.least <= one <= limits.most:
+                    raise ConfigError(f"{before}{name} {one}: expected a number of {limits}.")
 
 
 def _unknown_key(tree: type, key: str, known: set[str]) -> str:
@@ -176,6 +213,7 @@ def parse(
         raise ConfigError(f"{_one_line(errors.getvalue())} (see {program} --help)") from None
     if unknown:
         raise ConfigError(_unknown_flag(tree, unknown[0]) + f" (see {program} --help)")
+    check(built)
     return built
 
 

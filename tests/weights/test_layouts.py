@@ -204,7 +204,7 @@ def test_paddles_linears_are_in_out_and_apart(tmp_path):
 
 
 def test_paddles_large_tensors_come_in_slices(tmp_path):
-    from diptych.weights._pickles import read_pdparams
+    from diptych.weights._pickled_arrays import read_pdparams
 
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     flat = whole.ravel()

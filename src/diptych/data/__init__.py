@@ -115,18 +115,12 @@ class Joined:
         return int(self._ends[-1])
 
     def record(self, index: int) -> Record:
-        """The record; keys carry the number of their source, which makes them unique."""
+        """The record; keys and pictures' names carry the number of their source, which makes them unique."""
         place = int(np.searchsorted(self._ends, index, side="right"))
         found = self.sources[place].record(index - (int(self._ends[place - 1]) if place else 0))
-        return Record(
-            f"{place}/{found.key}",
-            found.image,
-            found.captions,
-            found.label,
-            found.group,
-            found.extra,
-            self.parts[place],
-        )
+        group = None if found.group is None else f"{place}/{found.group}"
+        key, part = f"{place}/{found.key}", self.parts[place]
+        return Record(key, found.image, found.captions, found.label, group, found.extra, part)
 
     def splits(self) -> dict[str, int]:
         """The splits of all parts, added up."""

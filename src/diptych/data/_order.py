@@ -70,8 +70,10 @@ class Mixture:
             raise ConfigError(
                 f"--train-data-upsampling-factors: {len(factors)} factors for {len(sizes)} sources; give one for each."
             )
-        if any(factor < 0 for factor in factors) or not any(factors):
-            raise ConfigError("--train-data-upsampling-factors: expected numbers of at least 0, one of them above it.")
+        if not all(0 <= factor < np.inf for factor in factors) or not any(factors):
+            raise ConfigError(
+                "--train-data-upsampling-factors: expected finite numbers of at least 0, one of them above it."
+            )
         self.count = count or sum(sizes)
         self.sizes = np.array(sizes, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])

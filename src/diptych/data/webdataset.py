@@ -37,6 +37,7 @@ TEXTS = ("json", "txt", "cls")
 KINDS = frozenset((*IMAGES, *TEXTS))
 ABSENT = -1
 PIPE = "pipe:"
+MOST_SHARDS = 1_000_000  # more is a slip of the pen, and would fill the memory with names
 
 
 class Group(NamedTuple):
@@ -61,9 +62,12 @@ class WebDataset:
         self._keys: list[str] = []
         rows: list[tuple[int, ...]] = []
         dropped = twice = 0
+        names = [str(path).rpartition("/")[2] for path in paths]
+        if len(set(names)) < len(names):  # a/000.tar and b/000.tar hold other pictures
+            names = [f"{number}/{name}" for number, name in enumerate(names)]
         for number, (path, members) in enumerate(zip(paths, _indexed(paths), strict=True)):
             _tell(str(path), members)
-            name, met = str(path).rpartition("/")[2], set[str]()
+            name, met = names[number], set[str]()
             for group in groups(members):
                 image = next((group.members[kind] for kind in IMAGES if kind in group.members), None)
                 if image is None or not ({"json", "txt", "cls"} & set(group.members)):
@@ -178,6 +182,8 @@ def braces(spec: str) -> Iterator[str]:
         return
     first, last, words = match.groups()
     if words is None:
+        if int(last) - int(first) >= MOST_SHARDS:
+            raise SourceError(f"{spec}: {{{first}..{last}}} names more than {MOST_SHARDS:,} shards.")
         width = len(first) if first.startswith("0") else 0
         choices = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
     else:

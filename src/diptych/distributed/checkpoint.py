@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 0) -> Pa
     Raises OutputError when the disk refuses; every earlier checkpoint stays whole.
     """
     path = path_of(folder, step)
+    for left in folder.glob(".step_*.tmp"):  # by a process that was killed while it wrote: one process writes at a time
+        with contextlib.suppress(OSError):
+            left.unlink()
     with replacing(path, "checkpoint") as beside:
         try:
             with beside.open("wb") as file:
@@ -73,12 +76,23 @@ def find(resume: str, folder: Path) -> Path:
     return path_of(folder, found[-1])
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without executing anything in it. Raises WeightsError."""
+def load(path: Path, parts: Collection[str] = ()) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without executing anything in it; ``parts`` it must have. Raises WeightsError."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"{path}: not a whole checkpoint ({reason}); an earlier one stands beside it, if any."
-        ) from error
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a whole checkpoint ({reason[:160]}){_before(path)}") from error
+    if not isinstance(state, dict) or not set(parts) <= set(state):
+        lacking = sorted(set(parts) - set(state)) if isinstance(state, dict) else sorted(parts)
+        raise WeightsError(f"{path}: not a checkpoint of a run, {', '.join(lacking)} is missing{_before(path)}")
+    return state
+
+
+def _before(path: Path) -> str:
+    """What to do about a broken checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    earlier = [step for step in steps(path.parent) if match and step < int(match.group(1))]
+    return (
+        f"; the one before it: --resume {path_of(path.parent, earlier[-1])}" if earlier else "; none stands before it."
+    )

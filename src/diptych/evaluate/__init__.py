@@ -14,7 +14,7 @@ from diptych.evaluate._encode import Encoder
 from diptych.evaluate._gallery import gallery, mistakes
 from diptych.evaluate._intervals import Difference, Outcome, paired
 from diptych.evaluate._kept import image_features
-from diptych.evaluate._prompts import ClassFolder, class_folder
+from diptych.evaluate._prompts import ClassFolder, class_folder, class_names, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
 from diptych.registry import Registry
@@ -30,9 +30,11 @@ __all__ = [
     "build_classifier",
     "chance",
     "class_folder",
+    "class_names",
     "evaluators",
     "gallery",
     "image_features",
+    "load_templates",
     "mistakes",
     "paired",
     "retrieval_scores",

@@ -8,7 +8,6 @@ model, name, template or tokenizer never meets a stale one. It classifies nothin
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.errors import ConfigError, OutputError
+from diptych.errors import ConfigError
 from diptych.evaluate._encode import Encoder
-from diptych.evaluate._kept import add_weights
+from diptych.evaluate._kept import add_weights, keep_tensor, kept
 from diptych.evaluate._prompts import fill
-from diptych.files import cache_folder, replacing
+from diptych.files import cache_folder
 
 TOKENS_AT_ONCE = 1 << 13  # enough to fill a processor; the widest activation stays near its caches
 FORM = "classifier 1"
@@ -49,17 +48,17 @@ def build_classifier(
     path = None
     if keep and not encoder.shared:  # processes may not agree on what is in their caches
         path = cache_folder() / "classifiers" / f"{_fingerprint(encoder, prompts)}.safetensors"
-        kept = _kept(path, len(names))
-        if kept is not None:
+        found = kept(path, "vectors", len(names))
+        if found is not None:
             step(len(names) * len(templates))
-            return kept.to(encoder.device.torch_device)
+            return found.to(encoder.device.torch_device)
     vectors = encoder.together(
         len(names),
         lambda mine: _built(encoder, _of(prompts, mine), len(mine), step),
         lambda others: step(others * len(templates)),
     )
     if path is not None:
-        _keep(path, vectors)
+        keep_tensor(path, "vectors", vectors)
     return vectors
 
 
@@ -135,22 +134,3 @@ def _fingerprint(encoder: Encoder, prompts: Sequence[Prompts]) -> str:
         for row in one.ids:
             digest.update(len(row).to_bytes(4, "little") + row.tobytes())
     return digest.hexdigest()[:40]
-
-
-def _kept(path: Any, classes: int) -> Tensor | None:
-    import safetensors
-    from safetensors.torch import load_file
-
-    try:
-        vectors = load_file(path)["vectors"]
-    except (OSError, KeyError, safetensors.SafetensorError):
-        return None
-    return vectors if vectors.ndim == 2 and len(vectors) == classes else None
-
-
-def _keep(path: Any, vectors: Tensor) -> None:
-    from safetensors.torch import save_file
-
-    # A cache that cannot be written is no reason to lose an evaluation.
-    with contextlib.suppress(OutputError), replacing(path, "classifier") as beside:
-        save_file({"vectors": vectors.cpu().contiguous()}, beside)

@@ -86,18 +86,27 @@ class Encoder:
             collate_fn=_stack,
             generator=torch.Generator(),  # its own: an evaluation leaves the random state of a training as it is
         )
-        features = []
+        features: list[Tensor | int] = []  # a number stands for so many pictures of which none could be read
+        first: RecordError | None = None
         with self.inference():
             for images, broken in loader:
                 for _, error in broken:
                     if unreadable is None:
                         raise error
                     unreadable(error)
-                encoded = self.model.encode_image(images.to(self.device.torch_device)).float()  # type: ignore[operator]
-                encoded[[place for place, _ in broken]] = torch.nan
-                features.append(encoded)
-                step(len(images))
-        return torch.cat(features)
+                    first = first or error
+                if images is None:
+                    features.append(len(broken))
+                else:
+                    encoded = self.model.encode_image(images.to(self.device.torch_device)).float()  # type: ignore[operator]
+                    encoded[[place for place, _ in broken]] = torch.nan
+                    features.append(encoded)
+                step(len(broken) if images is None else len(images))
+        like = next((one for one in features if isinstance(one, Tensor)), None)
+        if like is None:
+            raise first or ConfigError("no picture was given to encode.")
+        blank = like.new_full((1, like.shape[1]), torch.nan)
+        return torch.cat([blank.expand(one, -1) if isinstance(one, int) else one for one in features])
 
     def texts(self, captions: Sequence[str], step: Callable[[int], None]) -> Tensor:
         """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
@@ -197,10 +206,13 @@ class _Pictures(Dataset[Any]):
             return error
 
 
-def _stack(images: list[Tensor | RecordError]) -> tuple[Tensor, list[tuple[int, RecordError]]]:
-    """The pictures of a batch, and (place, error) of those that cannot be read; blank ones stand in their places."""
+def _stack(images: list[Tensor | RecordError]) -> tuple[Tensor | None, list[tuple[int, RecordError]]]:
+    """The pictures of a batch, and (place, error) of those that cannot be read; blank ones stand in their places.
+
+    None where all cannot: raised in a loader process, an error would come home buried in a traceback.
+    """
     broken = [(place, image) for place, image in enumerate(images) if isinstance(image, RecordError)]
     whole = next((image for image in images if isinstance(image, Tensor)), None)
     if whole is None:
-        raise broken[0][1]
+        return None, broken
     return torch.stack([image if isinstance(image, Tensor) else torch.zeros_like(whole) for image in images]), broken

@@ -61,7 +61,9 @@ def image_features(
         record = source.record(index)
         digest.update(f"{record.key} {_state(record.image)} ".encode("utf-8", "surrogateescape"))
     path = cache_folder() / "features" / f"{digest.hexdigest()[:40]}.safetensors"
-    features = _read(path, len(indices)) if keep else None
+    features = kept(path, "features", len(indices)) if keep else None
+    if features is not None and unreadable is None and bool(features[:, :1].isnan().any()):
+        features = None  # kept by somebody who lives with unreadable pictures: here they are errors
     missing = features is None
     if encoder.shared:  # then all must agree whether there is work to share
         missing = world.first(missing or None) is not None
@@ -70,7 +72,7 @@ def image_features(
         return features
     features = encoder.images(source, indices, step, unreadable).cpu()
     if keep and world.world_from_environment().local_rank == 0:  # one for each machine
-        _write(path, features)
+        keep_tensor(path, "features", features)
     return features
 
 
@@ -91,20 +93,23 @@ def _state(image: Path | bytes) -> str:
     return f"{image} {found.st_size} {found.st_mtime_ns}"
 
 
-def _read(path: Path, count: int) -> Tensor | None:
-    import safetensors
+def kept(path: Path, name: str, count: int) -> Tensor | None:
+    """The tensor [count, D] that a cache file holds, if it is whole."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        features = load_file(path)["features"]
-    except (OSError, KeyError, safetensors.SafetensorError):
+        found = load_file(path)[name]
+    except (OSError, KeyError, SafetensorError):
         return None
-    return features if features.ndim == 2 and len(features) == count else None
+    return found if found.ndim == 2 and len(found) == count else None
 
 
-def _write(path: Path, features: Tensor) -> None:
+def keep_tensor(path: Path, name: str, found: Tensor) -> None:
+    """Write a cache file; one that cannot be written is no reason to lose an evaluation."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    # Without room for them the features are only computed again the next time.
-    with contextlib.suppress(OutputError), replacing(path, "features") as beside:
-        save_file({"features": features.contiguous()}, beside)
+    # safetensors turns a full disk into an error of its own.
+    with contextlib.suppress(OutputError, SafetensorError), replacing(path, name) as beside:
+        save_file({name: found.cpu().contiguous()}, beside)

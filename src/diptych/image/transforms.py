@@ -78,6 +78,13 @@ class TrainTransform:
     grayscale: float = 0.0
     kernel: Literal["exact", "fast"] = "exact"
 
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(
+                f"--aug-scale {self.scale[0]:g} {self.scale[1]:g}: expected the least and the most share of a picture that "
+                "a crop keeps, above 0 and at most 1."
+            )
+
     def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """RGB picture, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all chance from ``rng``."""
         pixels = np.asarray(image)

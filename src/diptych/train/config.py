@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych import config
+from diptych.config import Count, Share
 from diptych.data import SourceOptions
 from diptych.distributed.wrap import ParallelOptions
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
@@ -66,7 +67,7 @@ class DataOptions:
     """Seed of the weights, the order of the data and every random choice."""
     dataset_resampled: bool = False
     """Draw records with replacement, by size and factor of their source, in place of each once per epoch."""
-    train_num_samples: int = 0
+    train_num_samples: Count = 0
     """Records of an epoch when resampled; 0 takes as many as there are."""
     train_data_upsampling_factors: str = ""
     """Factors of the sources joined by ::, themselves joined by ::, e.g. 2::1; with --dataset-resampled."""
@@ -74,7 +75,7 @@ class DataOptions:
     """The batch at the end of an epoch that is not full: left out, or filled up from the epoch's beginning."""
     bad_samples: typing.Literal["skip", "replace", "raise"] = "skip"
     """An unreadable image or empty caption: the next record stands in, or a random one, or the run stops. All are listed."""
-    bad_samples_max: float = 0.05
+    bad_samples_max: Share = 0.05
     """Share of bad samples above which the run stops."""
     captions: typing.Literal["random", "first", "all"] = "random"
     """Which of a picture's captions are trained on: one at random each time, always the first, or all, a pair each."""
@@ -84,11 +85,11 @@ class DataOptions:
     """Resizing of training pictures: Pillow's own code, or torch's form of the same kernel, several times as fast."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, least and most."""
-    aug_flip: float = 0.0
+    aug_flip: Share = 0.0
     """Probability of mirroring a training picture."""
-    aug_color_jitter: float = 0.0
+    aug_color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation; 0 for none."""
-    aug_grayscale: float = 0.0
+    aug_grayscale: Share = 0.0
     """Probability of dropping a training picture's colours."""
 
 
@@ -96,11 +97,11 @@ class DataOptions:
 class EvaluateOptions:
     """When to look at how good the model is."""
 
-    val_frequency: int = 1
+    val_frequency: Count = 1
     """Epochs between validations; 0 for none but the last."""
-    val_every_steps: int = 0
+    val_every_steps: Count = 0
     """Steps between validations; overrides --val-frequency."""
-    zeroshot_frequency: int = 2
+    zeroshot_frequency: Count = 2
     """Epochs between zero-shot evaluations on --imagenet-val."""
     protocol: typing.Literal["grouped", "paired"] = "grouped"
     """Retrieval: any true caption of the picture counts (COCO, Flickr), or row by row as open_clip does."""
@@ -116,15 +117,15 @@ class OutputOptions:
     """Folder of runs, used when --output is empty."""
     name: str = ""
     """Name of the run under --logs; empty takes the date and the model."""
-    save_frequency: int = 1
+    save_frequency: Count = 1
     """Epochs between checkpoints."""
-    save_every_steps: int = 0
+    save_every_steps: Count = 0
     """Steps between checkpoints; overrides --save-frequency."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Count = 3
     """How many checkpoints to keep, newest first; 0 keeps all."""
     resume: str = ""
     """Continue a run: latest (in --output), or the path of a checkpoint."""
-    stop_after: int = 0
+    stop_after: Count = 0
     """Stop and save after this many steps of this sitting, as an interrupt would; 0 runs to the end."""
     log_every_n_steps: int = 10
     """Steps between rows of the metric log."""

@@ -195,6 +195,8 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
         step.restore(run.state["step_state"])
         torch.set_rng_state(run.state["random_state"]["cpu"])
         device.set_random_state(run.state["random_state"]["device"])
+    if pipeline.val_source is not None:
+        pipeline.validation_loader(here)  # so that what is wrong with it is said now
     loader = pipeline.loader(Position(**run.state["position"]) if run.state else Position(0, 0), here, device)
     per_epoch = max(1, loader.steps_per_epoch // config.accum_freq)
     total = total_steps(config.schedule, per_epoch)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from diptych import log
 from diptych.distributed import world
+from diptych.errors import ConfigError
 from diptych.train.config import TrainConfig
 from diptych.train.job import Job, prepared
 
@@ -40,11 +41,21 @@ def train(config: TrainConfig) -> Outcome:
     """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can mend."""
     with prepared(config) as job, interruptible() as interrupted:
         with log.progress("train", job.total_steps, job.first_step) as tell:
-            done = _loop(job, config.output.stop_after, interrupted, tell)
+            done = _loop(job, config.output.stop_after, interrupted, tell) if _steps_left(job) else job.first_step
         outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
         if outcome.finished:
             job.finish(done)
     return outcome
+
+
+def _steps_left(job: Job) -> bool:
+    """Whether a run, new or resumed, has any step to take. Raises ConfigError when it has taken more than it should."""
+    if job.first_step > job.total_steps:
+        raise ConfigError(
+            f"--resume: {job.first_step} steps were taken already, more than the {job.total_steps} of this run; raise "
+            "--max-steps or --epochs."
+        )
+    return job.first_step < job.total_steps
 
 
 def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], tell: log.Report) -> int:
@@ -61,10 +72,10 @@ def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], tell: log.
         stopping = world.any_process(stopping, job.device.torch_device)
         if job.due.log(done):
             tell(done, job.record(done, position, result, clock.read()))
-        if job.due.validate(done):
-            job.validate(done, position)
         if job.due.save(done) or stopping or done == job.total_steps:
             job.save(done, position)
+        if job.due.validate(done):  # after saving: what goes wrong in looking costs no step
+            job.validate(done, position)
         if stopping or done == job.total_steps:
             break
         clock.resume()
@@ -109,11 +120,14 @@ class Clock:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; a second Ctrl-C interrupts at once."""
+    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; a second Ctrl-C interrupts at once.
+
+    A second SIGTERM does not: clusters and torchrun send it to a process more than once.
+    """
     asked = threading.Event()
 
     def ask(number: int, frame: object) -> None:
-        if asked.is_set():
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 

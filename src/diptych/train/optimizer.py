@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from diptych.config import NotNegative, Share
 from diptych.devices import Device
 
 
@@ -18,17 +19,17 @@ from diptych.devices import Device
 class OptimizerOptions:
     """How parameters move."""
 
-    lr: float = 5e-4
+    lr: NotNegative = 5e-4
     """Peak learning rate."""
-    wd: float = 0.2
+    wd: NotNegative = 0.2
     """Weight decay of matrices, kernels and embeddings."""
-    beta1: float = 0.9
+    beta1: Share = 0.9
     """Decay of AdamW's first moment."""
-    beta2: float = 0.98
+    beta2: Share = 0.98
     """Decay of AdamW's second moment (open_clip: 0.98 for ViT, 0.999 for ResNet)."""
-    eps: float = 1e-6
+    eps: NotNegative = 1e-6
     """AdamW's epsilon (open_clip: 1e-6 for ViT, 1e-8 for ResNet)."""
-    grad_clip_norm: float = 0.0
+    grad_clip_norm: NotNegative = 0.0
     """Clip the global gradient norm to this; 0 leaves it alone."""
 
 

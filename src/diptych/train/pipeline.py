@@ -5,6 +5,7 @@ Chooses the split when a file has splits and none was named. Reads nothing itsel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from diptych.data import EveryCaption, Loader, Mixture, Position, Prepare, Sourc
 from diptych.devices import Device
 from diptych.distributed.world import World
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate import class_folder
+from diptych.evaluate import class_folder, class_names, load_templates
 from diptych.image import EvalTransform, TrainTransform
 from diptych.models import ModelConfig
 from diptych.text import Tokenizer
@@ -73,7 +74,12 @@ class Pipeline:
         if self.val_source is None:
             raise ConfigError("there is no --val-data to validate on.")
         prepare = Prepare(self.eval_transform, self.tokenizer, self.wants, training=False)
-        size = min(self.config.data.batch_size, max(1, len(self.val_source) // world.size))
+        size = min(self.config.data.batch_size, len(self.val_source) // world.size)
+        if size < 1:
+            raise SourceError(
+                f"{self.val_source.name}: {len(self.val_source)} records to validate on, fewer than the {world.size} processes; "
+                "give more, or leave --val-data out."
+            )
         return Loader(
             self.val_source, prepare, batch_size=size, workers=min(1, self.config.data.workers), seed=0,
             rank=world.rank, ranks=world.size, shuffle=False, drop_last=True, epochs=1,
@@ -99,13 +105,18 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokeni
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
         )
     folder = class_folder(data.imagenet_val) if data.imagenet_val else None
+    named = open_source(folder.pictures, options=config.source) if folder else None
+    texts: dict[str, Any] = {}
+    if folder is not None and named is not None:
+        texts = {"templates": data.templates or folder.templates or "openai80", "labels": data.labels or folder.labels}
+        load_templates(texts["templates"])  # what is wrong with them is said before the first step, not after the last
+        if texts["labels"]:
+            class_names(named.classes, texts["labels"], named.name)
     return Pipeline(
         config, wants, tokenizer, train,
         EvalTransform(size, look.resize_mode, look.interpolation, look.resize_to), source,
         opened(data.val_data, data.val_split, VALIDATION_SPLITS, config.source) if data.val_data else None,
-        open_source(folder.pictures, options=config.source) if folder else None,
-        {"templates": data.templates or folder.templates or "openai80", "labels": data.labels or folder.labels}
-        if folder else {},
+        named, texts,
     )  # fmt: skip
 
 
@@ -116,8 +127,8 @@ def caption_weights(text: str) -> tuple[tuple[str, float], ...]:
         found = tuple((key.strip(), float(value)) for key, _, value in pairs)
     except ValueError as error:
         raise ConfigError(f"--caption-weights {text!r}: expected KEY=NUMBER,KEY=NUMBER.") from error
-    if found and (any(weight < 0 for _, weight in found) or not any(weight for _, weight in found)):
-        raise ConfigError(f"--caption-weights {text!r}: expected numbers of at least 0, one of them above it.")
+    if found and (not all(0 <= weight < math.inf for _, weight in found) or not any(weight for _, weight in found)):
+        raise ConfigError(f"--caption-weights {text!r}: expected finite numbers of at least 0, one of them above it.")
     return found
 
 

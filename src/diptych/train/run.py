@@ -18,7 +18,10 @@ from diptych import config as options
 from diptych.distributed import checkpoint, world
 from diptych.errors import ConfigError
 from diptych.files import write_text
-from diptych.train.config import OutputOptions, TrainConfig
+from diptych.models import model_config_from_dict
+from diptych.train.config import OutputOptions, TrainConfig, build
+
+PARTS = ("step", "position", "weights", "step_state", "random_state", "architecture", "config")
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,11 @@ def open_run(config: TrainConfig, model: dict[str, Any]) -> Run:
     state = None
     if config.output.resume:
         path = checkpoint.find(config.output.resume, folder / "checkpoints")
-        state = checkpoint.load(path)
-        _same(path, "model", state.get("architecture", {}), model)
-        _same(path, "objective", state.get("config", {}).get("objective", {}), options.to_dict(config.objective))
+        state = checkpoint.load(path, PARTS)
+        # Read as configs, so that what a later version added takes its default.
+        _same(path, "model", model_config_from_dict(state["architecture"], str(path)).to_dict(), model)
+        saved = build(state["config"], str(path)).objective
+        _same(path, "objective", options.to_dict(saved), options.to_dict(config.objective))
     elif world.share(_holds_a_run(folder)):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --resume latest, or choose another --output."

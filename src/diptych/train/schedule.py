@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from diptych.config import Count
 from diptych.errors import ConfigError
 
 
@@ -16,9 +17,9 @@ from diptych.errors import ConfigError
 class ScheduleOptions:
     """How long to train and how the learning rate moves."""
 
-    epochs: int = 32
+    epochs: Count = 32
     """Passes over the training data."""
-    max_steps: int = 0
+    max_steps: Count = 0
     """Length of the whole run in optimiser steps; 0 takes it from --epochs."""
     warmup: float = -1.0
     """Warm-up in steps; below 1, a share of the run; -1 means 10000 steps but at most a tenth of the run."""

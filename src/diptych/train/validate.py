@@ -18,12 +18,14 @@ from diptych import log
 from diptych.devices import Device
 from diptych.distributed import world
 from diptych.distributed.world import World
+from diptych.errors import DataError
 from diptych.evaluate import Result, evaluators, gallery, mistakes
 from diptych.files import write_text
 from diptych.objectives import Objective
 from diptych.train.config import TrainConfig
 from diptych.train.pipeline import Pipeline
 from diptych.train.step import move, total
+from diptych.types import Batch
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,28 @@ class Validator:
     def loss(self, objective: Objective) -> float:
         """The objective's mean loss over the validation pairs in batches of --batch-size; the last partial one is left out."""
         objective.eval()
-        losses = []
+        losses, batches = [], iter(self.pipeline.validation_loader(self.world))
         try:
-            for batch, _ in self.pipeline.validation_loader(self.world):
+            while (batch := self._next(batches)) is not None:
                 with self.device.autocast(self.precision):
                     losses.append(float(total(objective(move(batch, self.device.torch_device)))))
         finally:
             objective.train()
         local = torch.tensor(losses, device=self.device.torch_device).mean()
         return float(world.mean(local))
+
+    def _next(self, batches: Iterator[tuple[Batch, Any]]) -> Batch | None:
+        """The next batch; None at the end. A DataError of one process is raised in all, before they gather."""
+        batch, failed = None, None
+        try:
+            batch = next(batches, (None, None))[0]
+        except DataError as error:
+            failed = error
+        if self.world.size > 1 and world.any_process(failed is not None, self.device.torch_device):
+            failed = world.first(failed)
+        if failed is not None:
+            raise failed
+        return batch
 
 
 def headline(result: Result) -> str:

@@ -1,7 +1,8 @@
 """Files to named tensors, safely: whatever the suffix says, the first bytes decide how a file is read.
 
 safetensors are mapped; torch files go through ``weights_only``; TorchScript and Paddle through the allow-lists of
-``_pickles``; a sharded index is followed. Wrappers of training checkpoints (``state_dict``, ``model``) and prefixes of
+``_pickled_arrays`` and
+``_pickled_modules``; a sharded index is followed. Wrappers of training checkpoints (``state_dict``, ``model``) and prefixes of
 parallel training (``module.``, ``_orig_mod.``) are taken off. What the names mean is not known here.
 """
 
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.weights._pickles import is_torchscript, read_pdparams, read_torchscript
+from diptych.weights._pickled_arrays import read_pdparams
+from diptych.weights._pickled_modules import is_torchscript, read_torchscript
+from diptych.weights._pickles import line, refuse_odd_keys, told
 
 Kind = Literal["safetensors", "torch", "torchscript", "paddle"]
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
@@ -79,12 +82,9 @@ def _looks_like_safetensors(head: bytes) -> bool:
 
 
 def _safetensors(path: Path) -> Stored:
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return Stored(path, "safetensors", unprefixed(tensors), dict(file.metadata() or {}))
-    except (SafetensorError, OSError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path}: not a whole safetensors file ({_line(error)}).") from error
+    with told(path, "not a whole safetensors file"), safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        return Stored(path, "safetensors", unprefixed(tensors), dict(file.metadata() or {}))
 
 
 def _torchscript(path: Path) -> Stored:
@@ -93,42 +93,47 @@ def _torchscript(path: Path) -> Stored:
 
 def _torch(path: Path, mapped: bool) -> Stored:
     """A file of ``torch.save``: nothing but tensors and plain values is unpickled."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "Unsupported" in str(error) or "not allowed" in str(error):
-            raise WeightsError(
-                f"{path}: holds more than tensors ({_told(error)}); refused, nothing was run. Do not trust its source."
-            ) from error
-        raise WeightsError(f"{path}: not a whole torch file ({_line(error)}).") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise WeightsError(f"{path}: not a whole torch file ({_line(error)}).") from error
-    tensors, notes = _unwrapped(found)
+    with told(path, "not a whole torch file"):
+        refuse_odd_keys(path)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            if "GLOBAL" in str(error) or "Unsupported" in str(error) or "not allowed" in str(error):
+                raise WeightsError(
+                    f"{path}: holds more than tensors ({_asked(error)}); refused, nothing was run. Do not trust its source."
+                ) from error
+            raise
+        tensors, notes = _unwrapped(found)
+    for name, tensor in tensors.items():
+        # On the meta device there are no numbers; sparse and quantised ones are none of ours.
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise WeightsError(f"{path}: {name} is no plain tensor of numbers ({tensor.layout}, on {tensor.device}).")
     if not tensors:
         raise WeightsError(f"{path}: a torch file without named tensors (it holds {type(found).__name__}).")
     return Stored(path, "torch", unprefixed(tensors), {}, notes)
 
 
-def _unwrapped(found: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unwrapped(found: Any, depth: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The named tensors in a state dict or around one, and the plain values beside them."""
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or depth > 4:
         return {}, {}
     for wrapper in WRAPPERS:
         if isinstance(found.get(wrapper), Mapping):
             plain = {str(key): value for key, value in found.items() if isinstance(value, int | float | str)}
-            return _unwrapped(found[wrapper])[0], plain
+            return _unwrapped(found[wrapper], depth + 1)[0], plain
     return {str(name): value.detach() for name, value in found.items() if isinstance(value, Tensor)}, {}
 
 
 def _sharded(path: Path) -> Stored:
     """The files that an index of Hugging Face's lists, together."""
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        wanted: dict[str, list[str]] = {}
-        for name, file in files.items():
+    wanted: dict[str, list[str]] = {}
+    with told(path, "not an index of shards"):
+        for name, file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
+            if not isinstance(file, str) or file == path.name or len(file) > 255:
+                raise WeightsError(f"{path}: not an index of shards ({str(file)[:80]!r} is no shard).")
             wanted.setdefault(file, []).append(name)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise WeightsError(f"{path}: not an index of shards ({_line(error)}).") from error
+    if not wanted:
+        raise WeightsError(f"{path}: an index that lists no shard.")
     tensors: dict[str, Tensor] = {}
     kind: Kind = "safetensors"
     for file, names in sorted(wanted.items()):
@@ -155,15 +160,10 @@ def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return names
 
 
-def _told(error: BaseException) -> str:
+def _asked(error: BaseException) -> str:
     """The name that was asked for, out of torch's long message."""
     words = str(error).replace("`", " ").split()
     for mark in ("GLOBAL", "global"):
         if mark in words and words.index(mark) + 1 < len(words):
             return f"it asks for {words[words.index(mark) + 1]}"
-    return _line(error)
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+    return line(error)

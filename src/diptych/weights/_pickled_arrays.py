@@ -1,0 +1,159 @@
+"""Paddle's state dicts: numpy arrays in a plain pickle, read without Paddle and without numpy's own unpickling.
+
+Arrays are made last, each of bytes whose number was checked against its shape. Nothing else can be made.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.errors import WeightsError
+from diptych.weights._machine import Names, run
+from diptych.weights._pickles import CONTAINERS, Name, contained, line, refuse, told
+
+
+class _Dtype:
+    """A plain number's dtype; objects would smuggle pickles, records let their state be forged."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, text: Any) -> None:
+        kind = np.dtype(text) if isinstance(text, str) else None
+        if kind is None or kind.kind not in "biuf":
+            raise pickle.UnpicklingError(f"an array of {str(text)[:40]!r}")
+        self.kind = kind
+
+    def state(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
+            raise pickle.UnpicklingError("an odd state of a dtype")
+        if state[1] in "<>":
+            self.kind = self.kind.newbyteorder(state[1])
+
+
+class _Array:
+    """What an array will be made of, once: its dtype, shape, order and bytes."""
+
+    __slots__ = ("data", "dtype", "order", "shape")
+
+    def __init__(self) -> None:
+        self.data: bytes | None = None
+
+    def fill(self, shape: Any, dtype: Any, order: str, data: Any) -> _Array:
+        data = data.encode("latin1") if isinstance(data, str) else data
+        if self.data is not None or not isinstance(data, bytes | bytearray) or not isinstance(dtype, _Dtype):
+            raise pickle.UnpicklingError("an array that is not made of bytes, once")
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) > 32
+            or not all(type(side) is int and side >= 0 for side in shape)
+        ):
+            raise pickle.UnpicklingError("an array of an odd shape")
+        if math.prod(shape) * dtype.kind.itemsize != len(data):
+            raise pickle.UnpicklingError(f"an array of shape {list(shape)} in {len(data)} bytes")
+        self.shape, self.dtype, self.order, self.data = shape, dtype.kind, order, bytes(data)
+        return self
+
+    def made(self) -> np.ndarray:
+        if self.data is None:
+            raise pickle.UnpicklingError("an array without its numbers")
+        flat = np.frombuffer(self.data, dtype=self.dtype)
+        order: Any = self.order
+        return np.array(flat.reshape(self.shape, order=order), dtype=self.dtype.newbyteorder("="), order="C")
+
+
+class _PaddleNames(Names):
+    """numpy's arrays, and nothing else that can be made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, module: str, name: str) -> Any:
+        known = {
+            ("collections", "OrderedDict"), ("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype"),
+            *((core, name) for core in ("builtins", "__builtin__") for name in ("tuple", "list", "dict")),
+            *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+        }  # fmt: skip
+        if (module, name) not in known:
+            raise refuse(self.path, module, name)
+        return Name(name)
+
+    def call(self, what: Any, arguments: tuple[Any, ...]) -> Any:
+        name = what.name if isinstance(what, Name) else ""
+        if name == "_reconstruct" and arguments and isinstance(arguments[0], Name) and arguments[0].name == "ndarray":
+            return _Array()
+        if name == "_frombuffer" and len(arguments) == 4:
+            data, dtype, shape, order = arguments
+            return _Array().fill(shape, dtype, "F" if order == "F" else "C", data)
+        if name == "dtype" and arguments:
+            return _Dtype(arguments[0])
+        # What protocol 2 writes bytes as; only this codec, since others may do work.
+        if name == "encode" and isinstance(arguments[0], str) and arguments[1:] in ((), ("latin1",), ("latin-1",)):
+            return arguments[0].encode("latin1")
+        if name in CONTAINERS and len(arguments) < 2:
+            return contained(name, arguments[0] if arguments else ())
+        return super().call(what, arguments)
+
+    def build(self, made: Any, state: Any) -> None:
+        if isinstance(made, _Array) and isinstance(state, tuple) and len(state) == 5:
+            _, shape, dtype, fortran, data = state
+            made.fill(shape, dtype, "F" if fortran else "C", data)
+        elif isinstance(made, _Dtype):
+            made.state(state)
+        else:
+            super().build(made, state)
+
+    def persistent(self, pid: Any) -> Any:
+        raise WeightsError(f"{self.path}: not a .pdparams file (it has persistent ids).")
+
+
+NAMES_KEY = "StructuredToParameterName@@"
+SLICES_KEY = "UnpackBigParamInfor@@"
+
+
+def read_pdparams(path: Path) -> dict[str, Tensor]:
+    """The tensors of a Paddle state dict. Raises WeightsError for anything else, and before running anything."""
+    with told(path, "not a whole .pdparams file"):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            found = run(data, _PaddleNames(path))
+        if not isinstance(found, dict):
+            raise WeightsError(f"{path}: a pickle of {type(found).__name__}, not a Paddle state dict.")
+        arrays = {key: _plain(value, key, path) for key, value in found.items() if key not in (NAMES_KEY, SLICES_KEY)}
+        joined = _joined_slices(arrays, found.get(SLICES_KEY, {}), path)
+        return {str(name): _tensor(array, name, path) for name, array in joined.items()}
+
+
+def _plain(value: Any, name: Any, path: Path) -> np.ndarray:
+    # A tensor saved on its own, or inside another object, is the pair (name, array).
+    array = value[1] if isinstance(value, tuple) and len(value) == 2 else value
+    if not isinstance(array, _Array):
+        raise WeightsError(f"{path}: {str(name)[:80]!r} is no array of numbers but {type(array).__name__}.")
+    return array.made()
+
+
+def _joined_slices(found: dict[Any, np.ndarray], plans: Any, path: Path) -> dict[Any, np.ndarray]:
+    """Arrays over a gigabyte come in one-dimensional slices when the pickle's protocol is 2 or 3."""
+    try:
+        for name, plan in plans.items():
+            parts = [found.pop(key) for key in plan["slices"]]
+            found[name] = np.concatenate(parts).reshape(plan["OriginShape"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path}: the slices of a large tensor do not fit together ({line(error)}).") from error
+    return found
+
+
+def _tensor(array: np.ndarray, name: Any, path: Path) -> Tensor:
+    if array.dtype == np.uint16:  # Paddle writes bfloat16 as the bits
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise WeightsError(f"{path}: {name!r} is an array of {array.dtype}, which torch does not know.") from error
