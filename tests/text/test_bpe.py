@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import string
+import time
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from diptych.errors import ConfigError
 from diptych.text import get_tokenizer
-from diptych.text.bpe import CACHE_LIMIT, END, MERGES, START, WORD_END, clean, merged, vocabulary
+from diptych.text.bpe import CACHE_LIMIT, END, MERGES, START, WORD_END, _merged_long, clean, merged, vocabulary
 from tests.photos import FLICKR, needs_photos
 
 
@@ -65,6 +66,26 @@ def test_the_fast_path_equals_the_full_path(text):
     tokenizer = get_tokenizer("bpe")
     assert tokenizer.packed(text) == tokenizer.packed_without_cache(text)
     assert tokenizer.packed(text) == tokenizer.packed_without_cache(text)  # now from the cache
+
+
+@settings(deadline=None)
+@given(st.text("abeghinorst", min_size=2, max_size=60) | st.text("ab", min_size=2, max_size=60), st.integers(1, 40))
+def test_long_words_are_merged_as_short_ones(letters, times):
+    symbols = list(letters * times)
+    symbols = [*symbols[:-1], symbols[-1] + WORD_END]
+    slow = merged.__globals__["LONG"]
+    try:
+        merged.__globals__["LONG"] = 1 << 30
+        expected = merged(symbols, vocabulary().ranks)
+    finally:
+        merged.__globals__["LONG"] = slow
+    assert _merged_long(symbols, vocabulary().ranks) == expected
+
+
+def test_a_word_of_two_hundred_thousand_letters_takes_no_minutes(tokenizer):
+    start = time.perf_counter()
+    assert tokenizer.encode("hello" * 40_000).cut > 10_000
+    assert time.perf_counter() - start < 20
 
 
 def difficult_strings(count):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from diptych.data._remote import is_remote, read_whole
+from diptych.errors import RecordError, SourceError
 
 IMAGE_KEYS = ("filepath", "image", "img_key", "image_path", "img_path", "path", "filename", "file_name", "file", "img")
 # What our own shards say of a record beside its captions. No plain "key" or "group": files of others mean other things by them.
@@ -21,11 +23,18 @@ def image_of(given: str, root: Path) -> Path | bytes:
     """The image that a path means: a file here, or the bytes of a remote one. Windows separators are mended.
 
     Relative paths start from ``root`` or, failing that, from where the program runs; so does one that begins with a slash
-    where no such file is (lists made for another machine). Raises SourceError when a remote one cannot be read.
+    where no such file is (lists made for another machine). Raises SourceError when a remote one cannot be read, RecordError
+    for what cannot be a path.
     """
     if is_remote(given):
         return read_whole(given)
-    path = Path(given.replace("\\", "/"))
+    try:
+        return _here(Path(given.replace("\\", "/")), root)
+    except (OSError, ValueError) as error:  # longer than names may be; with a NUL, or half of a character, inside
+        raise RecordError(given[:80].replace("\0", " "), "its image cannot be a path", "mend the list") from error
+
+
+def _here(path: Path, root: Path) -> Path:
     if path.is_absolute() and path.exists():
         return path
     beside = root / str(path).lstrip("/")
@@ -35,9 +44,30 @@ def image_of(given: str, root: Path) -> Path | bytes:
 
 
 def captions_of(value: Any) -> tuple[str, ...]:
-    """A text, or a list of texts, as a tuple; nothing as an empty one."""
-    if value is None:
-        return ()
-    if isinstance(value, list):
-        return tuple(str(item) for item in value)
-    return (str(value),)
+    """A text, or a list of texts, as a tuple; nothing, and what is no text, is left out."""
+    found = (_text(item) for item in (value if isinstance(value, list) else [value]))
+    return tuple(text for text in found if text is not None)
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    return None
+
+
+def label_of(value: Any) -> int | None:
+    """The number of a class: a whole number, or its decimal digits; None for anything else."""
+    if isinstance(value, str | bytes):
+        digits = value.decode("ascii", errors="replace").strip() if isinstance(value, bytes) else value.strip()
+        value = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None
+    return value if type(value) is int and abs(value) < 1 << 62 else None
+
+
+def parsed(text: str | bytes, where: str) -> Any:
+    """The value of a JSON text. Raises SourceError for what is none, be it nested deeper than Python goes."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where}: not valid JSON ({str(error).splitlines()[0][:160]}).") from error

@@ -50,8 +50,12 @@ class Reader:
 def checked_file(spec: str) -> Path:
     """The path of a file that exists and is not empty; a remote one is fetched into the cache. Raises SourceError."""
     path = fetched(spec, cache_folder() / "remote") if is_remote(spec) else Path(spec)
-    if not path.is_file():
-        raise SourceError(f"{spec}: no such file.")
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        there = False
+    if not there:
+        raise SourceError(f"{spec[:200]}: no such file.")
     if path.stat().st_size == 0:
         raise SourceError(f"{spec}: the file is empty (0 bytes).")
     return path

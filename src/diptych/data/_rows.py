@@ -89,6 +89,7 @@ class Built:
         self._bounds, self._codes = bounds, codes
         self.rows = 0
         self.names: list[str] = [""]
+        self._codes_of = {"": 0}
         self.about: dict[str, Any] = {}
 
     def keep(self, bounds: np.ndarray, codes: np.ndarray | None = None) -> None:
@@ -100,11 +101,14 @@ class Built:
 
     def code(self, name: str) -> int:
         """The number of a split's name, new ones added."""
-        if name not in self.names:
+        if name not in self._codes_of:
             if len(self.names) > 65_000:
-                raise SourceError(f"more than 65,000 different splits, the last one {name!r}: is that column a split?")
+                raise SourceError(
+                    f"more than 65,000 different splits, the last one {name[:80]!r}: is that column a split?"
+                )
+            self._codes_of[name] = len(self.names)
             self.names.append(name)
-        return self.names.index(name)
+        return self._codes_of[name]
 
 
 def rows_of(path: Path, kind: str, build: Callable[[Path, Built], None]) -> Rows:

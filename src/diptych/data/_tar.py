@@ -140,7 +140,7 @@ class _Window:
 
 def _headers(data: Any, spec: str, state: dict[str, bool]) -> Iterator[tuple[bytes, int, int]]:
     """(name, offset, size) of every plain file that lies whole in the archive; ``state["whole"]`` says whether it ends well."""
-    place, end, longer, first = 0, len(data), b"", True
+    place, end, longer, larger, first = 0, len(data), b"", b"", True
     while place + BLOCK <= end:
         header = data[place : place + BLOCK]
         if header == ZEROS:
@@ -156,8 +156,15 @@ def _headers(data: Any, spec: str, state: dict[str, bool]) -> Iterator[tuple[byt
         place = content + (size + BLOCK - 1 & -BLOCK)
         if kind in LONGER:  # the next member's name, in a member of its own
             text = data[content : content + size]
-            longer = text.rstrip(b"\0") if kind == LONGER[0] else _posix_name(text) or longer
+            if kind == LONGER[0]:
+                longer = text.rstrip(b"\0")
+            else:
+                told = _posix(text)
+                longer, larger = told.get(b"path", longer), told.get(b"size", b"")
             continue
+        if larger.isdigit():  # what the header has no room for stands in the extended one
+            size, larger = int(larger), b""
+            place = content + (size + BLOCK - 1 & -BLOCK)
         name, longer = longer or _name(header), b""
         if kind in PLAIN and content + size <= end and name[-1:] != b"/":
             yield name, content, size
@@ -167,12 +174,14 @@ def _headers(data: Any, spec: str, state: dict[str, bool]) -> Iterator[tuple[byt
 
 def _size(header: bytes) -> int:
     """The size of a member's content, or -1 when it is no number."""
+    field = header[124:136]
+    if field[11] in b"\0 ":
+        try:
+            return int(field[:11], 8)  # what nearly every archive has: eleven octal digits
+        except ValueError:
+            pass
     try:
-        return int(header[124:135], 8)  # what nearly every archive has: eleven octal digits
-    except ValueError:
-        pass
-    try:
-        return _number(header[124:136])
+        return _number(field)
     except ValueError:
         return -1
 
@@ -201,15 +210,15 @@ def _name(header: bytes) -> bytes:
     return name
 
 
-def _posix_name(text: bytes) -> bytes:
-    """The path in a POSIX extended header: records of "LENGTH KEY=VALUE"."""
-    place = 0
+def _posix(text: bytes) -> dict[bytes, bytes]:
+    """The records "LENGTH KEY=VALUE" of a POSIX extended header, as far as they are whole."""
+    place, found = 0, {}
     while place < len(text):
         digits, _, _ = text[place : place + 20].partition(b" ")
-        if not digits.isdigit() or not int(digits):
-            return b""
-        record = text[place : place + int(digits)]
-        if record[len(digits) + 1 :].startswith(b"path="):
-            return record[len(digits) + 6 :].rstrip(b"\n")
+        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(text) - place:
+            break
+        key, equals, value = text[place + len(digits) + 1 : place + int(digits)].partition(b"=")
+        if equals:
+            found[key] = value.rstrip(b"\n")
         place += int(digits)
-    return b""
+    return found

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, image_of
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, image_of, label_of
 from diptych.data._index import Reader, checked_file
 from diptych.data._rows import Built, kept_rows, line_bounds, rows_of
 from diptych.errors import SourceError
@@ -107,7 +107,7 @@ class Csv:
         if self._label < 0:
             return Record(key, image, captions, group=given)
         said = fields[self._label].strip()
-        label = self.classes.index(said) if self.classes else int(said) if said.isdigit() else None
+        label = self.classes.index(said) if self.classes else label_of(said)
         about = {"label_name": fields[self._label_name]} if self._label_name >= 0 else {}
         return Record(key, image, captions, label, given, about)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from diptych.errors import SourceError
 from diptych.files import cache_folder, replacing
 from diptych.registry import Registry
 
-VERSION = 1
+VERSION = 2
 
 
 @SOURCES.register("json")
@@ -58,7 +59,7 @@ def _as_lines(path: Path) -> str:
         with replacing(lines, "list as lines") as beside, beside.open("w", encoding="utf-8") as target:
             count = 0
             for count, item in enumerate(_items(path), start=1):
-                target.write(json.dumps(_plain(item, count - 1, path), ensure_ascii=False) + "\n")
+                target.write(json.dumps(_plain(item, count - 1, path)) + "\n")
             if not count:
                 raise SourceError(f"{path}: an empty list, it holds no record.")
     return str(lines)
@@ -80,7 +81,7 @@ def _items(path: Path) -> Iterator[Any]:
             return
         try:
             item, place = decoder.raw_decode(text, place)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             line = text.count("\n", 0, place) + 1
             raise SourceError(f"{path}, line {line}: not valid JSON ({error}).") from error
         yield item
@@ -88,11 +89,10 @@ def _items(path: Path) -> Iterator[Any]:
 
 def _images(text: str, path: Path) -> int:
     """Where the array under "images" begins."""
-    found = text.find('"images"')
-    start = text.find("[", found)
-    if found < 0 or start < 0:
+    found = re.search(r'"images"\s*:\s*\[', text)
+    if found is None:
         raise SourceError(f'{path}: neither an array of images nor an object with "images": [...].')
-    return start
+    return found.end() - 1
 
 
 def _plain(item: Any, number: int, path: Path) -> dict[str, Any]:
@@ -103,8 +103,10 @@ def _plain(item: Any, number: int, path: Path) -> dict[str, Any]:
         return item
     # Karpathy's: a folder and a name, and sentences with their tokens.
     folder = f"{item['filepath']}/" if item.get("filepath") else ""
-    captions = [str(one.get("raw", "")) for one in item["sentences"] if isinstance(one, dict)]
-    kept = {"image": f"{folder}{item.get('filename', '')}", "captions": captions}
+    sentences = item["sentences"] if isinstance(item["sentences"], list) else []
+    captions = [one["raw"] for one in sentences if isinstance(one, dict) and isinstance(one.get("raw"), str)]
+    kept = {"image": f"{folder}{item.get('filename') or ''}", "captions": captions}
     # His "restval" is training data, as everybody who uses his split does.
-    split = {"restval": "train"}.get(item.get("split", ""), item.get("split", ""))
+    named = item.get("split")
+    split = {"restval": "train"}.get(named, named) if isinstance(named, str) else ""
     return kept | ({"split": split} if split else {})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
 from diptych.data._index import Reader, checked_file
 from diptych.data._rows import Built, kept_rows, known_keys, line_bounds, not_blank, numbers_of_lines, rows_of
 from diptych.errors import SourceError
@@ -68,10 +68,11 @@ class JsonLines:
 
     def _line(self, row: int) -> Mapping[str, Any]:
         offset, size = map(int, self._rows.bounds[row])
+        data = self._reader.read(offset, size)
         try:
-            value = json.loads(self._reader.read(offset, size))
-        except ValueError as error:
-            raise SourceError(f"{self._where(row)}: not valid JSON ({error}).") from error
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            value = parsed(data, self._where(row))  # once more, for its words: finding the line costs time
         if not isinstance(value, dict):
             raise SourceError(f"{self._where(row)}: expected an object {{...}}, got {type(value).__name__}.")
         return value
@@ -92,12 +93,12 @@ class JsonLines:
         row = self._line(row_number)
         if not isinstance(row.get(self._image_key), str):
             raise SourceError(f"{self._where(row_number)}: {self._image_key!r} is missing or no text.")
-        given, label = row[self._image_key], row.get("label")
+        given = row[self._image_key]
         return Record(
             key=f"{given}#{row_number}",
             image=image_of(given, self.root),
             captions=captions_of(row.get(self._caption_key) if self._caption_key else None),
-            label=label if isinstance(label, int) else None,
+            label=label_of(row.get("label")),
             group=given,
             extra=row,
         )
@@ -114,5 +115,8 @@ def _build(path: Path, built: Built) -> None:
         # Backwards, so that the first of a line counts.
         for match in reversed(list(SPLIT.finditer(text))):
             line = int(np.searchsorted(starts, match.start(), side="right")) - 1
-            codes[line] = built.code(str(json.loads(match.group(1))))
+            try:
+                codes[line] = built.code(str(json.loads(match.group(1))))
+            except ValueError:  # the line itself will say so when it is read
+                codes[line] = 0
         built.keep(bounds[kept], codes[kept])

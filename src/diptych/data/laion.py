@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
+from diptych.data._fields import captions_of
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._rows import Built, line_bounds, not_blank, rows_of
 from diptych.errors import RecordError, SourceError
@@ -84,10 +85,10 @@ def _caption(column: bytes, key: str) -> tuple[str, ...]:
         text = column.decode("gb18030", errors="replace")
     try:
         about = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordError(key, f"its third column is not JSON ({error})") from error
     found = next((about[name] for name in CAPTIONS if about.get(name)), None) if isinstance(about, dict) else None
-    return (str(found),) if found else ()
+    return captions_of(found)
 
 
 def _shards(listed: Path, root: Path) -> list[Path]:
@@ -96,7 +97,10 @@ def _shards(listed: Path, root: Path) -> list[Path]:
         first = file.readline(1 << 16)
     if b"\t" in first or first.startswith(b"\x1f\x8b"):
         return [listed]
-    names = [line.strip() for line in listed.read_text(encoding="utf-8").split("\n")]
+    try:
+        names = [line.strip() for line in listed.read_text(encoding="utf-8").split("\n")]
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{listed}: not UTF-8 text (byte {error.start}); a list of shards is expected.") from error
     paths = [Path(name) if Path(name).is_absolute() else root / name for name in names if name]
     if not paths:
         raise SourceError(f"{listed}: lists no shard.")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of
+from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of, label_of
 from diptych.data._rows import known_keys
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
@@ -82,7 +82,12 @@ class Parquet:
             if split:
                 raise SourceError(f"{spec}: no split {split!r}; splits seen: none.")
             return {}, range(len(self))
-        of_row = np.concatenate([file.read(columns=["split"])["split"].to_numpy() for file in files]).astype(str)
+        try:
+            of_row = np.concatenate([file.read(columns=["split"])["split"].to_numpy() for file in files]).astype(str)
+        except (OSError, ValueError, TypeError) as error:
+            raise SourceError(
+                f'{spec}: its column "split" cannot be read ({str(error).splitlines()[0][:160]}).'
+            ) from error
         sizes = {name: int((of_row == name).sum()) for name in sorted(set(of_row.tolist())) if name}
         if split and split not in sizes:
             raise SourceError(f"{spec}: no split {split!r}; splits seen: {', '.join(sizes)}.")
@@ -104,20 +109,23 @@ class Parquet:
         row = int(self._kept[index])
         group = int(np.searchsorted(self._ends, row, side="right"))
         inside = row - (int(self._ends[group - 1]) if group else 0)
-        table = self._table(group)
-        values = {name: table[name][inside].as_py() for name in table.column_names}
-        given, key = values[self._image], f"{Path(self.paths[self._groups[group][0]]).name}#{row}"
+        key = f"{Path(self.paths[self._groups[group][0]]).name}#{row}"
+        try:
+            table = self._table(group)
+            values = {name: table[name][inside].as_py() for name in table.column_names}
+        except (OSError, ValueError, KeyError, IndexError) as error:  # pyarrow's errors are OSError and ValueError
+            raise RecordError(key, f"the row cannot be read ({str(error).splitlines()[0][:120]})") from error
+        given = values[self._image]
         if isinstance(given, dict):
             given = given.get("bytes") or given.get("path")
         if not given:
             raise RecordError(key, "has no picture")
         image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(str(given), self.root)
-        label, key = values.get("label"), values.get(OWN_KEY) or key
-        named = values.get(OWN_GROUP) or (None if isinstance(image, bytes) else str(given))
+        own_key, own_group = values.get(OWN_KEY), values.get(OWN_GROUP)
+        named = own_group if isinstance(own_group, str) else (None if isinstance(image, bytes) else str(given))
+        key = own_key if isinstance(own_key, str) and own_key else key
         captions = captions_of(values[self._caption]) if self._caption else ()
-        return Record(
-            key, image, captions, label if isinstance(label, int) else None, named, values if self._others else {}
-        )
+        return Record(key, image, captions, label_of(values.get("label")), named, values if self._others else {})
 
     def _table(self, group: int) -> Any:
         """A row group, decoded; the least recently used leave when the budget is spent."""

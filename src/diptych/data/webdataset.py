@@ -14,7 +14,6 @@ from __future__ import annotations
 import concurrent.futures
 import glob
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 
 from diptych import log
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of
+from diptych.data._fields import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of, label_of, parsed
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._remote import has_ranges, is_remote, listed, piped
 from diptych.data._tar import Members, members_of
@@ -122,19 +121,16 @@ def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int 
     label: int | None = None
     about: Any = {}
     if "json" in texts:
-        try:
-            about = json.loads(texts["json"])
-        except ValueError as error:
-            raise SourceError(f"{key}.json: not valid JSON ({error}).") from error
+        about = parsed(texts["json"], f"{key}.json")
         found = (
             next((about[name] for name in CAPTION_KEYS if about.get(name)), None) if isinstance(about, dict) else None
         )
         captions = captions_of(found)
-        label = about.get("label") if isinstance(about, dict) and isinstance(about.get("label"), int) else None
+        label = label_of(about.get("label")) if isinstance(about, dict) else None
     if not captions and "txt" in texts:
         captions = (texts["txt"].decode("utf-8", errors="replace").strip(),)
-    if "cls" in texts and texts["cls"].strip().isdigit():
-        label = int(texts["cls"])
+    if "cls" in texts:
+        label = label_of(texts["cls"]) if label_of(texts["cls"]) is not None else label
     return captions, label, about if isinstance(about, dict) else {}
 
 

@@ -132,7 +132,9 @@ def resized(picture: np.ndarray, size: tuple[int, int], part: tuple[int, int, in
 
     Returns uint8 [3, bottom - top, right - left], contiguous.
     """
-    height, width = picture.shape[:2]
+    height, width, channels = picture.shape
+    if channels != 3 or not (0 <= part[0] < part[2] <= size[0] and 0 <= part[1] < part[3] <= size[1]):
+        raise ValueError(f"{channels} channels, part {part} of {size}: the code below would read beyond its arrays")
     left, top, right, bottom = part
     across = taps(width, size[0], left, right, KERNELS[kernel])
     down = taps(height, size[1], top, bottom, KERNELS[kernel])

@@ -81,6 +81,7 @@ def _any_kind(data: bytes, name: str, max_pixels: int) -> Image.Image:
         OverflowError,
         MemoryError,
         EOFError,
+        RuntimeError,
     ) as error:
         # These are what Pillow's readers raise on damaged files, by their documentation and by fuzzing.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -94,6 +95,8 @@ def _read(path: Path, name: str) -> bytes:
         raise RecordError(name, f"no such image file: {path}", "check the paths, or give --image-root") from error
     except OSError as error:
         raise RecordError(name, f"the image file cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL, or half of a character, inside
+        raise RecordError(name[:80].replace("\0", " "), "its image cannot be a path", "mend the list") from error
 
 
 def _kind(data: bytes) -> str:

@@ -53,7 +53,9 @@ def resize(picture: np.ndarray, size: tuple[int, int], interpolation: str, part:
     height, width = picture.shape[:2]
     if (width, height) == size:
         return planar(picture[part[1] : part[3], part[0] : part[2]])
-    if _compiled and interpolation in _compiled[0].KERNELS:
+    # Of tall strips that shrink, Pillow (since 11) resizes the columns first: left to it, since that rounds otherwise.
+    strip = height > 100 * width and size[1] < height
+    if _compiled and interpolation in _compiled[0].KERNELS and not strip:
         made: np.ndarray = _compiled[0].resized(picture, size, part, interpolation)
         return made
     return planar(np.asarray(Image.fromarray(picture).resize(size, kernel).crop(part)))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from diptych import config as options
 from diptych.errors import ConfigError
 
+LARGEST = 1 << 24
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 Activation = Literal["gelu", "quickgelu", "gelu_tanh"]
@@ -129,7 +130,7 @@ def model_config_from_dict(values: Mapping[str, Any], where: str = "model config
         raise ConfigError(f"{where}: expected a table, got {values!r}.")
     rest = dict(values)
     vision = rest.pop("vision", None)
-    if not isinstance(vision, Mapping) or vision.get("family", "vit") not in FAMILIES:
+    if not isinstance(vision, Mapping) or str(vision.get("family", "vit")) not in FAMILIES:
         raise ConfigError(
             f"{where}: [vision] must be a table whose family is one of {', '.join(FAMILIES)}; got {vision!r}."
         )
@@ -161,6 +162,17 @@ def _table(values: dict[str, Any], key: str, where: str) -> Mapping[str, Any]:
 def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Return the config if its sizes fit together. Raises ConfigError."""
     vision, text = config.vision, config.text
+    for tower, part in (("image tower", vision), ("text tower", text), ("model", config)):
+        for item in dataclasses.fields(part):
+            value = getattr(part, item.name)
+            for one in value if isinstance(value, tuple) else (value,):
+                # Sizes are at least 1, and no architecture that anybody runs comes near the bound.
+                if type(one) is int and item.name not in ("pad_id", "resize_to") and not 1 <= one <= LARGEST:
+                    raise ConfigError(f"{where}: the {tower}'s {item.name} is {one}; expected 1 to {LARGEST:,}.")
+                if isinstance(one, float) and not (0 < one <= 256 if item.name == "mlp_ratio" else math.isfinite(one)):
+                    raise ConfigError(
+                        f"{where}: the {tower}'s {item.name} is {one}; expected a finite number, as models have."
+                    )
     if isinstance(vision, VitConfig | SiglipConfig):
         # SigLIP's SO400M at 384 pixels leaves a strip of 6 unseen; CLIP's models fit.
         if vision.family == "vit" and vision.image_size % vision.patch_size:

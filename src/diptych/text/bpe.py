@@ -9,6 +9,7 @@ references. The merges are OpenAI's, under MIT (BPE_LICENSE.txt).
 from __future__ import annotations
 
 import gzip
+import heapq
 import itertools
 import sys
 from array import array
@@ -28,6 +29,7 @@ MERGES = Path(__file__).parent / "bpe_merges.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 CACHE_LIMIT = 1 << 18  # words; beyond it the cache is emptied, so that a stream of random strings cannot fill memory
+LONG = 100  # letters from which a word is merged by a heap
 TOGETHER = 64  # captions that are looked at together: a strange one sends only so many the long way
 SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -167,6 +169,8 @@ def _inverse() -> tuple[dict[int, str], dict[str, int]]:
 
 def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """Merge neighbours, lowest rank first and leftmost among equals, until no pair of neighbours has a rank."""
+    if len(symbols) > LONG:
+        return _merged_long(symbols, ranks)
     symbols, none, rank = list(symbols), len(ranks), ranks.get
     found = [rank(pair, none) for pair in itertools.pairwise(symbols)]
     while found and (best := min(found)) != none:
@@ -178,6 +182,32 @@ def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str
         if place:
             found[place - 1] = rank((symbols[place - 1], symbols[place]), none)
     return symbols
+
+
+def _merged_long(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
+    """The same by a heap of pairs over a linked list: for words of thousands of letters, whose square would take minutes."""
+    symbols, end = list(symbols), len(symbols)
+    after, before = list(range(1, end + 1)), list(range(-1, end - 1))
+    heap = [(ranks[pair], place) for place, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks]
+    heapq.heapify(heap)
+    while heap:
+        rank, place = heapq.heappop(heap)
+        other = after[place]
+        # A pair whose parts were merged meanwhile is no pair any more, or another one.
+        if not symbols[place] or other >= end or ranks.get((symbols[place], symbols[other])) != rank:
+            continue
+        symbols[place] += symbols[other]
+        symbols[other], after[place] = "", after[other]
+        if after[place] < end:
+            before[after[place]] = place
+        for left in (before[place], place):
+            if (
+                left >= 0
+                and after[left] < end
+                and (found := ranks.get((symbols[left], symbols[after[left]]))) is not None
+            ):
+                heapq.heappush(heap, (found, left))
+    return [symbol for symbol in symbols if symbol]
 
 
 def clean(text: str) -> str:

@@ -71,8 +71,8 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({error}).") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({str(error).splitlines()[0][:160]}).") from error
     if not isinstance(found, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(found).__name__}.")
     return found

@@ -39,7 +39,7 @@ def config_in(stored: Stored) -> ModelConfig:
     try:
         about = json.loads(stored.metadata["diptych"])
         layout, config = about["layout"], about["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: its metadata is damaged ({error}).") from error
     if layout != LAYOUT:
         raise WeightsError(f"{path}: written in layout {layout}, this Diptych reads {LAYOUT}; update Diptych.")

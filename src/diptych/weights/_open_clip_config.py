@@ -45,7 +45,7 @@ def config_of(values: Mapping[str, Any], where: str, look: Mapping[str, Any] | N
             None if bias is None else float(bias),
         )  # fmt: skip
         return checked(found, where)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise WeightsError(
             f"{where}: no model of open_clip that Diptych knows ({type(error).__name__}: {error})."
         ) from error

@@ -44,7 +44,7 @@ class Paddle(Layout):
         """By ``config.json`` beside the file, else by the shapes."""
         path = stored.path.parent / "config.json"
         about = read_json(path)
-        if "vision_cfg" in about:
+        if isinstance(about.get("vision_cfg"), dict) and isinstance(about.get("text_cfg"), dict):
             wanted = {key: about[key] for key in ("embed_dim", "vision_cfg", "text_cfg") if key in about}
             quick = bool(about.get("quick_gelu") or about["text_cfg"].get("quick_gelu"))
             wanted["text_cfg"] = {key: value for key, value in about["text_cfg"].items() if key != "quick_gelu"}
