@@ -151,3 +151,12 @@ def test_above_the_limit_the_run_stops_and_names_the_worst_reasons(tmp_path):
             pass
     assert "\n" not in caught.value.line
     assert loader.seen >= 100  # not for the first few
+
+
+def test_joined_sources_with_equal_names_hold_different_pictures(tmp_path):
+    """Two data sets that both have an img/0.png: neither their groups nor their keys may meet."""
+    specs = [write_jsonl(tmp_path / name) for name in ("a", "b")]
+    source = open_source("::".join(specs))
+    records = [source.record(index) for index in range(len(source))]
+    assert len({record.key for record in records}) == len(source)
+    assert len({record.group or record.key for record in records}) == len(source)

@@ -91,3 +91,17 @@ def test_without_numba_pillow_does_the_work():
         "compile_kernels(None); assert EvalTransform(8)(np.full((9, 12, 3), 7, np.uint8)).unique().tolist() == [7]"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("shape", [(3000, 25), (2600, 26), (2601, 26), (5000, 7), (25, 3000), (900, 1), (1, 900)])
+def test_tall_strips_too(compiled, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for size in ((64, 64), (10, shape[0]), (30, 2 * shape[0] // 3 + 1)):
+        made = resize.resize(pixels, size, "bicubic")
+        assert np.array_equal(made, pillows(pixels, size, "bicubic"))
+
+
+def test_what_would_read_beyond_its_array_is_refused(compiled):
+    for shape, part in (((9, 9, 1), (0, 0, 4, 4)), ((9, 9, 3), (0, 0, 5, 4)), ((9, 9, 4), (0, 0, 4, 4))):
+        with pytest.raises(ValueError, match="beyond"):
+            compiled.resized(np.zeros(shape, np.uint8), (4, 4), part, "bicubic")

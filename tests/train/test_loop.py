@@ -183,6 +183,84 @@ def test_ctrl_c_saves_and_the_run_goes_on(pairs, tmp_path):
     assert run(pairs, folder, "--resume", "latest", "--max-steps", str(step + 2)).finished
 
 
+def test_a_finished_run_is_not_trained_on(pairs, tmp_path):
+    folder = tmp_path / "a"
+    run(pairs, folder, "--max-steps", "3")
+    before = losses(folder)
+    (folder / "model.safetensors").unlink()  # as when the disk was full at the very end
+    assert run(pairs, folder, "--resume", "latest").steps == 3
+    assert losses(folder) == before and (folder / "model.safetensors").exists()
+    with pytest.raises(ConfigError, match="3 steps were taken already, more than the 2"):
+        run(pairs, folder, "--resume", "latest", "--max-steps", "2")
+    assert checkpoint.steps(folder / "checkpoints") == [3]
+
+
+def test_a_checkpoint_from_before_an_option_was_added_resumes(pairs, tmp_path):
+    folder = tmp_path / "a"
+    run(pairs, folder, "--max-steps", "4", "--stop-after", "2")
+    path = checkpoint.path_of(folder / "checkpoints", 2)
+    state = checkpoint.load(path)
+    for new in ("norm_before", "pool"):  # came with CLIPA
+        del state["architecture"]["vision"][new]
+    torch.save(state, tmp_path / "old.pt")  # beside it: what was loaded is mapped from the file
+    (tmp_path / "old.pt").replace(path)
+    assert run(pairs, folder, "--resume", "latest").finished
+
+
+def test_what_goes_wrong_in_validating_costs_no_step(pairs, tmp_path):
+    data = write_jsonl(tmp_path / "val")
+    image = tmp_path / "val" / "img" / "03.png"
+    image.write_bytes(image.read_bytes()[:40])
+    with pytest.raises(RecordError, match=r"03\.png"):
+        run(pairs, tmp_path / "a", "--max-steps", "3", "--val-data", data)
+    assert checkpoint.steps(tmp_path / "a" / "checkpoints") == [3]
+
+
+def test_prompts_that_cannot_be_read_are_told_before_the_first_step(pairs, tmp_path):
+    (tmp_path / "classes" / "dog").mkdir(parents=True)
+    (tmp_path / "classes" / "dog" / "a.png").write_bytes(png("red"))
+    flags = ("--imagenet-val", str(tmp_path / "classes"), "--templates", str(tmp_path / "none.txt"), "--max-steps", "2")
+    with pytest.raises(ConfigError, match=r"none\.txt"):
+        run(pairs, tmp_path / "a", *flags)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_broken_checkpoint_names_the_one_before_it(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--max-steps", "2", "--save-every-steps", "1")
+    newest = checkpoint.path_of(tmp_path / "a" / "checkpoints", 2)
+    for content in (newest.read_bytes()[:500], b""):
+        newest.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"step_00000001\.pt") as caught:
+            run(pairs, tmp_path / "a", "--resume", "latest")
+        assert "\n" not in caught.value.line
+    torch.save([1, 2], newest)
+    with pytest.raises(WeightsError, match=r"not a checkpoint of a run.*step_00000001\.pt"):
+        run(pairs, tmp_path / "a", "--resume", "latest")
+
+
+def test_what_a_killed_process_left_is_cleared_by_the_next_checkpoint(pairs, tmp_path):
+    left = tmp_path / "a" / "checkpoints" / ".step_00000007.pt.123.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    run(pairs, tmp_path / "a", "--max-steps", "1")
+    assert [path.name for path in left.parent.iterdir()] == ["step_00000001.pt"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--lr", "nan"), ("--lr", "-1"), ("--wd", "inf"), ("--warmup", "nan"), ("--max-steps", "-1"),
+        ("--train-num-samples", "-5"), ("--aug-flip", "1.5"), ("--aug-scale", "0", "0"), ("--aug-scale", "nan", "1"),
+        ("--caption-weights", "caption=nan"), ("--dataset-resampled", "--train-data-upsampling-factors", "nan"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_told_with_what_was_expected(pairs, tmp_path, flags):
+    flag = next(word for word in reversed(flags) if word.startswith("--"))
+    with pytest.raises(ConfigError, match=f"{flag}.*expected"):
+        run(pairs, tmp_path / "a", *flags)
+    assert not (tmp_path / "a" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "error", "expected"),
     [

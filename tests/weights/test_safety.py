@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import zipfile
 
 import numpy as np
@@ -100,6 +101,86 @@ def test_arrays_of_objects_are_refused(tmp_path):
     record = np.zeros(2, dtype=[("a", "f4"), ("b", "i4")])
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps({"w": record}, protocol=4))
     refused(tmp_path / "a.pdparams", mark)
+
+
+NDARRAY = b"cnumpy\nndarray\n"
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+BYTES_DTYPE = b"cnumpy\ndtype\n(X\x02\0\0\0u1tR"
+
+
+def empty_array():
+    return RECONSTRUCT + b"(" + NDARRAY + b"(K\0tC\x01btR"
+
+
+def state(letter, count):
+    shape = b"(M" + count.to_bytes(2, "little") + b"t"
+    return b"(K\x01" + shape + BYTES_DTYPE + b"\x89B" + count.to_bytes(4, "little") + letter * count + b"t"
+
+
+ATTACKS = {
+    # An array built a second time frees what another one still looks at.
+    "built twice": b"\x80\x02}(X\1\0\0\0a" + empty_array() + state(b"A", 600) + b"b" + state(b"B", 600) + b"bu.",
+    # An array over another's memory.
+    "a view": b"\x80\x02}X\1\0\0\0vcnumpy.core.numeric\n_frombuffer\n(" + empty_array() + state(b"A", 600) + b"b"
+    + BYTES_DTYPE + b"(M\x58\x02tX\1\0\0\0CtRs.",
+    "never filled": b"\x80\x02}X\1\0\0\0a" + empty_array() + b"s.",
+    "made of nothing": b"\x80\x02}X\1\0\0\0a" + NDARRAY + b"(M\0\x10X\2\0\0\0f8tRs.",
+    "more numbers than bytes": b"\x80\x02}X\1\0\0\0a" + empty_array() + state(b"A", 9).replace(b"M\x09", b"M\x0a") + b"bs.",
+    "a memo of gigabytes": b"\x80\x02Nr\0\0\0\x100}r\0\0\0\x200]X\1\0\0\0ah\5.",
+    "a key a million deep": b"\x80\x02}(t" + b"\x85" * 1_000_000 + b"Ns.",
+    "a key that doubles": b"\x80\x02}" + b")" + b"2\x86" * 60 + b"Ns.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_pickle_that_attacks_the_reader_itself_is_refused(attack, tmp_path):
+    (tmp_path / "a.pdparams").write_bytes(ATTACKS[attack])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(tmp_path / "a.pdparams", tmp_path / "mark")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+def test_the_arrays_of_these_attacks_are_read_when_they_are_whole(tmp_path):
+    from diptych.weights._pickled_arrays import read_pdparams
+
+    (tmp_path / "a.pdparams").write_bytes(b"\x80\x02}X\1\0\0\0a" + empty_array() + state(b"A", 600) + b"bs.")
+    assert read_pdparams(tmp_path / "a.pdparams")["a"].tolist() == [65] * 600
+
+
+def torch_file(path, data):
+    torch.save({"a": torch.zeros(3)}, path)
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in entries.items():
+            new.writestr(name, data if name.endswith("/data.pkl") else content)
+
+
+def test_a_torch_file_with_a_key_a_million_deep_is_refused_before_torch_hashes_it(tmp_path):
+    torch_file(tmp_path / "a.pt", b"\x80\x02}(t" + b"\x85" * 1_000_000 + b"Ns.")
+    refused(tmp_path / "a.pt", tmp_path / "mark", "a key that is no text or number")
+
+
+def test_tensors_without_numbers_are_refused(tmp_path):
+    for tensor in (torch.zeros(3, device="meta"), torch.eye(3).to_sparse()):
+        torch.save({"visual.proj": tensor}, tmp_path / "a.pt")
+        refused(tmp_path / "a.pt", tmp_path / "mark", "no plain tensor of numbers|not a whole")
+
+
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    archive(tmp_path / "a.pt", b"")
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("ViT/constants.pkl", pickle.dumps(()))
+        file.writestr("ViT/data.pkl", b"\0" * 50_000_000)
+    refused(tmp_path / "a.pt", tmp_path / "mark", "would grow to 50,000,000 bytes")
+
+
+def test_a_tree_of_modules_that_loops_ends(tmp_path):
+    shell = b"c__torch__\nA\n)R"
+    # a = A(); a.b = a; a.c = a: walked as a tree it has no end, and as many branches as there are atoms.
+    data = b"\x80\x02" + shell + b"q\0}(X\1\0\0\0bh\0X\1\0\0\0ch\0ub."
+    archive(tmp_path / "a.pt", data)
+    refused(tmp_path / "a.pt", tmp_path / "mark", "")
 
 
 def test_what_is_no_weight_file_says_so(tmp_path):

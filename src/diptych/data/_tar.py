@@ -21,7 +21,7 @@ from diptych.data._remote import is_remote, read_range, size_and_mark
 from diptych.errors import OutputError, SourceError
 from diptych.files import cache_folder, replacing
 
-BLOCK, VERSION = 512, 1
+BLOCK, VERSION = 512, 2
 ZEROS = bytes(BLOCK)
 PLAIN, LONGER = b"0\x007", b"Lx"  # kinds of members: files; and what holds the next member's name (GNU, POSIX)
 REMOTE_WINDOW = 1 << 20
