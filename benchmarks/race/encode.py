@@ -98,7 +98,7 @@ def image_step(kind: str) -> Any:
 
 def images() -> list[dict[str, Any]]:
     kinds = ("diptych, bf16 weights", "open_clip, fp32", "open_clip, amp_bf16", "diptych, fp32")
-    seconds = take_turns({kind: Contestant(__file__, kind) for kind in kinds}, 4, warm=2)
+    seconds = take_turns({kind: Contestant(__file__, kind) for kind in kinds}, 4, warm=1)
     found = {kind: torch.load(folder() / f"image {kind}.pt") for kind in kinds}
     what = f"encode_image, {IMAGES} images, ViT-B-32"
 

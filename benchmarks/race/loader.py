@@ -15,6 +15,8 @@ TARGETS = {"short side 256": {"exact": 2.5, "fast": 3.5}, "short side 390": {"ex
 def compared_rows(name: str, kind: str, found: dict, far: float) -> list[dict]:
     rows = []
     for kernel, target in TARGETS[name].items():
+        if f"ratio_{kernel}" not in found:
+            continue
         exact = "the same grey levels as Pillow" if kernel == "exact" else f"mean difference {far:.3f} grey levels"
         rates = {who: [one[who] for one in found["rounds"]] for who in (kernel, "open_clip")}
         middle = {who: sorted(values)[len(values) // 2] for who, values in rates.items()}
@@ -35,8 +37,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, csv in sets(data() / "flickr8k", Path(folder)).items():
             far = difference(csv)
-            for kind in ("tar", "csv"):
-                rows += compared_rows(name, kind, compared(csv, kind), far)
+            # The plan asks for tars; of the CSV one kernel tells enough.
+            rows += compared_rows(name, "tar", compared(csv, "tar"), far)
+            rows += compared_rows(name, "csv", compared(csv, "csv", ("exact",)), far)
     finish(rows)
 
 

@@ -108,7 +108,7 @@ def main() -> None:
         )
         return
     rows = race("C1", 16, "bf16", {"open_clip": 1.8, "open_clip, fused AdamW": 1.6}, 3)
-    rows += race("C1", 32, "bf16", {"open_clip": 1.8}, 3)
+    rows += race("C1", 32, "bf16", {"open_clip": 1.8}, 2)
     rows += race("C2", 16, "fp32", {"open_clip": 1.75}, 3)
     rows += race("C10", 32, "bf16", {"open_clip": 7.0}, 3)
     finish(rows)
