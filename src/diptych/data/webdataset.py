@@ -129,8 +129,8 @@ def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int 
         label = label_of(about.get("label")) if isinstance(about, dict) else None
     if not captions and "txt" in texts:
         captions = (texts["txt"].decode("utf-8", errors="replace").strip(),)
-    if "cls" in texts:
-        label = label_of(texts["cls"]) if label_of(texts["cls"]) is not None else label
+    if "cls" in texts and (told := label_of(texts["cls"])) is not None:
+        label = told
     return captions, label, about if isinstance(about, dict) else {}
 
 

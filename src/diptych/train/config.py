@@ -82,7 +82,7 @@ class DataOptions:
     caption_weights: str = ""
     """Draw among the texts under several keys of a record, e.g. caption=0.3,blip_caption=0.7."""
     resize_kernel: typing.Literal["exact", "fast"] = "exact"
-    """Resizing of training pictures: Pillow's own code, or torch's form of the same kernel, several times as fast."""
+    """Resizing of training pictures: to Pillow's own grey levels, or by torch's form of the kernel, fast without numba too."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, least and most."""
     aug_flip: Share = 0.0

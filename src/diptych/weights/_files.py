@@ -1,9 +1,8 @@
 """Files to named tensors, safely: whatever the suffix says, the first bytes decide how a file is read.
 
-safetensors are mapped; torch files go through ``weights_only``; TorchScript and Paddle through the allow-lists of
-``_pickled_arrays`` and
-``_pickled_modules``; a sharded index is followed. Wrappers of training checkpoints (``state_dict``, ``model``) and prefixes of
-parallel training (``module.``, ``_orig_mod.``) are taken off. What the names mean is not known here.
+safetensors are mapped; torch files go through ``weights_only``; TorchScript and Paddle through
+``_pickled_arrays`` and ``_pickled_modules``; a sharded index is followed. Wrappers of training checkpoints (``state_dict``,
+``model``) and prefixes of parallel training (``module.``, ``_orig_mod.``) are taken off. What names mean is not known here.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Opaque:
 PLAIN_KEYS = (str, int, float, bytes, type(None), Opaque)
 
 
-class OddKeyError(pickle.UnpicklingError):
-    """A key of a dictionary, or an item of a set, that is no text or number."""
+class HarmfulError(pickle.UnpicklingError):
+    """What would bring a reader down: a key that is no text or number, an entry that fills the memory."""
 
 
 class Names:
@@ -214,5 +214,5 @@ class _Machine:
 
 def _plain(key: Any) -> Any:
     if not isinstance(key, PLAIN_KEYS):
-        raise OddKeyError(f"a key that is no text or number but {type(key).__name__}")
+        raise HarmfulError(f"a key that is no text or number but {type(key).__name__}")
     return key

@@ -69,6 +69,14 @@ class _Array:
         return np.array(flat.reshape(self.shape, order=order), dtype=self.dtype.newbyteorder("="), order="C")
 
 
+_KNOWN = {
+    ("collections", "OrderedDict"), ("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype"),
+    *((core, name) for core in ("builtins", "__builtin__") for name in ("tuple", "list", "dict")),
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+}  # fmt: skip
+
+
 class _PaddleNames(Names):
     """numpy's arrays, and nothing else that can be made."""
 
@@ -76,13 +84,7 @@ class _PaddleNames(Names):
         self.path = path
 
     def find(self, module: str, name: str) -> Any:
-        known = {
-            ("collections", "OrderedDict"), ("_codecs", "encode"), ("numpy", "ndarray"), ("numpy", "dtype"),
-            *((core, name) for core in ("builtins", "__builtin__") for name in ("tuple", "list", "dict")),
-            *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
-            *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-        }  # fmt: skip
-        if (module, name) not in known:
+        if (module, name) not in _KNOWN:
             raise refuse(self.path, module, name)
         return Name(name)
 

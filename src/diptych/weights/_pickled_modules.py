@@ -39,6 +39,10 @@ _STORAGES = {
     "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 _LISTS = tuple(f"build_{kind}list" for kind in ("int", "tensor", "double", "bool"))
+_ALLOWED = {
+    ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("collections", "OrderedDict"),
+    *(("torch.jit._pickle", one) for one in ("restore_type_tag", *_LISTS)),
+}  # fmt: skip
 
 
 class _ArchiveNames(Names):
@@ -52,11 +56,7 @@ class _ArchiveNames(Names):
             return _Shell
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
-        allowed = {
-            ("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter"), ("collections", "OrderedDict"),
-            *(("torch.jit._pickle", one) for one in ("restore_type_tag", *_LISTS)),
-        }  # fmt: skip
-        if (module, name) not in allowed:
+        if (module, name) not in _ALLOWED:
             raise refuse(self.path, module, name)
         return Name(name)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import WeightsError
-from diptych.weights._machine import Names, OddKeyError, Opaque, run
+from diptych.weights._machine import HarmfulError, Names, Opaque, run
 
 MOST_SQUEEZED = 200  # times that a compressed entry may grow, and a megabyte; numbers hardly shrink at all
 
@@ -68,7 +68,7 @@ def entry(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes
     """The bytes of an entry, unless it was made to fill the memory."""
     info = archive.getinfo(name)
     if info.file_size > MOST_SQUEEZED * info.compress_size + (1 << 20) or (most and info.file_size > most):
-        raise WeightsError(f"{name} would grow to {info.file_size:,} bytes")
+        raise HarmfulError(f"{name} would grow to {info.file_size:,} bytes")
     return archive.read(name)
 
 
@@ -96,7 +96,7 @@ def refuse_odd_keys(path: Path) -> None:
     try:
         for data in _pickles_of(path):
             run(data, _AnyNames())
-    except (OddKeyError, WeightsError) as error:
+    except HarmfulError as error:
         raise WeightsError(f"{path}: not a whole torch file ({line(error)}).") from error
     except Exception:
         return
