@@ -10,11 +10,11 @@ SOURCE = Path(__file__).parent.parent / "src" / "diptych"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
     {"types", "errors", "registry", "config", "log", "files"},
-    {"devices", "text", "image"},
+    {"devices", "text", "image", "tensorfiles"},
     {"data", "models", "distributed"},
-    {"objectives", "weights", "evaluate"},
-    {"train", "serve", "report", "profile"},
-    {"commands", "migrate"},
+    {"objectives", "weights", "evaluate", "store"},
+    {"train", "report", "profile", "datatools", "conformance", "serve"},
+    {"commands", "migrate", "open_clip"},
 ]
 LAYER_OF = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 OPEN_FOLDERS = {"devices", "text", "data", "models", "objectives", "weights", "evaluate", "migrate", "commands"}

@@ -64,7 +64,7 @@ def test_an_unknown_sink_is_named(tmp_path):
 def test_other_ranks_are_silent(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     log.open_sinks(tmp_path).write("train", 1, {"loss": 1.0})
-    log.say("hello")
+    log.info("hello")
     assert not list(tmp_path.iterdir())
     assert capsys.readouterr().err == ""
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.data import EveryCaption, Loader, Position, Prepare, open_source
-from diptych.data._write import ShardOptions, write_shards
+from diptych.data import CaptionPerRecord, Loader, Position, Prepare, open_source
+from diptych.datatools.shards import ShardOptions, write_shards
 from diptych.image import TrainTransform
 from diptych.text import get_tokenizer
 from diptych.types import Wants
@@ -121,7 +121,7 @@ def main() -> None:
         lines = open_source(str(Path(name) / "a.jsonl"))
         result = {
             "one record a photo": compared(photos, lines),
-            "one record a caption": compared(captions, EveryCaption(lines)),
+            "one record a caption": compared(captions, CaptionPerRecord(lines)),
         }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

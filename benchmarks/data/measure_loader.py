@@ -124,7 +124,8 @@ def collation() -> dict[str, float]:
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for _ in range(128)]
     samples = [
-        Sample(one[None], (np.arange(1, 15),), None, None, str(place), place) for place, one in enumerate(pixels)
+        Sample(one[None], (np.arange(1, 15),), (14,), str(place), place, place, place)
+        for place, one in enumerate(pixels)
     ]
     tensors = [(torch.from_numpy(one).float(), torch.zeros(77, dtype=torch.int64)) for one in pixels]
 

@@ -97,9 +97,9 @@ def batch_of(name: str, size: int) -> Batch:
     tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in words(size)])
     images = torch.randint(0, 256, (1, size, 3, side, side), dtype=torch.uint8)
     keys = tuple(map(str, range(size)))
-    return Batch(
-        *(item.to(DEVICE.torch_device) for item in (images, tokens[None], lengths[None])), None, None, keys, None
-    )
+    rows = torch.arange(size)
+    moved = [item.to(DEVICE.torch_device) for item in (images, tokens[None], lengths[None], rows)]
+    return Batch(*moved[:3], keys, *[moved[3]] * 3)
 
 
 def our_step(name: str, dropout: float = 0.0) -> Step:

@@ -36,8 +36,8 @@ def ours(size: int, precision: str, locked: bool = False) -> Any:
     images, texts = pairs(size)
     tokenizer = get_tokenizer("bpe")
     tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in texts])
-    keys = tuple(map(str, range(size)))
-    batch = Batch(images[None], tokens[None], lengths[None], None, None, keys, None)
+    keys, rows = tuple(map(str, range(size))), torch.arange(size)
+    batch = Batch(images[None], tokens[None], lengths[None], keys, rows, rows, rows)
     device = get_device("cpu")
     device.prepare_process()  # as diptych train does
     model = own_model().lock(image=locked)

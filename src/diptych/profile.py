@@ -70,8 +70,8 @@ def _flops(model: TwoTower) -> tuple[int, int]:
     pixels = torch.zeros(1, 3, side, side, device="meta")
     ids = torch.zeros(1, text.context_length, dtype=torch.int64, device="meta")
     lengths = torch.full((1,), text.context_length, device="meta")
-    image = _counted(lambda: model.image(pixels, want_tokens=True)) + _pool_left_out(model.config)
-    return image, _counted(lambda: model.text(ids, lengths, want_tokens=True))
+    image = _counted(lambda: model.image(pixels, return_tokens=True)) + _pool_left_out(model.config)
+    return image, _counted(lambda: model.text(ids, lengths, return_tokens=True))
 
 
 def _pool_left_out(config: ModelConfig) -> int:

@@ -1,12 +1,12 @@
-"""The types that flow through the house, and the one legend of its shapes.
+"""The types that flow through Diptych, and the one legend of its shapes.
 
 Legend: B pairs on this rank · V image views · T text views · L tokens of a caption · N patches (or image tokens) ·
 D embedding width · H, W pixels. V and T come first, so that ``images[0]`` is a contiguous [B, 3, H, W].
 
-    file/shard --Source--> Record --prepare(Wants)--> Sample --collate--> Batch --Objective--> Terms
+    file/shard --Source--> Record --Prepare(Wants)--> Sample --collate--> Batch --Objective--> Terms
 
 What crosses an ``nn.Module`` boundary is a NamedTuple: a native pytree node, which every sharding and compiling tool
-of PyTorch walks. This file holds shapes and meanings only: no reading, no maths.
+of PyTorch walks. This file holds shapes and meanings only: no reading, no math.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+IGNORED = -100
+"""The target of a token that is not predicted, as ``torch.nn.functional.cross_entropy`` ignores it by default."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """One image with its captions as a source gives it: still encoded, nothing decoded, nothing chosen.
 
     ``key`` is unique within its source and stable from run to run. ``image`` is a path or the encoded bytes.
-    ``captions`` holds all of them. ``group`` names the picture itself: records with the same group show the same
-    picture (one CSV row per caption); None means that the key is the group. ``source`` names the data set, where several
-    are joined.
+    ``captions`` holds all of them. ``group`` names the image itself: records with the same group show the same
+    image (one CSV row per caption); None means that the key is the group. ``source`` names the data set, where several
+    are concatenated.
     """
 
     key: str
@@ -39,80 +42,123 @@ class Record:
     source: str = ""
 
 
-class Sample(NamedTuple):
+class MaskedSample(NamedTuple):
+    """Ids of the first text view with some masked, int64 [L], and what stood there, int64 [L], ``IGNORED`` elsewhere."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
     """One prepared pair, as a worker makes it.
 
-    ``images`` uint8 [V, 3, H, W]; ``tokens`` T arrays of ids, int64 [L_t], unpadded; ``masked`` one array of ids with
-    words masked out, or None; ``label`` a class index, or None; ``group`` a 63-bit id of the picture; ``cut`` the number
-    of tokens that truncation took away, over all text views; ``features`` fp32 [D] of the picture, where they are known
-    beforehand: ``images`` is then empty, [V, 3, 0, 0]; ``source`` the data set's name, where several are joined.
+    ``images`` uint8 [V, 3, H, W]; ``tokens`` T arrays of ids, int64 [L_t], unpadded; ``lengths`` of each text view the
+    number of ids up to and including its end token; ``key`` of the record and ``index``, its number in the source;
+    ``seed`` 63 bits made of (seed, epoch, record), from which every random choice for this pair is drawn; ``group`` a 63-bit
+    id of the image; ``label`` a class index, or None; ``masked`` where an objective wants it; ``num_truncated`` tokens that
+    truncation removed, over all text views; ``features`` fp32 [D] of the image, where they were precomputed: ``images`` is
+    then empty, [V, 3, 0, 0]; ``source`` the data set's name, where several are concatenated.
     """
 
     images: np.ndarray
     tokens: tuple[np.ndarray, ...]
-    masked: np.ndarray | None
-    label: int | None
+    lengths: tuple[int, ...]
     key: str
+    index: int
+    seed: int
     group: int
-    cut: int = 0
+    label: int | None = None
+    masked: MaskedSample | None = None
+    num_truncated: int = 0
     features: np.ndarray | None = None
     source: str = ""
 
 
-class Batch(NamedTuple):
-    """B prepared pairs of one rank.
+class MaskedTokens(NamedTuple):
+    """Masked ids of the first text view, int64 [B, L]; ``targets`` int64 [B, L], ``IGNORED`` where nothing is predicted.
 
-    ``images`` uint8 [V, B, 3, H, W] (a floating-point tensor is taken as already normalised); ``tokens`` int64 [T, B, L],
-    padded with 0 to the longest caption here only; ``lengths`` int64 [T, B]; ``masked`` int64 [B, L] or None; ``labels``
-    int64 [B] or None; ``groups`` int64 [B], same picture = same id, or None; ``cut`` tokens lost to truncation here;
-    ``image_features`` fp32 [B, D], not normalised, where they are known beforehand: ``images`` is then [V, B, 3, 0, 0].
+    Their lengths are ``Batch.lengths[0]``: masking neither adds nor removes a token.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+
+
+class Batch(NamedTuple):
+    """B prepared pairs of one rank: a whole step's, or one micro-batch of them.
+
+    ``images`` uint8 [V, B, 3, H, W] (a floating-point tensor is taken as already normalized); ``tokens`` int64 [T, B, L],
+    padded to the longest caption here only; ``lengths`` int64 [T, B], ids up to and including the end token; ``keys`` the
+    records' names; ``indices`` int64 [B], the records' numbers in the source, dense from 0; ``seeds`` int64 [B], see
+    ``Sample.seed``; ``epoch`` counts from 0; ``groups`` int64 [B], same image = same id; ``labels`` int64 [B] or None;
+    ``masked`` where the objective wants it, else None; ``num_truncated`` tokens lost to truncation in this batch;
+    ``image_features`` fp32 [B, D], not normalized, where they were precomputed: ``images`` is then [V, B, 3, 0, 0].
     """
 
     images: Tensor
     tokens: Tensor
     lengths: Tensor
-    masked: Tensor | None
-    labels: Tensor | None
     keys: tuple[str, ...]
-    groups: Tensor | None
-    cut: int = 0
+    indices: Tensor
+    seeds: Tensor
+    groups: Tensor
+    labels: Tensor | None = None
+    masked: MaskedTokens | None = None
+    epoch: int = 0
+    num_truncated: int = 0
     image_features: Tensor | None = None
 
 
+class Pairs(NamedTuple):
+    """What ``compare`` sees of a step beside features: the pairs of this rank in the order of the data.
+
+    The same in a plain step and over micro-batches. Fields are those of ``Batch``.
+    """
+
+    keys: tuple[str, ...]
+    indices: Tensor
+    seeds: Tensor
+    groups: Tensor
+    labels: Tensor | None
+    epoch: int
+
+
 class Encoded(NamedTuple):
-    """What a tower gives: ``pooled`` [B, D], not normalised; ``tokens`` [B, N, D] or None; ``mask`` bool [B, N], True = real."""
+    """What a tower gives; one meaning in all families.
+
+    ``pooled`` [B, D]: the feature, not normalized. ``state`` [B, width]: what the projection made it of, after the last norm
+    (``pooled`` itself where a tower has no projection). ``tokens`` [B, N, width]: the features of patches or text tokens after
+    the tower's last norm and before its projection, without a class token; ``mask`` bool [B, N], True = real. Both are None
+    unless ``return_tokens`` was asked for. A tower's ``project_tokens`` takes tokens into the embedding, [B, N, D].
+    """
 
     pooled: Tensor
+    state: Tensor
     tokens: Tensor | None = None
     mask: Tensor | None = None
 
 
 class Terms(NamedTuple):
-    """What an objective gives: ``parts`` weighted scalars, all of them summed; ``metrics`` scalars, never summed."""
+    """What an objective gives: ``losses`` weighted scalars, all of them summed; ``metrics`` scalars, never summed.
 
-    parts: dict[str, Tensor]
+    Each is a mean over this rank's pairs, so that its mean over ranks is that of the global batch.
+    """
+
+    losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Wants:
-    """What an objective asks of the data and of the towers: the only thing that data and losses know of each other."""
+    """What an objective asks of the data: the only thing that data and losses know of each other.
 
-    views: int = 1
-    texts: int = 1
+    ``images`` and ``texts`` name the views, in order; each name is a recipe of ``diptych.image.VIEWS`` or
+    ``diptych.text.VIEWS``, and a name that stands twice gives two views, drawn apart. ``masked`` asks for ``Batch.masked``
+    of the first text view, which needs a tokenizer with a mask token. What cannot be given is a ConfigError when the run is
+    built, never a silent None.
+    """
+
+    images: tuple[str, ...] = ("crop",)
+    texts: tuple[str, ...] = ("caption",)
     masked: bool = False
-    tokens: bool = False
-    teacher: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which share of which pass a reader takes: this rank and worker, the epoch and seed, and how many global records to skip."""
-
-    rank: int = 0
-    ranks: int = 1
-    worker: int = 0
-    workers: int = 1
-    epoch: int = 0
-    seed: int = 0
-    skip: int = 0

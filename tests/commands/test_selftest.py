@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diptych.commands import main
-from diptych.commands._checks import Check, NotClaimed, outcome
-from diptych.commands._conformance import autocast, memory_figures, pinned_copies, random_state, run_operator
-from diptych.commands._conformance_training import adamw, gradient_scaler, smallest_models, two_steps
-from diptych.commands._operators import Operator, operators
+from diptych.conformance.checks import Check, NotClaimed, outcome
+from diptych.conformance.operators import Operator, operators
+from diptych.conformance.suite import autocast, memory_figures, pinned_copies, random_state, run_operator
+from diptych.conformance.training import adamw, gradient_scaler, smallest_models, two_steps
 from diptych.devices import DEVICES, Device, get_device
 
 Cpu = DEVICES.get("cpu")

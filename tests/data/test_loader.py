@@ -79,7 +79,7 @@ def test_views_differ_and_captions_follow_the_seed(tmp_path):
     rows = {"image": names[0], "captions": [f"caption {number}" for number in range(50)]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(rows))
     record = open_source(str(tmp_path / "pairs.jsonl")).record(0)
-    many = prepare(Wants(views=3, texts=2))
+    many = prepare(Wants(images=("crop",) * 3, texts=("caption",) * 2))
     sample = many(record, 1)
     assert sample.images.shape == (3, 3, 8, 8)
     assert len(sample.tokens) == 2
@@ -118,7 +118,7 @@ def test_a_batch_is_padded_to_its_own_longest_caption_and_counts_cuts(tmp_path):
     batch = collate([prepare(training=False, context=12)(source.record(index), 0) for index in range(3)])
     assert batch.tokens.shape == (1, 3, 12)
     assert batch.lengths.tolist() == [[4, 12, 3]]  # the third ends at the end token that stands in its text
-    assert batch.cut == 20
+    assert batch.num_truncated == 20
     assert batch.images.dtype.is_floating_point is False
     assert batch.labels is None
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data import EveryCaption, Loader, Mixture, Position, Prepare, open_source
+from diptych.data import CaptionPerRecord, Loader, Mixture, Position, Prepare, open_source
 from diptych.data._order import permute
 from diptych.errors import ConfigError, RecordError, SourceError
 from diptych.image import EvalTransform
@@ -106,7 +106,7 @@ def captioned(folder):
 
 
 def test_every_caption_is_a_record_and_knows_its_picture(tmp_path):
-    source = EveryCaption(open_source(captioned(tmp_path)))
+    source = CaptionPerRecord(open_source(captioned(tmp_path)))
     records = [source.record(index) for index in range(len(source))]
     assert [record.captions[0] for record in records] == ["c1 0", "c2 0", "c2 1", "c4 0", "c5 0", "c5 1"]
     assert len({record.key for record in records}) == 6

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.data import Loader, Prepare, SourceOptions, open_source
-from diptych.data._rows import Rows, rows_of
+from diptych.data._line_index import Rows, rows_of
 from diptych.data._tar import members_of
 from diptych.errors import RecordError, SourceError
 from diptych.image import EvalTransform

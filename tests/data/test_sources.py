@@ -21,7 +21,7 @@ def specs(tmp_path_factory):
 
 def prepare(training=True, views=1):
     transform = TrainTransform(8, (0.5, 1.0)) if training else EvalTransform(8)
-    return Prepare(transform, get_tokenizer("bpe"), Wants(views=views), training)
+    return Prepare(transform, get_tokenizer("bpe"), Wants(images=("crop",) * views), training)
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)

@@ -51,13 +51,13 @@ def _enter(
     torch.set_num_threads(1)
     try:
         from diptych.devices import get_device
-        from diptych.distributed import world
+        from diptych.distributed import process_group
 
-        world.start(get_device("cpu"))
+        process_group.start(get_device("cpu"))
         results.put((rank, "", function(*arguments)))
     # Whatever it is, it is told to the one who waits for a result.
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
         return
     leave.wait()  # nobody hangs up while another still talks
-    world.stop()
+    process_group.stop()

@@ -2,7 +2,7 @@
 
 import torch
 
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.distributed.gather import gather, gather_with_gradient, rank_offset
 
 from ._processes import run_in_processes
@@ -16,7 +16,7 @@ def test_alone_it_is_the_identity():
 
 
 def _gather_and_pull() -> tuple[list[float], list[float], int]:
-    rank = world.world_from_environment().rank
+    rank = process_group.world_from_environment().rank
     local = torch.tensor([[1.0 + rank]], requires_grad=True)
     everything = gather_with_gradient(local)
     # Rank r weighs row j by (r + 1) * 10^j: the gradient that comes home is the sum over ranks.

@@ -8,8 +8,8 @@ import torch
 
 from diptych.devices import get_device
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate import evaluators
-from diptych.evaluate._kept import Labelled
+from diptych.evaluate import EVALUATORS
+from diptych.evaluate._cache import Labelled
 from diptych.evaluate.knn import votes
 from diptych.evaluate.linear_probe import Options, choose_strength, fit
 from tests.evaluate.colours import COLOURS, Model, Source, Tokenizer, record, transform
@@ -65,7 +65,7 @@ def folders(each: int, names=tuple(COLOURS)) -> Source:
 
 
 def probe(name: str, model, test, **options):
-    return evaluators.get(name)(model, test, Tokenizer(), transform, get_device("cpu"), **options)
+    return EVALUATORS.get(name)(model, test, Tokenizer(), transform, get_device("cpu"), **options)
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "knn"])

@@ -7,7 +7,7 @@ import torch
 
 from diptych.devices import get_device
 from diptych.errors import ConfigError, RecordError, SourceError
-from diptych.evaluate import chance, evaluators, retrieval_scores
+from diptych.evaluate import EVALUATORS, chance, retrieval_scores
 from diptych.evaluate.retrieval import merge, run
 from diptych.types import Record
 from tests.evaluate.colours import COLOURS, Model, Source, Tokenizer, all_colours, png, record, transform
@@ -122,7 +122,7 @@ def test_mistakes_are_one_clear_line():
 
 
 def test_the_entry_is_found_by_name_and_fits_the_results_file():
-    assert evaluators.names() == ["knn", "linear_probe", "retrieval", "zeroshot"] and evaluators.get("retrieval") is run
+    assert EVALUATORS.names() == ["knn", "linear_probe", "retrieval", "zeroshot"] and EVALUATORS.get("retrieval") is run
     entry = evaluate(all_colours()).entry("val")
     assert set(entry) == {"name", "metrics", "chance", "count", "intervals"} and entry["name"] == "val"
     assert all(isinstance(value, float) for value in entry["metrics"].values())

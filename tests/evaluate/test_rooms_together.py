@@ -9,7 +9,7 @@ import torch
 
 from diptych.data import open_source
 from diptych.devices import get_device
-from diptych.evaluate import evaluators, gallery
+from diptych.evaluate import EVALUATORS, gallery
 from diptych.image import EvalTransform
 from diptych.models import create_model
 from diptych.report import write_report
@@ -39,7 +39,7 @@ def pairs(tmp_path):
 
 def test_retrieval_features_are_those_of_the_model_one_by_one(parts, pairs):
     model, tokenizer, transform, device = parts
-    result = evaluators.get("retrieval")(model, pairs, tokenizer, transform, device, batch_size=3, workers=1)
+    result = EVALUATORS.get("retrieval")(model, pairs, tokenizer, transform, device, batch_size=3, workers=1)
     assert result.count == {"images": 10, "texts": 20}
     with torch.no_grad():
         alone = torch.cat([model.eval().encode_text(tokenizer(caption)) for caption in result.pictures.captions])
@@ -48,7 +48,7 @@ def test_retrieval_features_are_those_of_the_model_one_by_one(parts, pairs):
 
 def test_a_result_and_its_gallery_make_a_report(parts, pairs, tmp_path):
     model, tokenizer, transform, device = parts
-    result = evaluators.get("retrieval")(model, pairs, tokenizer, transform, device)
+    result = EVALUATORS.get("retrieval")(model, pairs, tokenizer, transform, device)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps([result.entry("val")]))
@@ -62,7 +62,7 @@ def test_zeroshot_reads_class_folders(parts, tmp_path):
     for name in list(COLOURS)[:6]:
         (tmp_path / f"plain_{name}").mkdir()
         (tmp_path / f"plain_{name}" / "1.png").write_bytes(png(name))
-    result = evaluators.get("zeroshot")(
+    result = EVALUATORS.get("zeroshot")(
         model, open_source(str(tmp_path)), tokenizer, transform, device, templates="simple"
     )
     assert result.count == {"images": 6, "classes": 6, "templates": 1}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diptych.devices import get_device
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.distributed.gather import gather_rows
 from diptych.errors import RecordError
-from diptych.evaluate import Encoder, evaluators, image_features
+from diptych.evaluate import EVALUATORS, Encoder, image_features
 from diptych.image import EvalTransform
 from diptych.models import create_model
 from diptych.text import get_tokenizer
@@ -41,7 +41,7 @@ def parts():
 def scores(evaluator: str, shared: bool, **options):
     model, tokenizer, transform, device = parts()
     told = []
-    found = evaluators.get(evaluator)(
+    found = EVALUATORS.get(evaluator)(
         model, source(), tokenizer, transform, device, shared=shared, batch_size=2,
         progress=lambda done, total: told.append((done, total)), **options,
     )  # fmt: skip
@@ -71,9 +71,9 @@ def test_one_unreadable_picture_stops_every_process_with_its_name():
 def _fails():
     model, tokenizer, transform, device = parts()
     try:
-        evaluators.get("retrieval")(model, source(broken=4), tokenizer, transform, device, shared=True)
+        EVALUATORS.get("retrieval")(model, source(broken=4), tokenizer, transform, device, shared=True)
     except RecordError as error:
-        return error.key, world.first(1)  # and the group still works
+        return error.key, process_group.first_not_none(1)  # and the group still works
     return None
 
 
@@ -84,7 +84,7 @@ def test_kept_features_are_used_only_when_all_have_them(tmp_path):
 
 
 def _kept(folder):
-    os.environ["DIPTYCH_CACHE"] = f"{folder}/{world.rank()}"  # as on machines without a common disk
+    os.environ["DIPTYCH_CACHE"] = f"{folder}/{process_group.rank()}"  # as on machines without a common disk
     model, tokenizer, transform, device = parts()
     encoder = Encoder(model.eval(), tokenizer, transform, device, batch_size=4, shared=True)
     calls: list[int] = []
@@ -98,7 +98,7 @@ def _kept(folder):
     EvalTransform.__call__ = counted
     for turn in range(3):
         # The first time nobody has them; then only rank 0, which writes for its machine; then all.
-        os.environ["LOCAL_RANK"] = "0" if turn else str(world.rank())
+        os.environ["LOCAL_RANK"] = "0" if turn else str(process_group.rank())
         calls.clear()
         features = image_features(encoder, source(), range(10), lambda done: None)
         seen[turn] = int(gather_rows(torch.tensor([len(calls)])).sum())
@@ -110,5 +110,5 @@ def test_rows_of_differing_number_come_in_rank_order():
 
 
 def _rows():
-    rank = world.rank()
+    rank = process_group.rank()
     return gather_rows(torch.full((rank, 1), float(rank))).tolist()

@@ -16,7 +16,7 @@ def model():
 def test_the_pool_is_the_mean_of_the_patches_normed_afterwards(model):
     tower = model.image
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    whole = tower(images, want_tokens=True)
+    whole = tower(images, return_tokens=True)
     expected = tower.projection(tower.ln_post(whole.tokens.mean(dim=1)))
     assert (whole.pooled - expected).abs().max() < 1e-12
     assert (tower(images).pooled - expected).abs().max() < 1e-12
@@ -27,9 +27,9 @@ def test_every_word_sees_every_other(model):
     ids = torch.randint(2, 300, (2, 12))
     changed = ids.clone()
     changed[:, -1] = 7  # a causal tower's first places would not feel it
-    one, two = (model.text(item, want_tokens=True).tokens[:, 0] for item in (ids, changed))
+    one, two = (model.text(item, return_tokens=True).tokens[:, 0] for item in (ids, changed))
     assert not torch.allclose(one, two)
-    assert torch.allclose(model.text(ids).pooled, model.text(ids, want_tokens=True).pooled)
+    assert torch.allclose(model.text(ids).pooled, model.text(ids, return_tokens=True).pooled)
 
 
 def test_gradients_reach_every_parameter(model):

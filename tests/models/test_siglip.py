@@ -19,7 +19,7 @@ def model():
 
 def test_the_cut_last_block_equals_the_whole_one(model):
     ids = torch.randint(2, 300, (3, 16))
-    whole, cut = model.text(ids, want_tokens=True), model.text(ids)
+    whole, cut = model.text(ids, return_tokens=True), model.text(ids)
     assert (whole.pooled - cut.pooled).abs().max() < 1e-12
     assert whole.tokens.shape == (3, 16, 32)
     assert whole.mask.all()
@@ -37,7 +37,7 @@ def test_a_short_batch_is_padded_to_the_context_and_padding_counts(model):
 def test_the_pool_is_a_plain_attention_of_one_query(model):
     """Against the formula, written out in a few lines."""
     tower, pool = model.image, model.image.pool
-    tokens = tower(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), want_tokens=True).tokens
+    tokens = tower(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), return_tokens=True).tokens
     heads = []
     for head in (slice(0, 16), slice(16, 32)):
         asks = pool.q(pool.probe)[head]
@@ -64,8 +64,8 @@ def test_layer_scale_multiplies_each_branch():
     block = scaled.image.layers[0]
     assert torch.allclose(block.scale_1, torch.full((32,), 1e-6))
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
-    tokens = scaled.image(images, want_tokens=True)
-    embedded = scaled.image.patch_embedding(scaled.image.normalised(images)).flatten(2).transpose(1, 2)
+    tokens = scaled.image(images, return_tokens=True)
+    embedded = scaled.image.patch_embedding(scaled.image.normalize(images)).flatten(2).transpose(1, 2)
     places = scaled.image.positional_embedding[1:]
     # Branches of a millionth leave the residual stream as it came in.
     assert torch.allclose(tokens.tokens, scaled.image.ln_pre(embedded + places), atol=1e-4)

@@ -102,7 +102,7 @@ def test_what_follows_the_first_end_token_is_ignored(attention):
 def test_the_cut_last_block_equals_the_whole_one(tower, dtype, tolerance):
     model = getattr(create_model("tiny-test", dtype=dtype), tower)
     given = captions([5, 9, 30]) if tower == "text" else torch.randn(3, 3, 32, 32, dtype=dtype)
-    assert_same(model, lambda: model(given).pooled, lambda: model(given, want_tokens=True).pooled, tolerance)
+    assert_same(model, lambda: model(given).pooled, lambda: model(given, return_tokens=True).pooled, tolerance)
 
 
 @pytest.mark.parametrize("name", ["tiny-test", "tiny-test-resnet"])
@@ -144,10 +144,10 @@ def test_uint8_pixels_and_normalised_pixels_give_the_same_features():
 @pytest.mark.parametrize("name", ["tiny-test", "tiny-test-resnet"])
 def test_token_outputs_have_a_mask_of_what_is_real(name):
     model = create_model(name).eval()
-    text = model.text(captions([3, 5], width=8), want_tokens=True)
+    text = model.text(captions([3, 5], width=8), return_tokens=True)
     assert text.tokens.shape == (2, 8, 32)
     assert text.mask.sum(dim=1).tolist() == [3, 5]
-    image = model.image(torch.zeros(2, 3, 32, 32), want_tokens=True)
+    image = model.image(torch.zeros(2, 3, 32, 32), return_tokens=True)
     assert image.tokens.shape[:2] == image.mask.shape
     assert bool(image.mask.all())
 
@@ -168,7 +168,7 @@ def test_initialising_fills_everything_and_a_seed_repeats_it(name):
     for item in empty.state_dict().values():
         item.fill_(float("nan") if item.is_floating_point() else 77)
     torch.manual_seed(3)
-    empty.initialise()
+    empty.init_weights()
     for key, item in direct.state_dict().items():
         assert torch.equal(item, empty.state_dict()[key]), key
 

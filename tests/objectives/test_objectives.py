@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.distributed.wrap import wrap
 from diptych.models import create_model
 from diptych.objectives import OBJECTIVES, create_objective, tensors_of
@@ -25,8 +25,8 @@ def make(name, **options):
 def test_terms_are_finite_and_every_parameter_gets_a_gradient(name):
     objective = make(name)
     terms = objective(make_batch(wants=objective.wants))
-    assert terms.parts
-    assert all(bool(torch.isfinite(part).all()) for part in terms.parts.values())
+    assert terms.losses
+    assert all(bool(torch.isfinite(part).all()) for part in terms.losses.values())
     total(terms).backward()
     assert not [key for key, item in objective.named_parameters() if item.grad is None]
 
@@ -45,7 +45,7 @@ def gradients(name, options):
     """Loss, and the gradient of every parameter averaged over processes, of this process's share of one batch."""
     from diptych.devices import get_device
 
-    here = world.world_from_environment()
+    here = process_group.world_from_environment()
     objective = make(name, **options)
     wrapped = wrap(objective, get_device("cpu"), here)
     batch = make_batch(8, objective.wants)
@@ -54,7 +54,7 @@ def gradients(name, options):
     loss.backward()
     # Lists, not tensors: a queue would carry tensors as file handles that outlive the process.
     grads = {key: item.grad.flatten().tolist() for key, item in objective.named_parameters()}
-    return float(world.mean(loss.detach())), grads
+    return float(process_group.all_reduce_mean(loss.detach())), grads
 
 
 @pytest.mark.parametrize("name", NAMES)

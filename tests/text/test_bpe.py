@@ -84,7 +84,7 @@ def test_long_words_are_merged_as_short_ones(letters, times):
 
 def test_a_word_of_two_hundred_thousand_letters_takes_no_minutes(tokenizer):
     start = time.perf_counter()
-    assert tokenizer.encode("hello" * 40_000).cut > 10_000
+    assert tokenizer.encode("hello" * 40_000).num_truncated > 10_000
     assert time.perf_counter() - start < 20
 
 
@@ -153,10 +153,10 @@ def test_cleaning_mends_entities_mojibake_and_white_space(tokenizer):
 
 def test_a_long_text_keeps_its_end_token_and_counts_what_it_lost(tokenizer):
     found = tokenizer.encode("dog " * 200)
-    assert (len(found.ids), found.ids[-1], found.cut) == (77, tokenizer.end_id, 125)
-    assert tokenizer.encode("dog " * 75).cut == 0
+    assert (len(found.ids), found.ids[-1], found.num_truncated) == (77, tokenizer.end_id, 125)
+    assert tokenizer.encode("dog " * 75).num_truncated == 0
     short = get_tokenizer("bpe", 5).encode("one two three four")
-    assert (len(short.ids), short.ids[-1], short.cut) == (5, 49407, 1)
+    assert (len(short.ids), short.ids[-1], short.num_truncated) == (5, 49407, 1)
 
 
 def test_a_batch_is_padded_as_open_clip_pads(tokenizer):

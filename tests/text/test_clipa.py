@@ -45,7 +45,7 @@ def test_ids_equal_berts_without_its_separator_on_2000_difficult_strings(bert, f
 def test_a_long_text_counts_what_it_lost_and_words_come_back(bert):
     ours = get_tokenizer("clipa", 8, bert[0] / "vocab.txt")
     found = ours.encode("two dogs " * 20)
-    assert found.cut == len(ours.tokens("two dogs " * 20)) - 6
+    assert found.num_truncated == len(ours.tokens("two dogs " * 20)) - 6
     assert found.ids[0] == ours.start_id and found.ids[-1] == 0
     assert ours.decode(ours.encode("Two Dogs").ids) == "two dogs"
 

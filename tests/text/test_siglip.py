@@ -108,7 +108,7 @@ def test_a_text_keeps_its_end_and_counts_what_it_lost(spiece):
     assert len(short.ids) == len(long.ids) == 8
     assert short.ids.tolist().count(1) == 8 - len(tokenizer.tokens("a photo"))  # padding is the end token again
     assert long.ids[-1] == 1
-    assert long.cut == len(tokenizer.tokens("a photo of " * 30)) - 7
+    assert long.num_truncated == len(tokenizer.tokens("a photo of " * 30)) - 7
     assert tokenizer.decode(short.ids) == "a photo"
 
 

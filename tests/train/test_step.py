@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.devices import get_device
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.distributed.wrap import wrap
 from diptych.models import create_model
 from diptych.objectives import create_objective
@@ -21,13 +21,13 @@ def make_step(model="tiny-test", dtype=torch.float64, precision="fp32", clip_nor
     torch.manual_seed(0)
     device = get_device("cpu")
     objective = create_objective(ClipConfig(), create_model(model, dtype=dtype))
-    wrapped = wrap(objective, device, world.world_from_environment())
+    wrapped = wrap(objective, device, process_group.world_from_environment())
     return Step(wrapped, create_optimizer(wrapped, OptimizerOptions(lr=1e-2), device), device, precision, clip_norm)
 
 
 def after_steps(parts, clip_norm=0.0, steps=3):
     """Losses, gradient norms and weights after some steps, this process's share of each batch cut into ``parts``."""
-    here = world.world_from_environment()
+    here = process_group.world_from_environment()
     step = make_step(clip_norm=clip_norm)
     losses, norms = [], []
     for number in range(steps):
@@ -36,7 +36,7 @@ def after_steps(parts, clip_norm=0.0, steps=3):
         own = rows_of(batch, here.rank * share, (here.rank + 1) * share)
         size = share // parts
         result = step([rows_of(own, start, start + size) for start in range(0, share, size)])
-        losses.append(float(world.mean(result.loss)))
+        losses.append(float(process_group.all_reduce_mean(result.loss)))
         norms.append(float(step.gradient_norm() if result.gradient_norm is None else result.gradient_norm))
     return losses, norms, {key: item.flatten().tolist() for key, item in step.objective.state_dict().items()}
 

@@ -11,8 +11,8 @@ import torch
 from diptych import weights
 from diptych.errors import WeightsError
 from diptych.models import create_model, model_config
-from diptych.weights import LAYOUTS
-from diptych.weights._clip_names import Dialect, clip_rules
+from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights._clip_names import NamingScheme, clip_rules
 from diptych.weights._convert import convert
 from diptych.weights._rename import to_theirs
 
@@ -65,7 +65,7 @@ SHAPES = {
 
 
 def test_every_layout_is_tested():
-    assert set(SHAPES) == set(LAYOUTS.names())
+    assert set(SHAPES) == set(CHECKPOINT_FORMATS.names())
 
 
 @pytest.mark.parametrize(("layout", "make"), [(name, make) for name, makers in SHAPES.items() for make in makers])
@@ -86,7 +86,7 @@ def test_writing_and_reading_is_the_identity(layout, make, dtype, tmp_path):
 
 def test_clipas_tensors_tell_what_they_are_and_other_layouts_refuse_them(tmp_path):
     model = random_model(model_config("tiny-test-clipa"))
-    state = to_theirs(clip_rules(model.config, Dialect()), model.state_dict())
+    state = to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict())
     assert not any("ln_pre" in name for name in state)
     torch.save(state, tmp_path / "pytorch_model.bin")  # no config beside it
     again = weights.load(tmp_path / "pytorch_model.bin", model="tiny-test-clipa")
@@ -100,7 +100,7 @@ def test_clipas_tensors_tell_what_they_are_and_other_layouts_refuse_them(tmp_pat
 
 def test_names_are_openais_to_the_letter():
     """The names of the published archives, from SOURCES.md and the papers' code, for one block of each tower."""
-    names = {rule.theirs for rule in clip_rules(model_config("ViT-B-32"), Dialect())}
+    names = {rule.theirs for rule in clip_rules(model_config("ViT-B-32"), NamingScheme())}
     assert {
         "visual.class_embedding", "visual.positional_embedding", "visual.proj", "visual.conv1.weight", "visual.ln_pre.bias",
         "visual.transformer.resblocks.11.attn.in_proj_weight", "visual.transformer.resblocks.0.mlp.c_fc.bias",
@@ -108,7 +108,7 @@ def test_names_are_openais_to_the_letter():
         "token_embedding.weight", "text_projection", "positional_embedding", "logit_scale",
     } <= names  # fmt: skip
     assert len(names) == 302  # what OpenAI's ViT-B/32 holds, without its three numbers
-    names = {rule.theirs for rule in clip_rules(model_config("RN50"), Dialect())}
+    names = {rule.theirs for rule in clip_rules(model_config("RN50"), NamingScheme())}
     assert {
         "visual.layer4.2.bn3.running_var",
         "visual.layer1.0.downsample.0.weight",
@@ -119,7 +119,7 @@ def test_names_are_openais_to_the_letter():
 @pytest.mark.parametrize("wrapper", ["plain", "module", "checkpoint", "compiled"])
 def test_state_dicts_come_in_wrappers(wrapper, tmp_path):
     model = random_model(model_config("ViT-Mini-8-64"))
-    state = to_theirs(clip_rules(model.config, Dialect()), model.state_dict())
+    state = to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict())
     if wrapper == "module":
         state = {f"module.{key}": item for key, item in state.items()}
     if wrapper == "compiled":
@@ -138,7 +138,7 @@ def test_state_dicts_come_in_wrappers(wrapper, tmp_path):
 
 def test_a_custom_text_tower_stands_under_text(tmp_path):
     model = random_model(model_config("ViT-Mini-8-64"))
-    state = to_theirs(clip_rules(model.config, Dialect(text="text.")), model.state_dict())
+    state = to_theirs(clip_rules(model.config, NamingScheme(text="text.")), model.state_dict())
     torch.save(state, tmp_path / "a.bin")
     again = weights.load(tmp_path / "a.bin", model="ViT-Mini-8-64")
     assert torch.equal(again.text.projection.weight, model.text.projection.weight)
@@ -146,7 +146,7 @@ def test_a_custom_text_tower_stands_under_text(tmp_path):
 
 def test_an_archive_of_openai_is_read_without_running_it(tmp_path):
     model = random_model(small(), torch.float16)
-    state = to_theirs(clip_rules(model.config, Dialect()), model.state_dict())
+    state = to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict())
 
     class Holder(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ def test_an_archive_of_openai_is_read_without_running_it(tmp_path):
 def test_paddles_linears_are_in_out_and_apart(tmp_path):
     """Written as PaddleMIX writes them, by numpy alone; square matrices, where a wrong transpose has the right shape."""
     model = random_model(small())
-    state = to_theirs(clip_rules(model.config, Dialect()), model.state_dict())
+    state = to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict())
     arrays = {}
     for name, tensor in state.items():
         value = tensor.numpy()
@@ -204,7 +204,7 @@ def test_paddles_linears_are_in_out_and_apart(tmp_path):
 
 
 def test_paddles_large_tensors_come_in_slices(tmp_path):
-    from diptych.weights._pickled_arrays import read_pdparams
+    from diptych.tensorfiles._pickled_arrays import read_pdparams
 
     whole = np.arange(24, dtype=np.float32).reshape(4, 6)
     flat = whole.ravel()
@@ -232,7 +232,7 @@ def test_declips_mask_token_moves_behind_the_end(tmp_path):
 
 def test_declips_other_heads_are_left_out_and_slips_names_known(tmp_path):
     model = random_model(declip_shaped())
-    rules = LAYOUTS.get("declip")().rules(model.config)
+    rules = CHECKPOINT_FORMATS.get("declip")().rules(model.config)
     state = {
         rule.replace("encode_text.", "text_encoder."): item
         for rule, item in to_theirs(rules, model.state_dict()).items()

@@ -95,12 +95,13 @@ def test_positions_are_resized_as_open_clip_does():
 
 def test_the_documented_command_of_the_source_works(tmp_path):
     """--model ViT-B-32 with a 256-pixel checkpoint: the table of 65 rows becomes one of 50."""
-    from diptych.weights._clip_names import Dialect, clip_rules
+    from diptych.weights._clip_names import NamingScheme, clip_rules
     from diptych.weights._rename import to_theirs
 
     model = create_model("ViT-B-32-256", dtype=torch.bfloat16)
     torch.save(
-        to_theirs(clip_rules(model.config, Dialect()), model.state_dict()), tmp_path / "open_clip_pytorch_model.bin"
+        to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict()),
+        tmp_path / "open_clip_pytorch_model.bin",
     )
     again = weights.create("ViT-B-32", str(tmp_path))
     assert again.image.positional_embedding.shape == (50, 768)
@@ -110,11 +111,11 @@ def test_the_documented_command_of_the_source_works(tmp_path):
 
 
 def test_heads_are_never_guessed(tmp_path):
-    from diptych.weights._clip_names import Dialect, clip_rules
+    from diptych.weights._clip_names import NamingScheme, clip_rules
     from diptych.weights._rename import to_theirs
 
     model = random_model(small(activation="gelu"))
-    torch.save(to_theirs(clip_rules(model.config, Dialect()), model.state_dict()), tmp_path / "a.pt")
+    torch.save(to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict()), tmp_path / "a.pt")
     with pytest.raises(WeightsError, match="how many heads a tower has cannot be seen"):
         weights.load(tmp_path / "a.pt")
 

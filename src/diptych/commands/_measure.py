@@ -73,7 +73,7 @@ def measure(options: Options, pretrained: str, wanted: Sequence[Task]) -> list[M
     """Load weights once and run every task."""
     from diptych import weights
     from diptych.devices import get_device
-    from diptych.evaluate import evaluators
+    from diptych.evaluate import EVALUATORS
 
     device = get_device(options.device)
     device.prepare_process()
@@ -85,7 +85,7 @@ def measure(options: Options, pretrained: str, wanted: Sequence[Task]) -> list[M
     found = []
     for task in wanted:
         with log.progress(f"{task.evaluator} on {task.source.name}", 1) as tell:
-            result = evaluators.get(task.evaluator)(
+            result = EVALUATORS.get(task.evaluator)(
                 model, task.source, tokenizer, look, device,
                 progress=lambda done, total, tell=tell: tell(done, total=total), **shared, **task.options,
             )  # fmt: skip

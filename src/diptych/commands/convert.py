@@ -20,7 +20,7 @@ class Options:
     output: Positional[Path]
     """New folder."""
     to: str = "diptych"
-    """Layout: diptych, openclip, hf, openai, paddle, declip."""
+    """CheckpointFormat: diptych, openclip, hf, openai, paddle, declip."""
     model: str = ""
     """Architecture, where the weights do not say it; at another size of picture the position table is resized."""
     precision: Literal["file", "fp32", "fp16", "bf16"] = "file"

@@ -80,7 +80,7 @@ def main(options: Options) -> int:
     if options.json:
         print(json.dumps(result))
     else:
-        from diptych.commands._data_words import told
+        from diptych.commands._data_report import told
 
         print(told(options.action, result))
     return 0
@@ -88,7 +88,7 @@ def main(options: Options) -> int:
 
 def _findings(options: Options, source: Source, decode: bool = True) -> Any:
     from diptych import log
-    from diptych.data._inspect import gather, look_at_all
+    from diptych.datatools.inspect import gather, look_at_all
     from diptych.text import get_tokenizer
 
     tokenizer = get_tokenizer("bpe", options.context_length)
@@ -98,7 +98,7 @@ def _findings(options: Options, source: Source, decode: bool = True) -> Any:
 
 def _check(options: Options, source: Source) -> dict[str, Any]:
     from diptych.data import open_source
-    from diptych.data._inspect import near
+    from diptych.datatools.inspect import near
 
     found = _findings(options, source)
     result = {
@@ -146,7 +146,7 @@ def _folder(options: Options) -> Path:
 
 def _shard(options: Options, source: Source) -> dict[str, Any]:
     from diptych import log
-    from diptych.data._write import ShardOptions, write_shards
+    from diptych.datatools.shards import ShardOptions, write_shards
 
     wanted = ShardOptions(
         options.samples_per_shard, options.format, options.resize, options.quality, options.shuffle, options.seed
@@ -173,7 +173,7 @@ def _index(options: Options, source: Source) -> dict[str, Any]:
 
 
 def _split(options: Options, source: Source) -> dict[str, Any]:
-    from diptych.data._split import split, write_splits
+    from diptych.datatools.split import split, write_splits
 
     parts = split(source, options.rule, options.seed)
     stem = Path(options.data).name.partition(".")[0]
@@ -182,6 +182,6 @@ def _split(options: Options, source: Source) -> dict[str, Any]:
 
 
 def _bench(options: Options, source: Source) -> dict[str, Any]:
-    from diptych.commands._data_bench import bench
+    from diptych.datatools.bench import bench
 
     return bench(source, options.image_size, options.processes)

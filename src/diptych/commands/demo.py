@@ -39,7 +39,7 @@ def main(options: Options) -> int:
     if not outcome.main:
         return 0
     if not outcome.finished:
-        log.say(f"stopped and saved; continue with: diptych train --output {folder} --resume latest")
+        log.info(f"stopped and saved; continue with: diptych train --output {folder} --resume latest")
         return 130
     entries = _evaluate(folder, options.device)
     report = write_report(folder)
@@ -76,7 +76,7 @@ def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
     from diptych import log, weights
     from diptych.data import SourceOptions, open_source
     from diptych.devices import get_device
-    from diptych.evaluate import evaluators, gallery
+    from diptych.evaluate import EVALUATORS, gallery
     from diptych.files import write_text
 
     device = get_device(device_name)
@@ -87,7 +87,7 @@ def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
     for split, title in SPLITS.items():
         source = open_source(str(EMOJI / f"{split}-*.tar.gz"), options=SourceOptions())
         with log.progress(f"evaluating: {title}", len(source)) as tell:
-            result: Any = evaluators.get("retrieval")(
+            result: Any = EVALUATORS.get("retrieval")(
                 model, source, tokenizer, look, device, captions_per_image=1,
                 progress=lambda done, total, tell=tell: tell(done, total=total),
             )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from diptych.commands import command
 
 if TYPE_CHECKING:
-    from diptych.commands._checks import Row
+    from diptych.conformance.checks import Row
 
 COLOURS = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -40,7 +40,7 @@ def main(options: Options) -> int:
         return _list(options.json)
     import torch
 
-    from diptych.commands._conformance import run
+    from diptych.conformance.suite import run
     from diptych.devices import get_device
 
     device = get_device(options.device)

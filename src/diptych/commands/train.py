@@ -41,9 +41,11 @@ def _tell(outcome: Any) -> None:
     print_summaries([summary(read_run(outcome.folder))], stderr=True)
     place = f"{outcome.steps}/{outcome.total_steps} steps"
     if outcome.finished:
-        log.say(f"trained {place}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
+        log.info(f"trained {place}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
     else:
-        log.say(f"stopped and saved at {place}; continue with: diptych train --output {outcome.folder} --resume latest")
+        log.info(
+            f"stopped and saved at {place}; continue with: diptych train --output {outcome.folder} --resume latest"
+        )
     results = outcome.folder / "results.json"
     entries = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
     scores = [{key: entry[key] for key in ("name", "metrics", "chance", "count")} for entry in entries]

@@ -73,7 +73,7 @@ def open_source(spec: str, *, split: str = "", options: SourceOptions | None = N
     parts = [_open_one(part, split, options) for part in spec.split("::") if part]
     if not parts:
         raise SourceError("no data was named: give a .jsonl, .csv, .tsv, shards {000..099}.tar or a folder.")
-    return parts[0] if len(parts) == 1 else Joined(parts)
+    return parts[0] if len(parts) == 1 else ConcatSource(parts)
 
 
 def _open_one(spec: str, split: str, options: SourceOptions) -> Source:
@@ -96,7 +96,7 @@ def _checked(source: Source, spec: str) -> Source:
     return source
 
 
-class Joined:
+class ConcatSource:
     """Several sources, one after the other, as one."""
 
     classes: tuple[str, ...] | None = None
@@ -131,16 +131,16 @@ class Joined:
         return total
 
 
-from diptych.data._captions import EveryCaption  # noqa: E402 (the rooms below use the contract above)
+from diptych.data._captions import CaptionPerRecord  # noqa: E402 (the rooms below use the contract above)
 from diptych.data._collate import collate  # noqa: E402
 from diptych.data._loader import Loader, Position  # noqa: E402
 from diptych.data._order import Mixture  # noqa: E402
-from diptych.data._prepare import KNOWN_FEATURES, Prepare  # noqa: E402
+from diptych.data._prepare import PRECOMPUTED_FEATURES, Prepare  # noqa: E402
 
 __all__ = [
-    "KNOWN_FEATURES",
+    "PRECOMPUTED_FEATURES",
     "SOURCES",
-    "EveryCaption",
+    "CaptionPerRecord",
     "Format",
     "Loader",
     "Mixture",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.data import Source
 
 
-class EveryCaption:
+class CaptionPerRecord:
     """A source whose records have one caption each."""
 
     def __init__(self, source: Source) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from diptych.data._carry import room, sent
+from diptych.data._shared_memory import room, sent
 from diptych.types import Batch, Sample
 
 
@@ -23,17 +23,18 @@ def collate(samples: Sequence[Sample]) -> Batch:
     for place, sample in enumerate(samples):
         for view, ids in enumerate(sample.tokens):
             tokens[view, place, : len(ids)] = ids
-            # The end token is the largest id; a caption ends at its first one, wherever else it may stand.
-            lengths[view, place] = ids.argmax() + 1
+            lengths[view, place] = sample.lengths[view]
     return Batch(
         images=_pixels(samples),
         tokens=torch.from_numpy(tokens),
         lengths=torch.from_numpy(lengths),
         masked=None,
+        indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+        seeds=torch.tensor([sample.seed for sample in samples], dtype=torch.int64),
         labels=_labels(samples),
         keys=tuple(sample.key for sample in samples),
         groups=torch.tensor([sample.group for sample in samples], dtype=torch.int64),
-        cut=sum(sample.cut for sample in samples),
+        num_truncated=sum(sample.num_truncated for sample in samples),
         image_features=_features(samples),
     )
 

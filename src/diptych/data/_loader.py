@@ -230,14 +230,14 @@ class _Fetch:
         except DataError as error:
             # Sent as a value: raised in a worker, torch would bury it in a traceback.
             return [Fetched(None, error, bad, {})]
-        return [Fetched(collate(samples), None, bad, _cuts(samples))]
+        return [Fetched(collate(samples)._replace(epoch=places[0].epoch), None, bad, _cuts(samples))]
 
     def _sample(self, place: Place, bad: list[tuple[str, str]]) -> Sample:
         seed = draw(self.seed, place.epoch, place.place)
         record = place.record
         for attempt in range(ATTEMPTS):
             try:
-                return self.prepare(self.source.record(record), seed)
+                return self.prepare(self.source.record(record), seed, record)
             except RecordError as error:
                 if self.policy == "raise":
                     raise
@@ -258,6 +258,6 @@ class _Fetch:
 def _cuts(samples: list[Sample]) -> dict[str, Cuts]:
     found: dict[str, Cuts] = {}
     for sample in samples:
-        one = (1, int(sample.cut > 0), sample.cut)
+        one = (1, int(sample.num_truncated > 0), sample.num_truncated)
         found[sample.source] = Cuts(*map(operator.add, found.get(sample.source, Cuts()), one))
     return found

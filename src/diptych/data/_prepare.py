@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
-from diptych.data._fields import captions_of
+from diptych.data._columns import captions_of
 from diptych.errors import RecordError
 from diptych.image import EvalTransform, TrainTransform, decode_pixels
 from diptych.text import Tokenizer
 from diptych.types import Record, Sample, Wants
 
-KNOWN_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its picture, fp32 [D]
+PRECOMPUTED_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its picture, fp32 [D]
 EMPTY = np.empty((3, 0, 0), dtype=np.uint8)
 
 
@@ -36,21 +36,23 @@ class Prepare:
     captions: Literal["random", "first"] = "random"
     weights: tuple[tuple[str, float], ...] = ()
 
-    def __call__(self, record: Record, seed: int) -> Sample:
+    def __call__(self, record: Record, seed: int, index: int = 0) -> Sample:
         """Raises RecordError for an unreadable image or an empty caption."""
         rng = np.random.default_rng(seed)
-        captions = [self._caption(record, rng) for _ in range(self.wants.texts)]
-        known = record.extra.get(KNOWN_FEATURES)
-        views = [EMPTY] * self.wants.views if known is not None else self._views(record, rng)
+        captions = [self._caption(record, rng) for _ in self.wants.texts]
+        known = record.extra.get(PRECOMPUTED_FEATURES)
+        views = [EMPTY] * len(self.wants.images) if known is not None else self._views(record, rng)
         encoded = [self.tokenizer.encode(caption) for caption in captions]
         return Sample(
             images=np.stack(views),
             tokens=tuple(item.ids for item in encoded),
-            masked=None,
+            lengths=tuple(item.length for item in encoded),
+            index=index,
+            seed=seed,
             label=record.label,
             key=record.key,
             group=picture_id(record),
-            cut=sum(item.cut for item in encoded),
+            num_truncated=sum(item.num_truncated for item in encoded),
             features=known,
             source=record.source,
         )
@@ -59,8 +61,8 @@ class Prepare:
         """uint8 [3, H, W] of each view, from one decoding."""
         transform, pixels = self.transform, decode_pixels(record.image, record.key)
         if isinstance(transform, TrainTransform):
-            return [transform(pixels, rng) for _ in range(self.wants.views)]
-        return [transform(pixels).numpy() for _ in range(self.wants.views)]
+            return [transform(pixels, rng) for _ in self.wants.images]
+        return [transform(pixels).numpy() for _ in self.wants.images]
 
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diptych.data import SOURCES, SourceOptions
 from diptych.data._index import Reader, checked_file
-from diptych.data._rows import Built, line_bounds, not_blank, numbers_of_lines, rows_of
+from diptych.data._line_index import Built, line_bounds, not_blank, numbers_of_lines, rows_of
 from diptych.errors import SourceError
 from diptych.types import Record
 

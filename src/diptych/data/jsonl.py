@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
+from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
 from diptych.data._index import Reader, checked_file
-from diptych.data._rows import Built, kept_rows, known_keys, line_bounds, not_blank, numbers_of_lines, rows_of
+from diptych.data._line_index import Built, kept_rows, known_keys, line_bounds, not_blank, numbers_of_lines, rows_of
 from diptych.errors import SourceError
 from diptych.types import Record
 

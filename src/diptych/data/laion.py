@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import captions_of
+from diptych.data._columns import captions_of
 from diptych.data._index import Reader, checked_file, unpacked
-from diptych.data._rows import Built, line_bounds, not_blank, rows_of
+from diptych.data._line_index import Built, line_bounds, not_blank, rows_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 

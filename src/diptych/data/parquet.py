@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of, label_of
-from diptych.data._rows import known_keys
+from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of, label_of
+from diptych.data._line_index import known_keys
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 

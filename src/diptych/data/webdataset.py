@@ -23,7 +23,7 @@ import numpy as np
 
 from diptych import log
 from diptych.data import SOURCES, SourceOptions
-from diptych.data._fields import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of, label_of, parsed
+from diptych.data._columns import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of, label_of, parsed
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._remote import has_ranges, is_remote, listed, piped
 from diptych.data._tar import Members, members_of

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diptych.distributed.world import rank, size
+from diptych.distributed.process_group import rank, size
 
 
 class _GatherWithGradient(torch.autograd.Function):

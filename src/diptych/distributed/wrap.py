@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diptych.devices import Device
-from diptych.distributed.world import World
+from diptych.distributed.process_group import World
 
 
 @dataclass(frozen=True)

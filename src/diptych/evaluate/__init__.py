@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from diptych.evaluate._cache import image_features
 from diptych.evaluate._classifier import build_classifier
 from diptych.evaluate._encode import Encoder
 from diptych.evaluate._gallery import gallery, mistakes
 from diptych.evaluate._intervals import Difference, Outcome, paired
-from diptych.evaluate._kept import image_features
 from diptych.evaluate._prompts import ClassFolder, class_folder, class_names, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
 from diptych.registry import Registry
 
-evaluators: Registry[Any] = Registry("diptych.evaluate", "evaluator")
+EVALUATORS: Registry[Any] = Registry("diptych.evaluate", "evaluator")
 
 __all__ = [
+    "EVALUATORS",
     "ClassFolder",
     "Difference",
     "Encoder",
@@ -31,7 +32,6 @@ __all__ = [
     "chance",
     "class_folder",
     "class_names",
-    "evaluators",
     "gallery",
     "image_features",
     "load_templates",

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.errors import ConfigError
+from diptych.evaluate._cache import add_weights, keep_tensor, kept
 from diptych.evaluate._encode import Encoder
-from diptych.evaluate._kept import add_weights, keep_tensor, kept
 from diptych.evaluate._prompts import fill
 from diptych.files import cache_folder
 

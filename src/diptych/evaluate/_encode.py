@@ -1,6 +1,6 @@
 """Features of many images and captions: decoding in worker processes, captions in batches of equal length.
 
-Shared by the evaluators. It knows no scores and no protocol, and does not train.
+Shared by the EVALUATORS. It knows no scores and no protocol, and does not train.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.distributed.gather import gather_rows
 from diptych.errors import ConfigError, DataError, RecordError
 from diptych.image import EvalTransform, compile_kernels, decode_image, decode_pixels
@@ -131,15 +131,15 @@ class Encoder:
         Places are dealt out like cards, so that what is sorted by length is fairly shared. A DataError of one process is
         raised in all.
         """
-        size = world.size()
+        size = process_group.size()
         if not self.shared or count < size:
             return encode(range(count))
-        failed, features, mine = None, None, range(world.rank(), count, size)
+        failed, features, mine = None, None, range(process_group.rank(), count, size)
         try:
             features = encode(mine)
         except DataError as error:
             failed = error
-        failed = world.first(failed)
+        failed = process_group.first_not_none(failed)
         if failed is not None:
             raise failed
         step(count - len(mine))

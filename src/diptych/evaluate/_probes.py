@@ -11,8 +11,8 @@ from torch import Tensor
 
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate._accuracy import classification
+from diptych.evaluate._cache import Labelled, labelled_features
 from diptych.evaluate._encode import Encoder, Progress, Records, evaluating, steps
-from diptych.evaluate._kept import Labelled, labelled_features
 
 
 def probe_sets(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError
-from diptych.evaluate import evaluators
+from diptych.evaluate import EVALUATORS
+from diptych.evaluate._cache import Labelled
 from diptych.evaluate._encode import Encoder, Progress, Records
-from diptych.evaluate._kept import Labelled
 from diptych.evaluate._probes import probe_sets, scored
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import top_k
@@ -41,7 +41,7 @@ class Options:
     """Keep the features in the cache folder."""
 
 
-@evaluators.register("knn")
+@EVALUATORS.register("knn")
 def run(
     model: Any,
     source: Records,

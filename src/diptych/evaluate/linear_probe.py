@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.evaluate import evaluators
+from diptych.evaluate import EVALUATORS
+from diptych.evaluate._cache import Labelled
 from diptych.evaluate._encode import Encoder, Progress, Records
-from diptych.evaluate._kept import Labelled
 from diptych.evaluate._probes import probe_sets, scored
 from diptych.evaluate._result import Result
 
@@ -63,7 +63,7 @@ class ProbeResult(Result):
         return super().entry(name) | {"strength": self.strength, "sweep": [list(item) for item in self.tried]}
 
 
-@evaluators.register("linear_probe")
+@EVALUATORS.register("linear_probe")
 def run(
     model: Any,
     source: Records,

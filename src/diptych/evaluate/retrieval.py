@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate import evaluators
+from diptych.evaluate import EVALUATORS
 from diptych.evaluate._encode import Encoder, Progress, Records, evaluating, steps
 from diptych.evaluate._intervals import intervals
 from diptych.evaluate._result import Result
@@ -71,7 +71,7 @@ class RetrievalResult(Result):
         return torch.tensor(self.pictures.owner)
 
 
-@evaluators.register("retrieval")
+@EVALUATORS.register("retrieval")
 def run(
     model: Any,
     source: Records,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate import evaluators
+from diptych.evaluate import EVALUATORS
 from diptych.evaluate._accuracy import accuracy, classification
 from diptych.evaluate._classifier import build_classifier
 from diptych.evaluate._encode import Encoder, Progress, Records, evaluating, steps
@@ -94,7 +94,7 @@ class ZeroshotResult(Result):
         }
 
 
-@evaluators.register("zeroshot")
+@EVALUATORS.register("zeroshot")
 def run(
     model: Any,
     source: Records,

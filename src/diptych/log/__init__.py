@@ -28,7 +28,7 @@ def console() -> Console:
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
 
 
-def say(message: str) -> None:
+def info(message: str) -> None:
     """Print one line."""
     console().print(message, markup=False)
 
@@ -74,9 +74,9 @@ def _plain_lines(title: str, expected: int) -> Report:
         now, expected = time.monotonic(), total or expected
         if done >= expected or now - last >= PLAIN_LINE_SECONDS:
             last = now
-            say(f"{title} {done}/{expected} {detail}".rstrip())
+            info(f"{title} {done}/{expected} {detail}".rstrip())
 
     return tell
 
 
-__all__ = ["Report", "Sink", "console", "open_sinks", "progress", "read_rows", "say", "warn"]
+__all__ = ["Report", "Sink", "console", "info", "open_sinks", "progress", "read_rows", "warn"]

@@ -23,7 +23,7 @@ TOWERS: Registry[type[nn.Module]] = Registry(__name__, "tower family")
 
 
 class Tower(nn.Module):
-    """What both towers share. A family gives ``blocks``, ``forward`` and ``initialise``."""
+    """What both towers share. A family gives ``blocks``, ``forward`` and ``init_weights``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,13 +35,13 @@ class Tower(nn.Module):
         """The repeated blocks, first to last: what to shard and to checkpoint."""
         raise NotImplementedError
 
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """Draw fresh weights from torch's random state."""
         raise NotImplementedError
 
 
 class ImageTower(Tower):
-    """An image tower: ``forward(images, want_tokens=False) -> Encoded``; holds the mean and std of its pixels."""
+    """An image tower: ``forward(images, return_tokens=False) -> Encoded``; holds the mean and std of its pixels."""
 
     mean: Tensor
     std: Tensor
@@ -51,7 +51,7 @@ class ImageTower(Tower):
         self.register_buffer("mean", torch.tensor(config.preprocess.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(config.preprocess.std).view(3, 1, 1))
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> normalised, in the dtype of the weights; a floating-point tensor is taken as it is.
 
         Raises ConfigError for another shape.
@@ -70,7 +70,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """A text tower: ``forward(tokens, lengths=None, want_tokens=False) -> Encoded``."""
+    """A text tower: ``forward(tokens, lengths=None, return_tokens=False) -> Encoded``."""
 
 
 class TwoTower(nn.Module):
@@ -105,7 +105,7 @@ class TwoTower(nn.Module):
         """Unit image features [B, D], unit text features [B, D], and the scale, as open_clip's models return them."""
         return self.encode_image(images, True), self.encode_text(tokens, True), self.logit_scale.exp()
 
-    def initialise(self) -> TwoTower:
+    def init_weights(self) -> TwoTower:
         """Draw fresh weights, whatever memory held before (a model made on the meta device, then ``to_empty``)."""
         with torch.no_grad():
             self.logit_scale.fill_(self.config.logit_scale)
@@ -115,7 +115,7 @@ class TwoTower(nn.Module):
             for buffer, values in ((self.image.mean, look.mean), (self.image.std, look.std)):
                 buffer.copy_(torch.tensor(values).view(3, 1, 1))  # type: ignore[union-attr, operator]
         for tower in (self.image, self.text):
-            tower.initialise()  # type: ignore[operator]
+            tower.init_weights()  # type: ignore[operator]
         return self
 
     def lock(self, image: bool = False, text: bool = False) -> TwoTower:
@@ -150,7 +150,7 @@ def create_model(model: str | ModelConfig, *, device: Any = None, dtype: torch.d
     if dtype is not None:
         built.to(dtype)
     place = torch.device(device or "cpu")
-    return built if place.type == "meta" else built.to_empty(device=place).initialise()
+    return built if place.type == "meta" else built.to_empty(device=place).init_weights()
 
 
 __all__ = [

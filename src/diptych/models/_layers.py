@@ -58,10 +58,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quickgelu": QuickGe
 
 
 class Linear(nn.Linear):
-    """Without torch's own initial values: ``initialise`` draws them, and loading has no use for any."""
+    """Without torch's own initial values: ``init_weights`` draws them, and loading has no use for any."""
 
     def reset_parameters(self) -> None:
-        """Nothing: memory is filled by ``initialise`` or by weights."""
+        """Nothing: memory is filled by ``init_weights`` or by weights."""
 
 
 class Attention(nn.Module):
@@ -126,7 +126,7 @@ class Block(nn.Module):
         return self._mlp(self._attended(x, self.attention(self.ln_1(x), plan)))
 
     @torch.no_grad()
-    def initialise(self, width: int, layers: int) -> None:
+    def init_weights(self, width: int, layers: int) -> None:
         """CLIP's scheme: residual branches shrink with the depth of the tower."""
         branch = width**-0.5 * (2 * layers) ** -0.5
         for linear in (self.attention.q, self.attention.k, self.attention.v):

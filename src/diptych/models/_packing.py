@@ -1,12 +1,12 @@
 """How the tokens of a batch are laid out, and what each may attend to.
 
-``Whole``    images: [B, N, D], everybody sees everybody, the class token (place 0) is pooled.
-``Last``     SigLIP's texts: [B, L, D], everybody sees everybody, the last place is pooled.
-``Padded``   texts: [B, L, D], causal, the end token is pooled; padding is computed and ignored. The plain twin.
-``Grouped``  texts: [T, D], T the number of real tokens. Captions of equal length stand together, so that norms and linears
+``FullAttention``    images: [B, N, D], everybody sees everybody, the class token (place 0) is pooled.
+``LastTokenPool``     SigLIP's texts: [B, L, D], everybody sees everybody, the last place is pooled.
+``PaddedCausal``   texts: [B, L, D], causal, the end token is pooled; padding is computed and ignored. The plain twin.
+``PackedCausal``  texts: [T, D], T the number of real tokens. Captions of equal length stand together, so that norms and linears
              run on exactly the real tokens and attention is one causal call per length.
 
-``Grouped`` equals ``Padded`` to rounding: ids after the end token cannot influence it in a causal tower (tests hold this).
+``PackedCausal`` equals ``PaddedCausal`` to rounding: ids after the end token cannot influence a causal tower (tests hold this).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from diptych.models._layers import attention, join_heads, scaled_dot_product, split_heads
 
 
-class Whole:
+class FullAttention:
     """Every token sees every token; the first is pooled."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -36,7 +36,7 @@ class Whole:
         return tokens[:, 0]
 
 
-class Last(Whole):
+class LastTokenPool(FullAttention):
     """Every token sees every token; the last is pooled."""
 
     def pooled(self, tokens: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Last(Whole):
 
 
 @dataclass(frozen=True)
-class Padded:
+class PaddedCausal:
     """Causal sequences padded to one length; ``lengths`` int64 [B] counts real tokens, the last of which is pooled."""
 
     lengths: Tensor
@@ -67,7 +67,7 @@ class Padded:
 
 
 @dataclass(frozen=True)
-class Grouped:
+class PackedCausal:
     """Real tokens only, captions sorted by length.
 
     ``order`` int64 [B] is the caption at each place; ``runs`` are (number of captions, their length), in that order;
@@ -81,7 +81,7 @@ class Grouped:
     positions: Tensor
 
     @classmethod
-    def of(cls, lengths: Tensor, padded_length: int) -> Grouped:
+    def of(cls, lengths: Tensor, padded_length: int) -> PackedCausal:
         """Plan a batch of captions with ``lengths`` int64 [B], stored padded to ``padded_length``."""
         # Planning is a few small integer operations, which belong on the CPU whatever the towers run on.
         counts = lengths.cpu()

@@ -63,11 +63,11 @@ class AttentionPool(nn.Module):
         self.out = Linear(width, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, embed_dim]."""
+        """[B, C, H, W] -> [B, C], before the projection ``out``."""
         places = x.flatten(2).transpose(1, 2)
         places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.positional_embedding.to(x.dtype)
         pooled = attention(self.q(places[:, :1]), self.k(places), self.v(places), self.heads)
-        return self.out(pooled[:, 0])
+        return pooled[:, 0]
 
 
 @TOWERS.register("resnet")
@@ -102,20 +102,21 @@ class ResNet(ImageTower):
         """What to shard and to checkpoint."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
-    def forward(self, images: Tensor, want_tokens: bool = False) -> Encoded:
+    def forward(self, images: Tensor, return_tokens: bool = False) -> Encoded:
         """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, 32 * width] are the places of the last map."""
         # Channels last: 1.4x as fast through the convolutions of a CPU, and the layout that tensor cores want.
-        x = self.stem(self.normalised(images).contiguous(memory_format=torch.channels_last))
+        x = self.stem(self.normalize(images).contiguous(memory_format=torch.channels_last))
         for block in self.blocks():
             x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
-        pooled = self.pool(x)
-        if not want_tokens:
-            return Encoded(pooled)
+        state = self.pool(x)
+        pooled = self.pool.out(state)
+        if not return_tokens:
+            return Encoded(pooled, state)
         tokens = x.flatten(2).transpose(1, 2)
-        return Encoded(pooled, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
+        return Encoded(pooled, state, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """CLIP's scheme: torch's own for convolutions, each block begins as its shortcut, small attention weights."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.BatchNorm2d):

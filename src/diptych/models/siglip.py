@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from diptych.models import TOWERS, ImageTower, ModelConfig
 from diptych.models._config import SiglipConfig
 from diptych.models._layers import ACTIVATIONS, Block, Linear, attention
-from diptych.models._packing import Whole
+from diptych.models._packing import FullAttention
 from diptych.types import Encoded
 
 
-class MapPool(nn.Module):
+class MAPHead(nn.Module):
     """Attention pooling with a learned query, then a residual MLP ("MAP head" of big_vision)."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, activation: str, *, eps: float) -> None:
@@ -57,27 +57,27 @@ class Siglip(ImageTower):
             Block(vision.width, vision.heads, hidden, activation, eps=eps) for _ in range(vision.layers)
         )
         self.ln_post = nn.LayerNorm(vision.width, eps)
-        self.pool = MapPool(vision.width, vision.heads, hidden, activation, eps=eps)
+        self.pool = MAPHead(vision.width, vision.heads, hidden, activation, eps=eps)
 
     def blocks(self) -> list[nn.Module]:
         """What to shard and to checkpoint."""
         return list(self.layers)
 
-    def forward(self, images: Tensor, want_tokens: bool = False) -> Encoded:
+    def forward(self, images: Tensor, return_tokens: bool = False) -> Encoded:
         """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] after the last norm."""
-        x = self.patch_embedding(self.normalised(images)).flatten(2).transpose(1, 2)  # [B, N, width]
+        x = self.patch_embedding(self.normalize(images)).flatten(2).transpose(1, 2)  # [B, N, width]
         x = x + self.positional_embedding.to(x.dtype)
-        plan = Whole()
+        plan = FullAttention()
         for block in self.layers:
             x = checkpoint(block, x, plan, use_reentrant=False) if self.recompute and self.training else block(x, plan)
         x = self.ln_post(x)
         pooled = self.pool(x)
-        if not want_tokens:
-            return Encoded(pooled)
-        return Encoded(pooled, x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
+        if not return_tokens:
+            return Encoded(pooled, pooled)
+        return Encoded(pooled, pooled, x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device))
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """big_vision's scheme: Xavier for the linears, small positions."""
         width = self.config.vision.width
         nn.init.normal_(self.patch_embedding.weight, std=self.patch_embedding.weight[0].numel() ** -0.5)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.errors import ConfigError
 from diptych.models import TOWERS, ModelConfig, TextTower
 from diptych.models._layers import Block, Linear
-from diptych.models._packing import Last
+from diptych.models._packing import LastTokenPool
 from diptych.types import Encoded
 
 
@@ -39,7 +39,7 @@ class SiglipText(TextTower):
         """What to shard and to checkpoint."""
         return list(self.layers)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, want_tokens: bool = False) -> Encoded:
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, return_tokens: bool = False) -> Encoded:
         """ids [B, L] -> pooled [B, D]; tokens [B, context, width] after the last norm. ``lengths`` changes nothing.
 
         Raises ConfigError when L is longer than the context.
@@ -51,26 +51,26 @@ class SiglipText(TextTower):
             )
         tokens = F.pad(tokens, (0, context - tokens.shape[1]), value=self.config.text.pad_id)
         x = self.token_embedding(tokens) + self.positional_embedding
-        plan, last = Last(), len(self.layers) - 1
+        plan, last = LastTokenPool(), len(self.layers) - 1
         for number, block in enumerate(self.layers):
-            only_pooled = number == last and not want_tokens
+            only_pooled = number == last and not return_tokens
             if self.recompute and self.training:
                 x = checkpoint(block, x, plan, only_pooled, use_reentrant=False)
             else:
                 x = block(x, plan, only_pooled)
         x = self.ln_final(x)
-        if not want_tokens:
-            return Encoded(self.projection(x))
-        return Encoded(self.projection(x[:, -1]), x, torch.ones_like(tokens, dtype=torch.bool))
+        if not return_tokens:
+            return Encoded(self.projection(x), x)
+        return Encoded(self.projection(x[:, -1]), x[:, -1], x, torch.ones_like(tokens, dtype=torch.bool))
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """CLIP's scheme, which suits a transformer of the same shape."""
         width = self.config.text.width
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         for block in self.layers:
-            block.initialise(width, len(self.layers))  # type: ignore[operator]
+            block.init_weights(width, len(self.layers))  # type: ignore[operator]
         self.ln_final.reset_parameters()
         nn.init.normal_(self.projection.weight, std=width**-0.5)
         if self.projection.bias is not None:

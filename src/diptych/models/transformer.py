@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from diptych.errors import ConfigError
 from diptych.models import TOWERS, ModelConfig, TextTower
 from diptych.models._layers import Block, Linear, Plan
-from diptych.models._packing import Grouped, Padded
-from diptych.models._sharing import Branched
+from diptych.models._packing import PackedCausal, PaddedCausal
+from diptych.models._shared_prefix import SharedPrefix
 from diptych.types import Encoded
 
 
@@ -43,7 +43,7 @@ class Transformer(TextTower):
         """What to shard and to checkpoint."""
         return list(self.layers)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, want_tokens: bool = False) -> Encoded:
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, return_tokens: bool = False) -> Encoded:
         """ids [B, L], real tokens [B] (None: up to the largest id) -> pooled [B, D]; tokens [B, L, width] after the last norm.
 
         Raises ConfigError when L is longer than the context.
@@ -55,12 +55,13 @@ class Transformer(TextTower):
             )
         if lengths is None:
             lengths = tokens.argmax(dim=1) + 1
-        if self.attention == "padded" or want_tokens:
-            return self._padded(tokens, lengths, want_tokens)
-        plan = Grouped.of(lengths, tokens.shape[1])
+        if self.attention == "padded" or return_tokens:
+            return self._padded(tokens, lengths, return_tokens)
+        plan = PackedCausal.of(lengths, tokens.shape[1])
         x = self.token_embedding(tokens.flatten()[plan.gather]) + self.positional_embedding[plan.positions]
         x = self._run(x, plan, cut=True)
-        return Encoded(plan.unsorted(self.projection(self.ln_final(x))))
+        state = plan.unsorted(self.ln_final(x))
+        return Encoded(self.projection(state), state)
 
     def branched(self, tokens: Tensor, lengths: Tensor, stem: Tensor, stem_length: Tensor) -> Tensor:
         """Pooled [B, D] of texts that begin alike in groups, each beginning computed once; equal to ``forward``, to rounding.
@@ -68,19 +69,21 @@ class Transformer(TextTower):
         ``tokens`` [B, L], real ``lengths`` [B], ``stem`` [B] the group of each text, ``stem_length`` [B] how many first ids
         it shares with its group (0: none), less than its length. Raises ConfigError when they do not begin alike.
         """
-        plan = Branched.of(tokens, lengths, stem, stem_length)
+        plan = SharedPrefix.of(tokens, lengths, stem, stem_length)
         x = self.token_embedding(tokens.flatten()[plan.gather]) + self.positional_embedding[plan.positions]
         return plan.unsorted(self.projection(self.ln_final(self._run(x, plan, cut=True))))
 
-    def _padded(self, tokens: Tensor, lengths: Tensor, want_tokens: bool) -> Encoded:
-        plan = Padded(lengths)
+    def _padded(self, tokens: Tensor, lengths: Tensor, return_tokens: bool) -> Encoded:
+        plan = PaddedCausal(lengths)
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self._run(x, plan, cut=not want_tokens)
-        if not want_tokens:
-            return Encoded(self.projection(self.ln_final(x)))
+        x = self._run(x, plan, cut=not return_tokens)
+        if not return_tokens:
+            state = self.ln_final(x)
+            return Encoded(self.projection(state), state)
         normed = self.ln_final(x)
         real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        return Encoded(self.projection(plan.pooled(normed)), normed, real)
+        state = plan.pooled(normed)
+        return Encoded(self.projection(state), state, normed, real)
 
     def _run(self, x: Tensor, plan: Plan, cut: bool) -> Tensor:
         last = len(self.layers) - 1
@@ -93,13 +96,13 @@ class Transformer(TextTower):
         return x
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """CLIP's scheme."""
         width = self.config.text.width
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         for block in self.layers:
-            block.initialise(width, len(self.layers))  # type: ignore[operator]
+            block.init_weights(width, len(self.layers))  # type: ignore[operator]
         self.ln_final.reset_parameters()
         nn.init.normal_(self.projection.weight, std=width**-0.5)
         if self.projection.bias is not None:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.models import TOWERS, ImageTower, ModelConfig
 from diptych.models._config import VitConfig
 from diptych.models._layers import Block, Linear
-from diptych.models._packing import Whole
+from diptych.models._packing import FullAttention
 from diptych.types import Encoded
 
 
@@ -47,17 +47,17 @@ class Vit(ImageTower):
         """What to shard and to checkpoint."""
         return list(self.layers)
 
-    def forward(self, images: Tensor, want_tokens: bool = False) -> Encoded:
-        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are patches before the last norm."""
-        x = self.patch_embedding(self.normalised(images)).flatten(2).transpose(1, 2)  # [B, N, width]
+    def forward(self, images: Tensor, return_tokens: bool = False) -> Encoded:
+        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are patches after the last norm."""
+        x = self.patch_embedding(self.normalize(images)).flatten(2).transpose(1, 2)  # [B, N, width]
         classes = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([classes, x], dim=1) + self.positional_embedding.to(x.dtype)
-        if self.training and self.patch_dropout and not want_tokens:
+        if self.training and self.patch_dropout and not return_tokens:
             x = self._some_patches(x)
         x = self.ln_pre(x)
-        plan, last = Whole(), len(self.layers) - 1
+        plan, last = FullAttention(), len(self.layers) - 1
         for number, block in enumerate(self.layers):
-            only_pooled = number == last and not want_tokens and self.pool == "class"
+            only_pooled = number == last and not return_tokens and self.pool == "class"
             if self.recompute and self.training:
                 x = checkpoint(block, x, plan, only_pooled, use_reentrant=False)
             else:
@@ -65,11 +65,17 @@ class Vit(ImageTower):
         if self.pool == "patches":
             first = x[:, 1:].mean(dim=1)
         else:
-            first = x[:, 0] if want_tokens else x  # the last block gave it alone
-        pooled = self.projection(self.ln_post(first))
-        if not want_tokens:
-            return Encoded(pooled)
-        return Encoded(pooled, x[:, 1:], torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device))
+            first = x[:, 0] if return_tokens else x  # the last block gave it alone
+        state = self.ln_post(first)
+        pooled = self.projection(state)
+        if not return_tokens:
+            return Encoded(pooled, state)
+        return Encoded(
+            pooled,
+            state,
+            self.ln_post(x[:, 1:]),
+            torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device),
+        )
 
     def _some_patches(self, x: Tensor) -> Tensor:
         """The class token and a random choice of patches of each picture, drawn where they are, without the host."""
@@ -79,7 +85,7 @@ class Vit(ImageTower):
         return torch.cat([x[:, :1], x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))], dim=1)
 
     @torch.no_grad()
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """CLIP's scheme for both towers."""
         vision = self.config.vision
         width = vision.width
@@ -87,7 +93,7 @@ class Vit(ImageTower):
         nn.init.normal_(self.class_embedding, std=width**-0.5)
         nn.init.normal_(self.positional_embedding, std=0.01)
         for block in self.layers:
-            block.initialise(width, len(self.layers))  # type: ignore[operator]
+            block.init_weights(width, len(self.layers))  # type: ignore[operator]
         if isinstance(self.ln_pre, nn.LayerNorm):
             self.ln_pre.reset_parameters()
         self.ln_post.reset_parameters()

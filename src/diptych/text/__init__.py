@@ -19,10 +19,12 @@ from diptych.registry import Registry
 
 
 class Tokenized(NamedTuple):
-    """``ids`` int64 [L], start and end included, unpadded; ``cut`` the number of tokens that did not fit."""
+    """``ids`` int64 [L], start and end included, unpadded; ``num_truncated`` tokens did not fit; ``length`` counts the ids up
+    to and including the first end token, wherever it stands: what a causal tower pools."""
 
     ids: np.ndarray
-    cut: int
+    num_truncated: int
+    length: int
 
 
 class Tokenizer:
@@ -66,7 +68,7 @@ class Tokenizer:
         kept = found[: self.context_length - 2]
         ids = np.empty(len(kept) + 2, dtype=np.int64)
         ids[0], ids[1:-1], ids[-1] = self.start_id, kept, self.end_id
-        return Tokenized(ids, len(found) - len(kept))
+        return Tokenized(ids, len(found) - len(kept), int((ids == self.end_id).argmax()) + 1)
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """ids int64 [n, context_length] of one or several texts, padded at the end, as open_clip's tokenizers give them."""

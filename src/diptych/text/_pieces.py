@@ -55,7 +55,7 @@ class WholeContext(Tokenizer):
         kept = found[: self.context_length - 1]
         ids = np.full(self.context_length, self.pad_id, dtype=np.int64)
         ids[: len(kept)], ids[len(kept)] = kept, self.end_id
-        return Tokenized(ids, len(found) - len(kept))
+        return Tokenized(ids, len(found) - len(kept), len(kept) + 1)
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """ids int64 [n, context_length]; another length than the model's own would change its features."""

@@ -45,7 +45,7 @@ class Clipa(WholeContext):
         kept = found[: self.context_length - 2]
         ids = np.zeros(self.context_length, dtype=np.int64)
         ids[0], ids[1 : 1 + len(kept)] = self.start_id, kept
-        return Tokenized(ids, len(found) - len(kept))
+        return Tokenized(ids, len(found) - len(kept), len(kept) + 1)
 
     def decode(self, ids: Any) -> str:
         """The text of the ids, without [CLS] and padding."""

@@ -17,26 +17,26 @@ from diptych import config as options
 from diptych import log, weights
 from diptych.data import Loader, Position
 from diptych.devices import Device, get_device
-from diptych.distributed import checkpoint, world
-from diptych.distributed.world import World
+from diptych.distributed import checkpoint, process_group
+from diptych.distributed.process_group import World
 from diptych.distributed.wrap import PRECISIONS, wrap
 from diptych.errors import ConfigError
 from diptych.objectives import Objective, create_objective
 from diptych.registry import did_you_mean
+from diptych.train.bad_samples import BadSampleLog
 from diptych.train.config import TrainConfig
-from diptych.train.frozen import checked_locks, with_features
-from diptych.train.ledger import Ledger
+from diptych.train.locked_features import checked_locks, with_features
 from diptych.train.optimizer import create_optimizer
 from diptych.train.pipeline import Pipeline, build_pipeline
-from diptych.train.run import Run, open_run
+from diptych.train.run_folder import Run, open_run
 from diptych.train.schedule import learning_rate, total_steps
 from diptych.train.step import Step, StepResult
-from diptych.train.validate import Looks, Validator
+from diptych.train.validate import ValidationRequest, Validator
 from diptych.types import Batch
 
 
 @dataclass(frozen=True)
-class Due:
+class EventSchedule:
     """At which steps the loop logs, validates (on pairs, on named pictures, or both) and saves."""
 
     log: Callable[[int], bool]
@@ -64,8 +64,8 @@ class Job:
     validator: Validator
     sinks: log.Sink
     total_steps: int
-    due: Due
-    ledger: Ledger
+    due: EventSchedule
+    ledger: BadSampleLog
 
     @property
     def first_step(self) -> int:
@@ -93,7 +93,7 @@ class Job:
         row = {
             "epoch": self._epochs(position),
             "time": time.time(),
-            "loss": float(world.mean(result.loss)),
+            "loss": float(process_group.all_reduce_mean(result.loss)),
             **{f"loss_{name}": float(part) for name, part in result.parts.items() if len(result.parts) > 1},
             **{name: float(value) for name, value in result.metrics.items()},
             "learning_rate": self.step.optimizer.param_groups[0]["lr"],
@@ -118,10 +118,10 @@ class Job:
         """Measure the model on the validation data and log the scores."""
         if not self.validator.wanted:
             return
-        looks = Looks(self.due.pairs(done), self.due.zeroshot(done), last=done == self.total_steps)
+        looks = ValidationRequest(self.due.pairs(done), self.due.zeroshot(done), last=done == self.total_steps)
         for row in self.validator.measure(self.objective, self.run.folder, looks):
             self.sinks.write("eval", done, {"epoch": self._epochs(position), "time": time.time(), **row})
-        world.barrier()
+        process_group.barrier()
 
     def save(self, done: int, position: Position) -> None:
         """Write a checkpoint: weights, optimiser, random state, place in the data, and the config."""
@@ -136,7 +136,7 @@ class Job:
                 "config": options.to_dict(self.config),
             }
             checkpoint.save(self.run.checkpoints, done, state, self.config.output.keep_checkpoints)
-        world.barrier()
+        process_group.barrier()
 
     def finish(self, done: int) -> None:
         """Write the final weights, with the architecture and preprocessing in their metadata."""
@@ -144,22 +144,22 @@ class Job:
             weights.save(self.run.folder / weights.WEIGHT_FILE, self.objective.model, {"steps": str(done)})
         for name, one in self.loader.cuts.items():
             if one.captions:
-                log.say(
+                log.info(
                     f"{name}: {one.captions} of {one.samples} captions ({one.captions / one.samples:.1%}) were cut, "
                     f"{one.tokens} tokens in all"
                 )
-        world.barrier()
+        process_group.barrier()
 
 
 @contextlib.contextmanager
 def prepared(config: TrainConfig) -> Iterator[Job]:
     """Build the job, and let go of loader processes, files and the process group at the end, whatever happens."""
-    here = world.world_from_environment()
+    here = process_group.world_from_environment()
     device = get_device(config.parallel.device, here.local_rank if here.size > 1 else None)
     device.prepare_process()
-    world.start(device, config.parallel.dist_backend)
+    process_group.start(device, config.parallel.dist_backend)
     with contextlib.ExitStack() as stack:
-        stack.callback(world.stop)
+        stack.callback(process_group.stop)
         job = _build(config, device, here)
         stack.callback(job.sinks.close)
         yield job
@@ -204,7 +204,7 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
         config, run, device, here, objective, step, pipeline, loader,
         Validator(config, pipeline, device, here, step.precision),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
-        total, _due(config, per_epoch, total), Ledger(run.folder, here.rank),
+        total, _due(config, per_epoch, total), BadSampleLog(run.folder, here.rank),
     )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def _precision(config: TrainConfig, device: Device) -> str:
     return PRECISIONS[asked]
 
 
-def _due(config: TrainConfig, per_epoch: int, total: int) -> Due:
+def _due(config: TrainConfig, per_epoch: int, total: int) -> EventSchedule:
     out, evaluate = config.output, config.evaluate
 
     def every(steps: int, epochs: int) -> Callable[[int], bool]:
@@ -225,7 +225,7 @@ def _due(config: TrainConfig, per_epoch: int, total: int) -> Due:
         return lambda done: period > 0 and done % period == 0
 
     pairs, zeroshot = every(evaluate.val_every_steps, evaluate.val_frequency), every(0, evaluate.zeroshot_frequency)
-    return Due(
+    return EventSchedule(
         log=lambda done: done % max(1, out.log_every_n_steps) == 0 or done in (1, total),
         pairs=lambda done: pairs(done) or done == total,
         zeroshot=lambda done: zeroshot(done) or done == total,

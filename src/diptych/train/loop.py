@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych import log
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.train.config import TrainConfig
 from diptych.train.job import Job, prepared
@@ -69,7 +69,7 @@ def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], tell: log.
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.world.size)
 
         stopping = interrupted() or (stop_after > 0 and done - job.first_step >= stop_after)
-        stopping = world.any_process(stopping, job.device.torch_device)
+        stopping = process_group.any_rank(stopping, job.device.torch_device)
         if job.due.log(done):
             tell(done, job.record(done, position, result, clock.read()))
         if job.due.save(done) or stopping or done == job.total_steps:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from diptych import log
-from diptych.data import EveryCaption, Loader, Mixture, Position, Prepare, Source, SourceOptions, open_source
+from diptych.data import CaptionPerRecord, Loader, Mixture, Position, Prepare, Source, SourceOptions, open_source
 from diptych.devices import Device
-from diptych.distributed.world import World
+from diptych.distributed.process_group import World
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import class_folder, class_names, load_templates
 from diptych.image import EvalTransform, TrainTransform
@@ -99,7 +99,7 @@ def build_pipeline(config: TrainConfig, model: ModelConfig, wants: Wants, tokeni
     if data.captions == "all":
         if data.dataset_resampled:
             raise ConfigError("--captions all shows each caption once an epoch, --dataset-resampled draws: choose one.")
-        source = EveryCaption(source)
+        source = CaptionPerRecord(source)
     if len(source) < data.batch_size and data.last_batch == "drop" and not data.train_num_samples:
         raise SourceError(
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
@@ -142,5 +142,5 @@ def opened(spec: str, split: str, preferred: tuple[str, ...], options: SourceOpt
     if chosen is None:
         flag = "--train-split" if "train" in preferred else "--val-split"
         raise ConfigError(f"{spec} has the splits {', '.join(sorted(splits))}; name one with {flag}.")
-    log.say(f"{spec}: taking the split {chosen!r} ({splits[chosen]} of {len(source)} records)")
+    log.info(f"{spec}: taking the split {chosen!r} ({splits[chosen]} of {len(source)} records)")
     return open_source(spec, split=chosen, options=options)

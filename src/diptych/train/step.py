@@ -77,7 +77,7 @@ class Step:
         self.scaler.update()
         with torch.no_grad():
             self.objective.model.logit_scale.clamp_(0.0, SCALE_LIMIT)
-        parts = {name: part.detach() for name, part in terms.parts.items()}
+        parts = {name: part.detach() for name, part in terms.losses.items()}
         return StepResult(total(terms).detach(), parts, terms.metrics, norm)
 
     def gradient_norm(self) -> Tensor:
@@ -133,20 +133,23 @@ class Step:
 
 def total(terms: Terms) -> Tensor:
     """The scalar that is minimised: all parts, summed."""
-    return torch.stack([part.reshape(()) for part in terms.parts.values()]).sum()
+    return torch.stack([part.reshape(()) for part in terms.losses.values()]).sum()
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """The micro-batches as one batch for ``compare``: labels, groups and keys; pixels and tokens stay apart."""
 
-    def along(name: str, dim: int) -> Tensor | None:
+    def along(name: str, dim: int) -> Any:
         items = [getattr(batch, name) for batch in batches]
         return None if items[0] is None else torch.cat(items, dim=dim)
 
     first = batches[0]
     keys = tuple(key for batch in batches for key in batch.keys)
     lengths = torch.cat([batch.lengths for batch in batches], dim=1)
-    return Batch(first.images[:, :0], first.tokens[:, :0], lengths, None, along("labels", 0), keys, along("groups", 0))
+    return first._replace(
+        images=first.images[:, :0], tokens=first.tokens[:, :0], lengths=lengths, keys=keys, labels=along("labels", 0),
+        groups=along("groups", 0), indices=along("indices", 0), seeds=along("seeds", 0),
+    )  # fmt: skip
 
 
 def _refilled(features: Any, tensors: Sequence[Tensor]) -> Any:

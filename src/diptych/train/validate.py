@@ -16,10 +16,10 @@ import torch
 
 from diptych import log
 from diptych.devices import Device
-from diptych.distributed import world
-from diptych.distributed.world import World
+from diptych.distributed import process_group
+from diptych.distributed.process_group import World
 from diptych.errors import DataError
-from diptych.evaluate import Result, evaluators, gallery, mistakes
+from diptych.evaluate import EVALUATORS, Result, gallery, mistakes
 from diptych.files import write_text
 from diptych.objectives import Objective
 from diptych.train.config import TrainConfig
@@ -29,7 +29,7 @@ from diptych.types import Batch
 
 
 @dataclass(frozen=True)
-class Looks:
+class ValidationRequest:
     """What to look at: ``pairs`` (loss and retrieval), ``zeroshot``; ``last``: at the end, when pictures are kept too."""
 
     pairs: bool
@@ -49,27 +49,29 @@ class Validator:
         """Whether there is anything to measure on."""
         return self.pipeline.val_source is not None or self.pipeline.zeroshot_source is not None
 
-    def measure(self, objective: Objective, folder: Path, looks: Looks) -> Iterator[dict[str, Any]]:
+    def measure(self, objective: Objective, folder: Path, looks: ValidationRequest) -> Iterator[dict[str, Any]]:
         """Yield a row of scores per data set, on every rank; rank 0 leaves ``results.json`` in the folder."""
         pairs = looks.pairs and self.pipeline.val_source is not None
         loss = self.loss(objective) if pairs else 0.0
         yield from self._scores(objective, folder, looks, loss)
 
-    def _scores(self, objective: Objective, folder: Path, looks: Looks, loss: float) -> Iterator[dict[str, Any]]:
+    def _scores(
+        self, objective: Objective, folder: Path, looks: ValidationRequest, loss: float
+    ) -> Iterator[dict[str, Any]]:
         rows, pictures = [], []
         pairs, named = self.pipeline.val_source, self.pipeline.zeroshot_source
         if looks.pairs and pairs is not None:
             found: Any = self._score("retrieval", objective, pairs, protocol=self.config.evaluate.protocol)
             self._entries["val"] = found.entry("val")
             rows.append({"name": "val", "loss": loss, **found.metrics})
-            log.say(f"val: loss {loss:.3f} · " + headline(found))
+            log.info(f"val: loss {loss:.3f} · " + headline(found))
             pictures += gallery(found, pairs, title="val") if looks.last and self.world.main else []
         if looks.zeroshot and named is not None:
             options = {**self.pipeline.zeroshot_options, "keep_classifier": False}
             found = self._score("zeroshot", objective, named, **options)
             self._entries["zeroshot"] = found.entry("zeroshot")
             rows.append({"name": "zeroshot", **found.metrics})
-            log.say("zeroshot: " + headline(found))
+            log.info("zeroshot: " + headline(found))
             pictures += mistakes(found, named, title="zeroshot") if looks.last and self.world.main else []
         if self.world.main:
             self._keep(folder, pictures)
@@ -81,7 +83,7 @@ class Validator:
             write_text(folder / "gallery.json", json.dumps(pictures), "gallery")
 
     def _score(self, evaluator: str, objective: Objective, source: Any, **options: Any) -> Result:
-        run = evaluators.get(evaluator)
+        run = EVALUATORS.get(evaluator)
         pipeline = self.pipeline
         return run(
             objective.model, source, pipeline.tokenizer, pipeline.eval_transform, self.device,
@@ -101,7 +103,7 @@ class Validator:
         finally:
             objective.train()
         local = torch.tensor(losses, device=self.device.torch_device).mean()
-        return float(world.mean(local))
+        return float(process_group.all_reduce_mean(local))
 
     def _next(self, batches: Iterator[tuple[Batch, Any]]) -> Batch | None:
         """The next batch; None at the end. A DataError of one process is raised in all, before they gather."""
@@ -110,8 +112,8 @@ class Validator:
             batch = next(batches, (None, None))[0]
         except DataError as error:
             failed = error
-        if self.world.size > 1 and world.any_process(failed is not None, self.device.torch_device):
-            failed = world.first(failed)
+        if self.world.size > 1 and process_group.any_rank(failed is not None, self.device.torch_device):
+            failed = process_group.first_not_none(failed)
         if failed is not None:
             raise failed
         return batch

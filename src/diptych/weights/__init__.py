@@ -22,7 +22,7 @@ from diptych.text import get_tokenizer as tokenizer_named
 from diptych.weights import _native
 from diptych.weights._preprocess import Preprocess, transforms
 
-LAYOUTS: Registry[type] = Registry(__name__, "layout of weights")
+CHECKPOINT_FORMATS: Registry[type] = Registry(__name__, "layout of weights")
 WEIGHT_FILE = "model.safetensors"
 
 
@@ -118,7 +118,7 @@ def list_pretrained() -> list[tuple[str, str]]:
 
 
 __all__ = [
-    "LAYOUTS",
+    "CHECKPOINT_FORMATS",
     "WEIGHT_FILE",
     "ConfigError",
     "Preprocess",

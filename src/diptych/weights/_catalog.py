@@ -18,7 +18,7 @@ from diptych.errors import WeightsError
 from diptych.models import ModelConfig, model_config
 from diptych.models._config import PreprocessConfig
 from diptych.registry import did_you_mean
-from diptych.weights._layout import Found
+from diptych.weights._format import Found
 
 FILE = Path(__file__).parent / "catalog.toml"
 HUB = "hf-hub:"
@@ -123,7 +123,7 @@ def _released_as_zoo(path: Path) -> Found | None:
 
 def config_of(source: str) -> ModelConfig:
     """The architecture behind a path, a name of the catalogue or a preset's. Raises ConfigError, WeightsError."""
-    from diptych.weights._files import read
+    from diptych.tensorfiles.read import read
     from diptych.weights._open import described, file_in
 
     path = Path(source).expanduser()

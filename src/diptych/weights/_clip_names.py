@@ -17,14 +17,14 @@ from torch import Tensor
 from diptych.errors import WeightsError
 from diptych.models import ModelConfig, list_models, model_config
 from diptych.models._config import ResNetConfig, TextConfig, VitConfig, checked
-from diptych.weights._layout import ratio
+from diptych.weights._format import ratio
 from diptych.weights._rename import ONE, SAME, SCALAR, STACKED, TRANSPOSED, Rule, same
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass(frozen=True)
-class Dialect:
+class NamingScheme:
     """How a system writes the names. ``linear_transposed``: linear weights are [in, out], as Paddle keeps them."""
 
     text: str = ""
@@ -35,7 +35,7 @@ class Dialect:
     layer_scale: str = "gamma"
 
 
-def clip_rules(config: ModelConfig, dialect: Dialect) -> list[Rule]:
+def clip_rules(config: ModelConfig, dialect: NamingScheme) -> list[Rule]:
     """The table for a CLIP with a ViT or modified ResNet; the names are CLIPA's too."""
     vision, prefix = config.vision, dialect.text
     rules = [Rule("logit_scale", ("logit_scale",), ONE if dialect.scale_shape else SCALAR)]
@@ -54,7 +54,7 @@ def clip_rules(config: ModelConfig, dialect: Dialect) -> list[Rule]:
     return [*rules, Rule(f"{prefix}text_projection", ("text.projection.weight",), TRANSPOSED)]
 
 
-def _vit(config: ModelConfig, dialect: Dialect) -> list[Rule]:
+def _vit(config: ModelConfig, dialect: NamingScheme) -> list[Rule]:
     vision = config.vision
     assert isinstance(vision, VitConfig)
     rules = [
@@ -71,7 +71,7 @@ def _vit(config: ModelConfig, dialect: Dialect) -> list[Rule]:
     return rules
 
 
-def _block(theirs: str, ours: str, dialect: Dialect, scaled: bool) -> list[Rule]:
+def _block(theirs: str, ours: str, dialect: NamingScheme, scaled: bool) -> list[Rule]:
     linear = TRANSPOSED if dialect.linear_transposed else SAME
     rules = [*same(f"{theirs}.ln_1", f"{ours}.ln_1"), *same(f"{theirs}.ln_2", f"{ours}.ln_2")]
     if dialect.stacked:
@@ -108,7 +108,7 @@ def _resnet(vision: ResNetConfig) -> list[Rule]:
 
 
 def shapes_tell(
-    tensors: Mapping[str, Tensor], dialect: Dialect, where: str, *, heads_of_64: bool = False
+    tensors: Mapping[str, Tensor], dialect: NamingScheme, where: str, *, heads_of_64: bool = False
 ) -> ModelConfig:
     """The architecture that these tensors have, in a dialect's names; preprocessing and activation are the preset's, or CLIP's.
 
@@ -139,7 +139,7 @@ def shapes_tell(
     return _with_heads(found, where, heads_of_64)
 
 
-def _vision_of(tensors: Mapping[str, Tensor], dialect: Dialect) -> VitConfig | ResNetConfig:
+def _vision_of(tensors: Mapping[str, Tensor], dialect: NamingScheme) -> VitConfig | ResNetConfig:
     if "visual.layer1.0.conv1.weight" in tensors:
         width = tensors["visual.layer1.0.conv1.weight"].shape[0]
         grid = _side(tensors["visual.attnpool.positional_embedding"])

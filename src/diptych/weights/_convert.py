@@ -22,9 +22,9 @@ from diptych.errors import ConfigError, OutputError, WeightsError
 from diptych.files import write_text
 from diptych.models import ModelConfig, TwoTower
 from diptych.registry import did_you_mean
-from diptych.weights import LAYOUTS, WEIGHT_FILE, _native, load
+from diptych.weights import CHECKPOINT_FORMATS, WEIGHT_FILE, _native, load
 from diptych.weights._catalog import vocabulary_at
-from diptych.weights._layout import Layout
+from diptych.weights._format import CheckpointFormat
 from diptych.weights._rename import to_theirs
 
 SHORT = {"hf": "huggingface", "transformers": "huggingface", "open_clip": "openclip", "pdparams": "paddle"}
@@ -49,7 +49,7 @@ class Parity:
 
 def layout_names() -> list[str]:
     """What ``--to`` may be."""
-    return sorted({"diptych", "hf", *LAYOUTS.names()} - {"huggingface"})
+    return sorted({"diptych", "hf", *CHECKPOINT_FORMATS.names()} - {"huggingface"})
 
 
 def convert(
@@ -61,7 +61,7 @@ def convert(
     layout cannot hold this model or the proof fails (nothing is left then), OutputError when the folder is taken.
     """
     name = SHORT.get(to, to)
-    if name != "diptych" and name not in LAYOUTS.names():
+    if name != "diptych" and name not in CHECKPOINT_FORMATS.names():
         raise ConfigError(did_you_mean(to, layout_names(), "layout"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} already holds something; give a new folder.")
@@ -100,7 +100,7 @@ def _written(model: TwoTower, name: str, folder: Path) -> Path:
     if name == "diptych":
         _native.write(folder / WEIGHT_FILE, model.config, tensors, {})
         return folder / WEIGHT_FILE
-    layout: Layout = LAYOUTS.get(name)()
+    layout: CheckpointFormat = CHECKPOINT_FORMATS.get(name)()
     path = layout.write(folder, model.config, to_theirs(layout.rules(model.config), tensors))
     if name == "huggingface" and model.config.text.tokenizer == "bpe":
         _bpe_files(folder, model.config)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import WeightsError
-from diptych.weights._files import read
+from diptych.tensorfiles.read import read
 from diptych.weights._open import described, file_in
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from diptych.errors import ConfigError, WeightsError
 from diptych.files import replacing
 from diptych.models import ModelConfig, model_config_from_dict
-from diptych.weights._files import Stored
+from diptych.tensorfiles.read import Stored
 
 LAYOUT = 1
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from diptych.errors import WeightsError
 from diptych.models import ModelConfig, TwoTower, list_models, model_config
-from diptych.weights import LAYOUTS, _native
+from diptych.tensorfiles.read import Stored, read
+from diptych.weights import CHECKPOINT_FORMATS, _native
 from diptych.weights._clip_names import sizes
-from diptych.weights._files import Stored, read
-from diptych.weights._layout import Found, Layout
+from diptych.weights._format import CheckpointFormat, Found
 from diptych.weights._rename import check, to_ours
 from diptych.weights._resize import fitted
 
@@ -57,10 +57,10 @@ def file_in(path: Path) -> Path:
     )
 
 
-def recognised(stored: Stored) -> Layout:
+def recognised(stored: Stored) -> CheckpointFormat:
     """The layout whose names these are. Raises WeightsError, with some of the names, when it is nobody's."""
-    for name in ("openai", "huggingface", "paddle", "declip", "openclip", *LAYOUTS.names()):
-        layout = LAYOUTS.get(name)()
+    for name in ("openai", "huggingface", "paddle", "declip", "openclip", *CHECKPOINT_FORMATS.names()):
+        layout = CHECKPOINT_FORMATS.get(name)()
         if layout.recognises(stored):
             return layout
     if "text.token_embedding.weight" in stored.tensors and any(name.startswith("image.") for name in stored.tensors):
@@ -71,7 +71,7 @@ def recognised(stored: Stored) -> Layout:
     raise WeightsError(f"{stored.path}: no CLIP or SigLIP that Diptych knows; it begins with {some or 'nothing'}.")
 
 
-def described(stored: Stored, asked: ModelConfig | None = None) -> tuple[Layout | None, Found]:
+def described(stored: Stored, asked: ModelConfig | None = None) -> tuple[CheckpointFormat | None, Found]:
     """The layout (None for our own) and the architecture; ``asked`` stands in where nothing else tells the heads."""
     if "diptych" in stored.metadata:
         return None, Found(_native.config_in(stored), "its metadata", True, preprocess_known=True)
@@ -157,7 +157,7 @@ def opened(
     """The model in a file, in the file's own number format. ``hint`` is what the catalogue knows. Raises WeightsError."""
     stored = read(path)
     if hint is not None and "diptych" not in stored.metadata:
-        layout: Layout | None = recognised(stored)
+        layout: CheckpointFormat | None = recognised(stored)
         found = hint
     else:
         layout, found = described(stored, asked)
@@ -168,7 +168,7 @@ def opened(
     return assembled(fitted(tensors, found.config, wanted), wanted, str(path))
 
 
-def _renamed(layout: Layout, stored: Stored, config: ModelConfig, allow: Iterable[str]) -> dict[str, Tensor]:
+def _renamed(layout: CheckpointFormat, stored: Stored, config: ModelConfig, allow: Iterable[str]) -> dict[str, Tensor]:
     where, rules = str(stored.path), layout.rules(config, stored)
     tensors = layout.completed(to_ours(rules, stored.tensors, where), config)
     used = {rule.theirs for rule in rules}
@@ -207,7 +207,7 @@ def assembled(tensors: dict[str, Tensor], config: ModelConfig, where: str) -> Tw
             raise WeightsError(f"{where}: {name} is {tensor.dtype}, expected floating-point numbers.")
     lacking = [name for name in expected if name not in kept]
     if any(not _countable(name) and name not in BUFFERS for name in lacking):
-        fresh = _skeleton(config).to_empty(device="cpu").initialise().state_dict()
+        fresh = _skeleton(config).to_empty(device="cpu").init_weights().state_dict()
         kept.update({name: fresh[name] for name in lacking})
     dtype = next(tensor.dtype for tensor in kept.values() if tensor.is_floating_point())
     look = config.preprocess

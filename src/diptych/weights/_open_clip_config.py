@@ -13,7 +13,7 @@ from typing import Any
 from diptych.errors import ConfigError, WeightsError
 from diptych.models import ModelConfig, PreprocessConfig
 from diptych.models._config import ResNetConfig, SiglipConfig, TextConfig, VitConfig, checked
-from diptych.weights._layout import no_others, taken
+from diptych.weights._format import no_others, taken
 
 TIMM = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)")
 TIMM_SIZES = {  # width, layers, heads, mlp ratio

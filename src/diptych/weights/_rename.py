@@ -1,6 +1,6 @@
 """Tables that invert: one rule says how tensors of another layout and ours correspond, and serves both ways.
 
-A ``Rule`` ties one tensor of theirs to one or several of ours through a ``Change`` whose two functions undo each other. A
+A ``Rule`` ties one tensor of theirs to one or several of ours through a ``Transform`` whose two functions undo each other. A
 layout is a list of rules; ``to_ours`` and ``to_theirs`` walk it. Nothing here knows a name of anybody's.
 """
 
@@ -16,23 +16,23 @@ from diptych.errors import WeightsError
 
 
 @dataclass(frozen=True)
-class Change:
+class Transform:
     """``ours(theirs, parts)`` splits or reshapes one foreign tensor into ``parts`` of ours; ``theirs`` undoes it."""
 
     ours: Callable[[Tensor, int], Sequence[Tensor]]
     theirs: Callable[[Sequence[Tensor]], Tensor]
 
 
-SAME = Change(lambda tensor, _: [tensor], lambda parts: parts[0])
-TRANSPOSED = Change(lambda tensor, _: [tensor.T], lambda parts: parts[0].T.contiguous())
+SAME = Transform(lambda tensor, _: [tensor], lambda parts: parts[0])
+TRANSPOSED = Transform(lambda tensor, _: [tensor.T], lambda parts: parts[0].T.contiguous())
 # Several of ours on top of each other, as in a fused q, k, v projection.
-STACKED = Change(lambda tensor, parts: tensor.chunk(parts), lambda parts: torch.cat(list(parts)))
+STACKED = Transform(lambda tensor, parts: tensor.chunk(parts), lambda parts: torch.cat(list(parts)))
 # A number of theirs is a vector of one element of ours, and the other way round.
-SCALAR = Change(lambda tensor, _: [tensor.reshape(1)], lambda parts: parts[0].reshape(()))
-ONE = Change(lambda tensor, _: [tensor.reshape(1)], lambda parts: parts[0].reshape(1))
+SCALAR = Transform(lambda tensor, _: [tensor.reshape(1)], lambda parts: parts[0].reshape(()))
+ONE = Transform(lambda tensor, _: [tensor.reshape(1)], lambda parts: parts[0].reshape(1))
 # Leading axes of length one: [N, D] of ours is [1, N, D], [D] of ours is [1, 1, D].
-LEADING = Change(lambda tensor, _: [tensor[0]], lambda parts: parts[0][None])
-LEADING_TWO = Change(lambda tensor, _: [tensor[0, 0]], lambda parts: parts[0][None, None])
+LEADING = Transform(lambda tensor, _: [tensor[0]], lambda parts: parts[0][None])
+LEADING_TWO = Transform(lambda tensor, _: [tensor[0, 0]], lambda parts: parts[0][None, None])
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Rule:
 
     theirs: str
     ours: tuple[str, ...]
-    change: Change = SAME
+    change: Transform = SAME
 
 
 def same(theirs: str, ours: str, leaves: Iterable[str] = ("weight", "bias")) -> list[Rule]:

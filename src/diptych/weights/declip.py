@@ -17,11 +17,11 @@ from torch import Tensor
 from diptych.errors import WeightsError
 from diptych.files import replacing
 from diptych.models import ModelConfig, PreprocessConfig
-from diptych.weights import LAYOUTS
-from diptych.weights._clip_names import Dialect, clip_rules, shapes_tell
-from diptych.weights._files import Stored
-from diptych.weights._layout import Found, Layout, only_clip
-from diptych.weights._rename import Change, Rule
+from diptych.tensorfiles.read import Stored
+from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
+from diptych.weights._format import CheckpointFormat, Found, only_clip
+from diptych.weights._rename import Rule, Transform
 
 MASK, WORDS = 49406, 49409
 LOOK = PreprocessConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "shortest", 256)
@@ -38,8 +38,8 @@ def _mask_before(parts: Sequence[Tensor]) -> Tensor:
     return tensor if tensor.shape[0] != WORDS else torch.cat([tensor[:MASK], tensor[-1:], tensor[MASK:-1]])
 
 
-@LAYOUTS.register("declip")
-class DeClip(Layout):
+@CHECKPOINT_FORMATS.register("declip")
+class DeClip(CheckpointFormat):
     """Names of DeCLIP."""
 
     name = "declip"
@@ -63,14 +63,14 @@ class DeClip(Layout):
         """DeCLIP's names."""
         only_clip(config, self.name)
         rules = clip_rules(config, self._dialect(stored))
-        words = Change(_mask_last, _mask_before)
+        words = Transform(_mask_last, _mask_before)
         return [
             dataclasses.replace(rule, change=words) if rule.ours == ("text.token_embedding.weight",) else rule
             for rule in rules
         ]
 
-    def _dialect(self, stored: Stored | None) -> Dialect:
-        return Dialect(text=(stored and _prefix(stored)) or "encode_text.", scale_shape=1)
+    def _dialect(self, stored: Stored | None) -> NamingScheme:
+        return NamingScheme(text=(stored and _prefix(stored)) or "encode_text.", scale_shape=1)
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
         """``ckpt.pth.tar`` with the model's names behind ``module.``, as the original saves it."""

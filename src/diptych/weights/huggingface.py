@@ -20,10 +20,10 @@ from diptych.errors import ConfigError, WeightsError
 from diptych.files import replacing, write_text
 from diptych.models import ModelConfig, PreprocessConfig
 from diptych.models._config import ResNetConfig, SiglipConfig, TextConfig, VitConfig, checked
-from diptych.weights import LAYOUTS
-from diptych.weights._files import Stored
-from diptych.weights._layout import Found, Layout, ratio, read_json
-from diptych.weights._rename import LEADING_TWO, ONE, SAME, SCALAR, STACKED, Change, Rule, same
+from diptych.tensorfiles.read import Stored
+from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights._format import CheckpointFormat, Found, ratio, read_json
+from diptych.weights._rename import LEADING_TWO, ONE, SAME, SCALAR, STACKED, Rule, Transform, same
 
 ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quickgelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 KERNELS = {2: "bilinear", 3: "bicubic"}
@@ -45,8 +45,8 @@ PATCHES = "vision_model.embeddings.patch_embedding.weight"
 LARGE_VOCABULARY = 250_000  # SigLIP 2's; SigLIP's has 32,000
 
 
-@LAYOUTS.register("huggingface")
-class HuggingFace(Layout):
+@CHECKPOINT_FORMATS.register("huggingface")
+class HuggingFace(CheckpointFormat):
     """Names of transformers."""
 
     name = "huggingface"
@@ -144,9 +144,9 @@ def _siglip(config: ModelConfig, flat_patches: bool) -> list[Rule]:
     return rules + _words()
 
 
-def _flat(patch: int) -> Change:
+def _flat(patch: int) -> Transform:
     """Siglip2Model embeds patches with a linear layer over (row, column, channel); ours is the convolution it equals."""
-    return Change(
+    return Transform(
         lambda tensor, _: [tensor.reshape(-1, patch, patch, 3).permute(0, 3, 1, 2)],
         lambda parts: parts[0].permute(0, 2, 3, 1).flatten(1),
     )

@@ -16,21 +16,21 @@ from torch import Tensor
 from diptych.errors import WeightsError
 from diptych.files import replacing
 from diptych.models import ModelConfig
-from diptych.weights import LAYOUTS
-from diptych.weights._clip_names import Dialect, clip_rules, shapes_tell
-from diptych.weights._files import Stored
-from diptych.weights._layout import Found, Layout, only_clip
+from diptych.tensorfiles.read import Stored
+from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
+from diptych.weights._format import CheckpointFormat, Found, only_clip
 from diptych.weights._rename import Rule
 
 
-@LAYOUTS.register("openai")
-class OpenAI(Layout):
+@CHECKPOINT_FORMATS.register("openai")
+class OpenAI(CheckpointFormat):
     """Names of OpenAI's release."""
 
     name = "openai"
     about = "OpenAI's CLIP (TorchScript archive or plain state dict); always QuickGELU"
     ignored = ("input_resolution", "context_length", "vocab_size")
-    dialect = Dialect()
+    dialect = NamingScheme()
 
     def recognises(self, stored: Stored) -> bool:
         """A TorchScript archive, a state dict with OpenAI's three numbers, or a file whose name says so."""

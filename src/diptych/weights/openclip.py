@@ -18,18 +18,18 @@ from torch import Tensor
 from diptych.files import replacing, write_text
 from diptych.models import ModelConfig
 from diptych.models._config import SiglipConfig, VitConfig
-from diptych.weights import LAYOUTS
-from diptych.weights._clip_names import Dialect, clip_rules, shapes_tell
-from diptych.weights._files import Stored
-from diptych.weights._layout import Found, Layout, read_json
+from diptych.tensorfiles.read import Stored
+from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
+from diptych.weights._format import CheckpointFormat, Found, read_json
 from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
 from diptych.weights._rename import LEADING, LEADING_TWO, SCALAR, STACKED, Rule, same
 
 CONFIG = "open_clip_config.json"
 
 
-@LAYOUTS.register("openclip")
-class OpenClip(Layout):
+@CHECKPOINT_FORMATS.register("openclip")
+class OpenClip(CheckpointFormat):
     """Names of open_clip."""
 
     name = "openclip"
@@ -71,8 +71,8 @@ class OpenClip(Layout):
         return path
 
 
-def _dialect(stored: Stored | None) -> Dialect:
-    return Dialect(text="text." if stored and "text.token_embedding.weight" in stored.tensors else "")
+def _dialect(stored: Stored | None) -> NamingScheme:
+    return NamingScheme(text="text." if stored and "text.token_embedding.weight" in stored.tensors else "")
 
 
 def siglip_rules(config: ModelConfig) -> list[Rule]:
@@ -104,5 +104,5 @@ def siglip_rules(config: ModelConfig) -> list[Rule]:
             rules.append(Rule(f"{theirs}.attn.qkv.{leaf}", parts, STACKED))
     # Its text tower has CLIP's names under "text."; only the image tower is timm's.
     stand_in = dataclasses.replace(config, vision=VitConfig(224, 32, 64, 0, 1), logit_bias=None)
-    text = clip_rules(stand_in, Dialect(text="text."))
+    text = clip_rules(stand_in, NamingScheme(text="text."))
     return rules + [rule for rule in text if rule.theirs.startswith("text.")]

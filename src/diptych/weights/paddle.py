@@ -18,18 +18,18 @@ from torch import Tensor
 
 from diptych.files import replacing, write_text
 from diptych.models import ModelConfig
-from diptych.weights import LAYOUTS
-from diptych.weights._clip_names import Dialect, clip_rules, shapes_tell
-from diptych.weights._files import Stored
-from diptych.weights._layout import Found, Layout, only_clip, read_json
+from diptych.tensorfiles.read import Stored
+from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
+from diptych.weights._format import CheckpointFormat, Found, only_clip, read_json
 from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
 from diptych.weights._rename import Rule
 
 WEIGHTS, NAMES = "model_state.pdparams", "StructuredToParameterName@@"
 
 
-@LAYOUTS.register("paddle")
-class Paddle(Layout):
+@CHECKPOINT_FORMATS.register("paddle")
+class Paddle(CheckpointFormat):
     """Names of PaddleMIX."""
 
     name = "paddle"
@@ -75,9 +75,9 @@ class Paddle(Layout):
         return path
 
 
-def _dialect(stored: Stored | None) -> Dialect:
+def _dialect(stored: Stored | None) -> NamingScheme:
     text = "text." if stored and "text.token_embedding.weight" in stored.tensors else ""
-    return Dialect(text=text, stacked=False, linear_transposed=True, scale_shape=1)
+    return NamingScheme(text=text, stacked=False, linear_transposed=True, scale_shape=1)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

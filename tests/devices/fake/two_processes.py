@@ -6,27 +6,27 @@ import sys
 
 import torch
 
-from diptych.commands._conformance_training import PAIRS, example_batch, part_of
+from diptych.conformance.training import PAIRS, example_batch, part_of
 from diptych.devices import get_device
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.distributed.wrap import wrap
 from diptych.models import create_model
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 
-here = world.world_from_environment()
+here = process_group.world_from_environment()
 device = get_device(sys.argv[1], here.local_rank if here.size > 1 else None)
-world.start(device)
+process_group.start(device)
 torch.manual_seed(11)
 model = create_model("tiny-test")
 wrapped = wrap(create_objective(OBJECTIVES.get("clip").Config(), model), device, here)
 step = Step(wrapped, create_optimizer(wrapped, OptimizerOptions(lr=1e-3), device), device, "fp32", clip_norm=1.0)
 share = PAIRS // here.size
 batch = part_of(example_batch(32, 77), slice(here.rank * share, (here.rank + 1) * share))
-losses = [float(world.mean(step([batch]).loss)) for _ in range(2)]
+losses = [float(process_group.all_reduce_mean(step([batch]).loss)) for _ in range(2)]
 if here.main:
     print(json.dumps({"losses": losses, "device": str(device.torch_device), "size": here.size}))
 sys.stdout.flush()
-world.stop()
+process_group.stop()
 os._exit(0)  # a plug-in's threads must not hold the process

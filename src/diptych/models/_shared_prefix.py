@@ -2,7 +2,7 @@
 
 Prompts of one template share the words before the class name. In a causal tower the keys and values of those words do not
 depend on what follows, so each *stem* is computed once and the *branches* (the name and what stands after it) attend to it.
-Exact: ``Grouped`` on the whole texts is the plain twin. It finds no stems itself; callers know their templates.
+Exact: ``PackedCausal`` on the whole texts is the plain twin. It finds no stems itself; callers know their templates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diptych.models._layers import attention, join_heads, scaled_dot_product, sp
 
 
 @dataclass(frozen=True)
-class Branched:
+class SharedPrefix:
     """Stems first, sorted by length, then branches, sorted by the lengths of stem and branch; no padding.
 
     ``stems`` are (number, length) of equal ones; ``branches`` (number, stem length, branch length); ``owner`` has, for each
@@ -34,7 +34,7 @@ class Branched:
     positions: Tensor
 
     @classmethod
-    def of(cls, tokens: Tensor, lengths: Tensor, stem: Tensor, stem_length: Tensor) -> Branched:
+    def of(cls, tokens: Tensor, lengths: Tensor, stem: Tensor, stem_length: Tensor) -> SharedPrefix:
         """Plan texts int64 [B, L]: text b begins with the first ``stem_length[b]`` ids of all texts of ``stem[b]``, int64 [B].
 
         Raises ConfigError when the texts of a stem do not begin alike, or when a stem is a whole text.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.errors import DistributedError
 
 from ._processes import run_in_processes
@@ -11,28 +11,28 @@ from ._processes import run_in_processes
 
 def test_alone_everything_is_the_identity():
     value = torch.tensor([1.0, 2.0])
-    assert world.world_from_environment() == world.World(0, 1, 0)
-    assert world.size() == 1
-    assert world.mean(value) is value
-    assert world.share("x") == "x"
-    assert world.any_process(True, torch.device("cpu")) is True
+    assert process_group.world_from_environment() == process_group.World(0, 1, 0)
+    assert process_group.size() == 1
+    assert process_group.all_reduce_mean(value) is value
+    assert process_group.broadcast_object("x") == "x"
+    assert process_group.any_rank(True, torch.device("cpu")) is True
 
 
 def test_a_half_set_environment_is_one_line(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DistributedError, match="torchrun"):
-        world.world_from_environment()
+        process_group.world_from_environment()
     monkeypatch.setenv("RANK", "5")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(DistributedError, match="outside of WORLD_SIZE"):
-        world.world_from_environment()
+        process_group.world_from_environment()
 
 
 def _talk() -> tuple[float, str, bool, bool]:
-    here = world.world_from_environment()
-    mean = float(world.mean(torch.tensor(float(here.rank))))
-    stop = world.any_process(here.rank == 1, torch.device("cpu"))
-    return mean, world.share(f"from {here.rank}"), stop, here.main
+    here = process_group.world_from_environment()
+    mean = float(process_group.all_reduce_mean(torch.tensor(float(here.rank))))
+    stop = process_group.any_rank(here.rank == 1, torch.device("cpu"))
+    return mean, process_group.broadcast_object(f"from {here.rank}"), stop, here.main
 
 
 def test_two_processes_agree():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diptych.errors import WeightsError
 from diptych.models import ModelConfig
-from diptych.weights._files import Stored
+from diptych.tensorfiles.read import Stored
 from diptych.weights._rename import Rule
 
 
@@ -35,7 +35,7 @@ class Found:
     preprocess_known: bool = False
 
 
-class Layout:
+class CheckpointFormat:
     """One system's weights."""
 
     name: str

@@ -18,9 +18,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.commands._checks import HALF_LIMIT, Check, NotClaimed, Row, compare, expect, outcome
-from diptych.commands._conformance_training import training_checks
-from diptych.commands._operators import PRODUCTS, Operator, operators
+from diptych.conformance.checks import HALF_LIMIT, Check, NotClaimed, Row, compare, expect, outcome
+from diptych.conformance.operators import PRODUCTS, Operator, operators
+from diptych.conformance.training import training_checks
 from diptych.devices import PRECISIONS, Device
 
 MEBI = 2**20

@@ -121,7 +121,7 @@ def rows_of(path: Path, kind: str, build: Callable[[Path, Built], None]) -> Rows
         with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged index is built again
             return Rows(index)
     if state.st_size > TELL_ABOVE:
-        log.say(f"indexing {path} once ({state.st_size / 1e9:.1f} GB); the next opening is immediate")
+        log.info(f"indexing {path} once ({state.st_size / 1e9:.1f} GB); the next opening is immediate")
     try:
         _write(path, index, build)
     except OutputError as error:

@@ -96,11 +96,11 @@ def look(source: Source, index: int, tokenizer: Tokenizer, decode: bool = True) 
         return Seen(error.key, error.key, error.reason)
     group = record.group if record.group is not None else record.key
     encoded = [tokenizer.encode(text) for text in record.captions]
-    lengths = tuple(len(item.ids) + item.cut for item in encoded)
+    lengths = tuple(len(item.ids) + item.num_truncated for item in encoded)
     told: dict[str, Any] = {
         "captions": record.captions,
         "tokens": lengths,
-        "cut": sum(item.cut > 0 for item in encoded),
+        "cut": sum(item.num_truncated > 0 for item in encoded),
     }
     if not decode:
         return Seen(record.key, group, **told)

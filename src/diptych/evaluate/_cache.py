@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diptych.distributed import world
+from diptych.distributed import process_group
 from diptych.errors import OutputError, RecordError, SourceError
 from diptych.evaluate._encode import Encoder, Records
 from diptych.files import cache_folder, replacing
@@ -66,12 +66,12 @@ def image_features(
         features = None  # kept by somebody who lives with unreadable pictures: here they are errors
     missing = features is None
     if encoder.shared:  # then all must agree whether there is work to share
-        missing = world.first(missing or None) is not None
+        missing = process_group.first_not_none(missing or None) is not None
     if features is not None and not missing:
         step(len(indices))
         return features
     features = encoder.images(source, indices, step, unreadable).cpu()
-    if keep and world.world_from_environment().local_rank == 0:  # one for each machine
+    if keep and process_group.world_from_environment().local_rank == 0:  # one for each machine
         keep_tensor(path, "features", features)
     return features
 

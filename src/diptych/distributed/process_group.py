@@ -80,7 +80,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """Give every process rank 0's small Python value (a flag, a path)."""
     if size() == 1:
         return value
@@ -89,7 +89,7 @@ def share(value: Any) -> Any:
     return box[0]
 
 
-def first(value: Any) -> Any:
+def first_not_none(value: Any) -> Any:
     """The first small Python value that is not None, by rank, for every process; None when all bring None."""
     if size() == 1:
         return value
@@ -98,7 +98,7 @@ def first(value: Any) -> Any:
     return next((one for one in brought if one is not None), None)
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """True everywhere when the flag is up anywhere: how ranks agree to stop at the same step."""
     if size() == 1:
         return flag
@@ -107,7 +107,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
     return bool(raised.item())
 
 
-def mean(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over processes, without gradient; the tensor itself at world size 1."""
     if size() == 1:
         return value

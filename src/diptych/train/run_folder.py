@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych import config as options
-from diptych.distributed import checkpoint, world
+from diptych.distributed import checkpoint, process_group
 from diptych.errors import ConfigError
 from diptych.files import write_text
 from diptych.models import model_config_from_dict
@@ -58,7 +58,7 @@ def open_run(config: TrainConfig, model: dict[str, Any]) -> Run:
 
     Raises ConfigError when the folder holds another run, and when a resumed model or objective differs.
     """
-    folder = Path(world.share(str(folder_of(config))))
+    folder = Path(process_group.broadcast_object(str(folder_of(config))))
     state = None
     if config.output.resume:
         path = checkpoint.find(config.output.resume, folder / "checkpoints")
@@ -67,11 +67,11 @@ def open_run(config: TrainConfig, model: dict[str, Any]) -> Run:
         _same(path, "model", model_config_from_dict(state["architecture"], str(path)).to_dict(), model)
         saved = build(state["config"], str(path)).objective
         _same(path, "objective", options.to_dict(saved), options.to_dict(config.objective))
-    elif world.share(_holds_a_run(folder)):
+    elif process_group.broadcast_object(_holds_a_run(folder)):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --resume latest, or choose another --output."
         )
-    if world.world_from_environment().main:
+    if process_group.world_from_environment().main:
         write_text(folder / "config.toml", options.to_toml(_kept(config, folder)), "config")
     return Run(folder, state)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from diptych import log
 
 
-class Ledger:
+class BadSampleLog:
     """Writes what is new of a growing list."""
 
     def __init__(self, folder: Path, rank: int = 0) -> None:

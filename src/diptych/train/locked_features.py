@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from diptych import log
-from diptych.data import KNOWN_FEATURES, Source
+from diptych.data import PRECOMPUTED_FEATURES, Source
 from diptych.devices import Device
-from diptych.distributed.world import World
+from diptych.distributed.process_group import World
 from diptych.errors import ConfigError, RecordError
 from diptych.evaluate import Encoder, image_features
 from diptych.models import TwoTower
@@ -24,7 +24,7 @@ from diptych.train.pipeline import Pipeline
 from diptych.types import Record
 
 
-class KnownFeatures:
+class FeatureSource:
     """A source whose records carry the features of their pictures, fp32 [D], so that nothing is decoded."""
 
     def __init__(self, source: Source, features: np.ndarray, row: np.ndarray) -> None:
@@ -42,7 +42,7 @@ class KnownFeatures:
         known = self._features[self._row[index]]
         if np.isnan(known[0]):
             raise RecordError(found.key, "the picture could not be read when features were computed")
-        return dataclasses.replace(found, extra={**found.extra, KNOWN_FEATURES: known})
+        return dataclasses.replace(found, extra={**found.extra, PRECOMPUTED_FEATURES: known})
 
     def splits(self) -> dict[str, int]:
         """Those of the source."""
@@ -75,7 +75,7 @@ def with_features(pipeline: Pipeline, model: TwoTower, device: Device, here: Wor
         shared=here.size > 1,
     )  # fmt: skip
     features = _encoded(encoder, source, indices)
-    return dataclasses.replace(pipeline, train_source=KnownFeatures(source, features.numpy(), row))
+    return dataclasses.replace(pipeline, train_source=FeatureSource(source, features.numpy(), row))
 
 
 def _pictures(source: Source) -> tuple[list[int], np.ndarray]:

@@ -10,16 +10,15 @@ from PIL import Image
 
 from diptych.commands import main
 from diptych.data import Loader, Prepare, open_source
-from diptych.data._inspect import gather, look_at_all, look_hash, near
-from diptych.data._split import split
-from diptych.data._write import ShardOptions, write_shards
+from diptych.datatools.inspect import gather, look_at_all, look_hash, near
+from diptych.datatools.shards import ShardOptions, write_shards
+from diptych.datatools.split import split
 from diptych.errors import ConfigError, OutputError
 from diptych.image import EvalTransform
 from diptych.text import get_tokenizer
 from diptych.types import Wants
+from tests.data.world import COUNT, write_images, write_jsonl
 from tests.photos import FLICKR, needs_photos, some_photos
-
-from .world import COUNT, write_images, write_jsonl
 
 
 def noise(seed, size=(80, 60)):

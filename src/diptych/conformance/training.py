@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diptych.commands._checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
+from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
 from diptych.types import Batch
 
@@ -172,12 +172,13 @@ def example_batch(size: int, context: int) -> Batch:
     tokens = tokens.masked_fill(torch.arange(longest) >= lengths[..., None], 0)
     tokens.scatter_(2, lengths[..., None] - 1, 49_407)
     keys = tuple(str(number) for number in range(PAIRS))
-    return Batch(images, tokens, lengths, None, None, keys, torch.arange(PAIRS))
+    rows = torch.arange(PAIRS)
+    return Batch(images, tokens, lengths, keys, rows, rows, rows)
 
 
 def part_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch: a micro-batch, or a process's share."""
-    groups = None if batch.groups is None else batch.groups[rows]
     return Batch(
-        batch.images[:, rows], batch.tokens[:, rows], batch.lengths[:, rows], None, None, batch.keys[rows], groups
-    )
+        batch.images[:, rows], batch.tokens[:, rows], batch.lengths[:, rows], batch.keys[rows], batch.indices[rows],
+        batch.seeds[rows], batch.groups[rows],
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Python's own unpickler, even with a list of allowed names, runs C code on what a file says: it fills a memo as long as a file asks
 for, hashes keys nested a million deep, and lets arrays be built twice. Here a few dozen opcodes make None, numbers, text,
-bytes, tuples, lists and dicts with plain keys; every name of a module, every call and every state goes through ``Names``.
+bytes, tuples, lists and dicts with plain keys; names of modules, calls and states go through ``PickleHandlers``.
 Reading opcodes is ``pickletools``' work. Not for trust: what the data means is checked by who asked for it.
 """
 
@@ -43,11 +43,11 @@ class Opaque:
 PLAIN_KEYS = (str, int, float, bytes, type(None), Opaque)
 
 
-class HarmfulError(pickle.UnpicklingError):
+class UnsafePickleError(pickle.UnpicklingError):
     """What would bring a reader down: a key that is no text or number, an entry that fills the memory."""
 
 
-class Names:
+class PickleHandlers:
     """What the machine's user allows. Every method raises ``pickle.UnpicklingError`` (or the user's own error) to refuse."""
 
     def find(self, module: str, name: str) -> Any:
@@ -67,13 +67,13 @@ class Names:
         raise pickle.UnpicklingError("a persistent id")
 
 
-def run(file: Any, names: Names) -> Any:
+def run(file: Any, names: PickleHandlers) -> Any:
     """The value of the pickle that begins where ``file`` (of bytes) stands. Raises pickle.UnpicklingError, ValueError."""
-    return _Machine(names).run(file)
+    return SafeUnpickler(names).run(file)
 
 
-class _Machine:
-    def __init__(self, names: Names) -> None:
+class SafeUnpickler:
+    def __init__(self, names: PickleHandlers) -> None:
         self.names = names
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -214,5 +214,5 @@ class _Machine:
 
 def _plain(key: Any) -> Any:
     if not isinstance(key, PLAIN_KEYS):
-        raise HarmfulError(f"a key that is no text or number but {type(key).__name__}")
+        raise UnsafePickleError(f"a key that is no text or number but {type(key).__name__}")
     return key

@@ -27,7 +27,7 @@ from diptych.types import Record
 
 if TYPE_CHECKING:
     from diptych.data import Source
-from diptych.data._fields import OWN_GROUP, OWN_KEY
+from diptych.data._columns import OWN_GROUP, OWN_KEY
 
 PLAN, SIZES, BAD = "shards.json", "sizes.json", "left_out.jsonl"
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.weights._machine import Names, run
-from diptych.weights._pickles import Name, contained, entry, line, refuse, told
+from diptych.tensorfiles._pickle_handlers import Name, contained, entry, line, refuse, told
+from diptych.tensorfiles._safe_unpickler import PickleHandlers, run
 
 MOST_PICKLE = 1 << 26  # bytes of a module tree; a real one has a few hundred kilobytes
 
@@ -45,7 +45,7 @@ _ALLOWED = {
 }  # fmt: skip
 
 
-class _ArchiveNames(Names):
+class _ArchiveNames(PickleHandlers):
     """The module tree of a TorchScript archive."""
 
     def __init__(self, path: Path, storage: Callable[[str, torch.dtype, int], Tensor]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.errors import WeightsError
-from diptych.weights._machine import HarmfulError, Names, Opaque, run
+from diptych.tensorfiles._safe_unpickler import Opaque, PickleHandlers, UnsafePickleError, run
 
 MOST_SQUEEZED = 200  # times that a compressed entry may grow, and a megabyte; numbers hardly shrink at all
 
@@ -68,11 +68,11 @@ def entry(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes
     """The bytes of an entry, unless it was made to fill the memory."""
     info = archive.getinfo(name)
     if info.file_size > MOST_SQUEEZED * info.compress_size + (1 << 20) or (most and info.file_size > most):
-        raise HarmfulError(f"{name} would grow to {info.file_size:,} bytes")
+        raise UnsafePickleError(f"{name} would grow to {info.file_size:,} bytes")
     return archive.read(name)
 
 
-class _AnyNames(Names):
+class _AnyNames(PickleHandlers):
     """Lets a pickle through without making anything of its names: only keys are looked at."""
 
     def find(self, module: str, name: str) -> Any:
@@ -96,7 +96,7 @@ def refuse_odd_keys(path: Path) -> None:
     try:
         for data in _pickles_of(path):
             run(data, _AnyNames())
-    except HarmfulError as error:
+    except UnsafePickleError as error:
         raise WeightsError(f"{path}: not a whole torch file ({line(error)}).") from error
     except Exception:
         return

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.weights._pickled_arrays import read_pdparams
-from diptych.weights._pickled_modules import is_torchscript, read_torchscript
-from diptych.weights._pickles import line, refuse_odd_keys, told
+from diptych.tensorfiles._pickle_handlers import line, refuse_odd_keys, told
+from diptych.tensorfiles._pickled_arrays import read_pdparams
+from diptych.tensorfiles._pickled_modules import is_torchscript, read_torchscript
 
 Kind = Literal["safetensors", "torch", "torchscript", "paddle"]
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
@@ -149,7 +149,7 @@ def _sharded(path: Path) -> Stored:
 
 
 def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what parallel training and compiling put before all of them."""
+    """PickleHandlers without what parallel training and compiling put before all of them."""
     names = dict(tensors)
     while names:
         prefix = next((one for one in PREFIXES if all(name.startswith(one) for name in names)), None)

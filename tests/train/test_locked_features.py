@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from diptych import weights
-from diptych.data import KNOWN_FEATURES, open_source
+from diptych.data import PRECOMPUTED_FEATURES, open_source
 from diptych.errors import ConfigError
 from diptych.image import TrainTransform, decode_image
 from diptych.models import create_model
-from diptych.train import frozen
+from diptych.train import locked_features
 from tests.train.test_loop import assert_identical, losses, pairs, run, tensors  # noqa: F401 (pairs is a fixture)
 
 
@@ -82,7 +82,7 @@ def test_a_run_on_features_resumes_bit_by_bit(pairs, tmp_path, start):  # noqa: 
 
 def test_records_carry_the_features_of_their_picture(pairs, tmp_path, start, monkeypatch):  # noqa: F811
     made = []
-    monkeypatch.setattr(frozen, "KnownFeatures", lambda *given: made.append(Known(*given)) or made[-1])
+    monkeypatch.setattr(locked_features, "FeatureSource", lambda *given: made.append(Known(*given)) or made[-1])
     run(pairs, tmp_path / "a", "--pretrained", start, "--lock-image", "--cache-features", "--max-steps", "1")
     model = weights.load(start).eval()
     look = weights.transforms(model.config)[1].transform
@@ -90,11 +90,11 @@ def test_records_carry_the_features_of_their_picture(pairs, tmp_path, start, mon
     for index in range(0, len(source), 5):
         with torch.no_grad():
             expected = model.encode_image(look(decode_image(source.record(index).image))[None])[0]
-        found = torch.from_numpy(made[0].record(index).extra[KNOWN_FEATURES])
+        found = torch.from_numpy(made[0].record(index).extra[PRECOMPUTED_FEATURES])
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-Known = frozen.KnownFeatures
+Known = locked_features.FeatureSource
 
 
 def test_an_unreadable_picture_is_a_bad_sample_like_any_other(pairs, tmp_path, start):  # noqa: F811

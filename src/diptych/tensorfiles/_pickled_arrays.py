@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.weights._machine import Names, run
-from diptych.weights._pickles import CONTAINERS, Name, contained, line, refuse, told
+from diptych.tensorfiles._pickle_handlers import CONTAINERS, Name, contained, line, refuse, told
+from diptych.tensorfiles._safe_unpickler import PickleHandlers, run
 
 
 class _Dtype:
@@ -77,7 +77,7 @@ _KNOWN = {
 }  # fmt: skip
 
 
-class _PaddleNames(Names):
+class _PaddleNames(PickleHandlers):
     """numpy's arrays, and nothing else that can be made."""
 
     def __init__(self, path: Path) -> None:

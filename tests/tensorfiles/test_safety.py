@@ -141,7 +141,7 @@ def test_a_pickle_that_attacks_the_reader_itself_is_refused(attack, tmp_path):
 
 
 def test_the_arrays_of_these_attacks_are_read_when_they_are_whole(tmp_path):
-    from diptych.weights._pickled_arrays import read_pdparams
+    from diptych.tensorfiles._pickled_arrays import read_pdparams
 
     (tmp_path / "a.pdparams").write_bytes(b"\x80\x02}X\1\0\0\0a" + empty_array() + state(b"A", 600) + b"bs.")
     assert read_pdparams(tmp_path / "a.pdparams")["a"].tolist() == [65] * 600
