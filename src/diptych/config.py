@@ -111,13 +111,22 @@ def check(tree: Any, before: str = "--") -> None:
             check(value, before)
             continue
         name = item.name.replace("_", "-") if before == "--" else item.name
-        inside = [one for one in getattr(hints[item.name], "__metadata__", ()) if isinstance(one, Range)]
+        if value is None:
+            continue
+        inside = _ranges(hints[item.name])
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, float) and not math.isfinite(one):
                 raise ConfigError(f"{before}{name} {one}: expected a finite number.")
             for limits in inside:
                 if not limits.least <= one <= limits.most:
                     raise ConfigError(f"{before}{name} {one}: expected a number of {limits}.")
+
+
+def _ranges(hint: Any) -> list[Range]:
+    """The ranges of a type, also of the first member of ``Share | None``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [limits for member in typing.get_args(hint) for limits in _ranges(member)]
+    return [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Range)]
 
 
 def _unknown_key(tree: type, key: str, known: set[str]) -> str:

@@ -60,3 +60,23 @@ def gather_with_gradient(local: Tensor, group: Group = None) -> Tensor:
 def rank_offset(rows: int, group: Group = None) -> int:
     """Where our rows begin in a gathered tensor, for ``rows`` rows per process."""
     return rows * rank(group)
+
+
+class _AllReduceWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: Tensor, group: Group) -> Tensor:
+        context.group = group
+        total = local.detach().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=context.group)
+        return total, None
+
+
+def all_reduce_with_gradient(local: Tensor, group: Group = None) -> Tensor:
+    """The sum of a tensor over processes; the gradients that all processes hold for it are summed on the way back."""
+    return local if size(group) == 1 else _AllReduceWithGradient.apply(local, group)  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ objectives contain no parallelism; what they offer is ``blocks()``, ``linears()`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -209,8 +209,3 @@ def parallelize(objective: nn.Module, device: Device, world: World) -> Layout:
 def frozen_digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
     """A hash of each module's weights and buffers, by which a resumed run knows that its companions are the same."""
     return {name: _full_state.digest(module.state_dict()) for name, module in modules.items()}
-
-
-def parameter_count(parameters: Iterable[Tensor]) -> int:
-    """The number of elements, of whole parameters where they are sharded."""
-    return sum(item.numel() for item in parameters)
