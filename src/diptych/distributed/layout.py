@@ -148,6 +148,10 @@ class Layout:
         """Every parameter and buffer of the objective, whole. A collective: every rank calls it."""
         return {name: _full_state.full(item) for name, item in self.objective.state_dict().items()}
 
+    def model_state(self) -> dict[str, Tensor]:
+        """The part of ``full_state`` that is the model's, by the model's own names. A collective."""
+        return {name: _full_state.full(item) for name, item in self.objective.model.state_dict().items()}
+
     def load_full_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``full_state`` gave, under any layout. A collective. Raises RuntimeError for other names or shapes."""
         own = self.objective.state_dict()
