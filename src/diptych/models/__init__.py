@@ -7,7 +7,7 @@ foreign names of weights. Towers are called (``model.image(x)``, ``model.text(t)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +69,17 @@ class ImageTower(Tower):
         return normalised.to(next(self.parameters()).dtype)
 
 
+class SharedPrefixes(NamedTuple):
+    """Texts that begin with the same ids: ``group`` int64 [B] of each text, ``length`` int64 [B] of the prefix it shares."""
+
+    group: Tensor
+    length: Tensor
+
+
 class TextTower(Tower):
-    """A text tower: ``forward(tokens, lengths=None, return_tokens=False) -> Encoded``."""
+    """A text tower: ``forward(tokens, lengths=None, return_tokens=False) -> Encoded``; see ``shares_prefixes``."""
+
+    shares_prefixes: ClassVar[bool] = False
 
 
 class TwoTower(nn.Module):
@@ -96,9 +105,20 @@ class TwoTower(nn.Module):
         features = self.image(images).pooled
         return F.normalize(features, dim=-1) if normalize else features
 
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether ``encode_text`` takes ``prefix``."""
+        return bool(self.text.shares_prefixes)
+
+    def encode_text(
+        self,
+        tokens: Tensor,
+        normalize: bool = False,
+        lengths: Tensor | None = None,
+        prefix: SharedPrefixes | None = None,
+    ) -> Tensor:
         """Features [B, D] of token ids [B, L]; what follows the end token is ignored."""
-        features = self.text(tokens).pooled
+        features = self.text(tokens, lengths, **({} if prefix is None else {"prefix": prefix})).pooled
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,6 +180,7 @@ __all__ = [
     "ImageTower",
     "ModelConfig",
     "PreprocessConfig",
+    "SharedPrefixes",
     "TextTower",
     "TwoTower",
     "create_model",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.errors import ConfigError
-from diptych.models import TOWERS, ModelConfig, TextTower
+from diptych.models import TOWERS, ModelConfig, SharedPrefixes, TextTower
 from diptych.models._layers import Block, Linear, Plan
 from diptych.models._packing import PackedCausal, PaddedCausal
 from diptych.models._shared_prefix import SharedPrefix
@@ -25,6 +25,7 @@ class Transformer(TextTower):
     """Ids -> blocks -> the end token -> projection. ``attention`` is "groups" (packed) or "padded" (the plain twin)."""
 
     attention: Literal["groups", "padded"] = "groups"
+    shares_prefixes = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -43,7 +44,13 @@ class Transformer(TextTower):
         """What to shard and to checkpoint."""
         return list(self.layers)
 
-    def forward(self, tokens: Tensor, lengths: Tensor | None = None, return_tokens: bool = False) -> Encoded:
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        return_tokens: bool = False,
+        prefix: SharedPrefixes | None = None,
+    ) -> Encoded:
         """ids [B, L], real tokens [B] (None: up to the largest id) -> pooled [B, D]; tokens [B, L, width] after the last norm.
 
         Raises ConfigError when L is longer than the context.
@@ -55,6 +62,9 @@ class Transformer(TextTower):
             )
         if lengths is None:
             lengths = tokens.argmax(dim=1) + 1
+        if prefix is not None:
+            pooled = self.branched(tokens, lengths, prefix.group, prefix.length)
+            return Encoded(pooled, pooled)
         if self.attention == "padded" or return_tokens:
             return self._padded(tokens, lengths, return_tokens)
         plan = PackedCausal.of(lengths, tokens.shape[1])
