@@ -97,9 +97,9 @@ def product_error(precision: str) -> float:
 
 
 def choose_matmul(
-    option: str, processor: Processor | None = None, error: Callable[[str], float] = product_error
+    option: str, processor: Processor | None = None, error: Callable[[str], float] | None = None
 ) -> Matmul:
-    """ "auto" resolved for ``processor`` (this machine's by default); "fast" checked. ``error`` is ``product_error``'s like.
+    """The choice that ``option`` means on ``processor`` (this machine's by default); ``error`` replaces ``product_error``.
 
     Raises ConfigError for an unknown option, and for "fast" where products in oneDNN lose accuracy.
     """
@@ -109,7 +109,7 @@ def choose_matmul(
         return "default"
     if option == "exact" or (option == "auto" and not (processor or read_processor()).slow_in_mkl):
         return "exact"
-    exact, fast = error(PRECISION["exact"]), error(PRECISION["fast"])
+    exact, fast = ((error or product_error)(PRECISION[choice]) for choice in ("exact", "fast"))
     if fast <= ERROR_RATIO * exact:
         return "fast"
     if option == "auto":
