@@ -41,7 +41,8 @@ PARTS = {
     "about": "metadata",
 }
 PROSE = re.compile(
-    r"\b(the house|of the house|rooms|(a|the|each|every|own|other|this|that) room|twins?|mend(s|ed|ing)?|anew|tells?|told|the words|ledgers?|floors)\b",
+    r"\b(the house|of the house|rooms|(a|the|each|every|own|other|this|that) room|twins?|mend(s|ed|ing)?|anew|tells?|told|"
+    r"the words|ledgers?|floors)\b",
     re.IGNORECASE,
 )
 BRITISH = re.compile(
