@@ -17,11 +17,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[fast,logs]'
+	$(PIP) -e '.[fast,logs,plots]'
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(PIP) -e '.[fast,logs,test]'
+	$(PIP) -e '.[test]'
 	@touch $@
 
 # Train a small CLIP on emoji, test it on a drawing style it never saw, and write a report (about five minutes).
