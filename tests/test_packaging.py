@@ -87,7 +87,9 @@ def test_every_data_file_of_the_package_is_declared():
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".py"]
     files = [path for path in files if "__pycache__" not in path.parts]
     assert files
-    left_out = [str(path) for path in files if not any(fnmatch(path.name, pattern.split("/")[-1]) for pattern in patterns)]
+    left_out = [
+        str(path) for path in files if not any(fnmatch(path.name, pattern.split("/")[-1]) for pattern in patterns)
+    ]
     assert not left_out
     unused = [pattern for pattern in patterns if not any(fnmatch(path.name, pattern.split("/")[-1]) for path in files)]
     assert not unused
