@@ -69,7 +69,7 @@ def with_features(pipeline: Pipeline, model: TwoTower, device: Device, here: Wor
     """The pipeline with features in place of training pictures; every process computes a part, and all keep all."""
     source: Any = pipeline.train_source
     indices, row = _pictures(source)
-    data = pipeline.config.data
+    data = pipeline.data
     encoder = Encoder(
         model, pipeline.tokenizer, pipeline.eval_transform, device, max(64, data.batch_size), data.workers, precision,
         shared=here.size > 1,
