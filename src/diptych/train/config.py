@@ -104,7 +104,9 @@ class EvaluateOptions:
     zeroshot_frequency: Count = 2
     """Epochs between zero-shot evaluations on --imagenet-val."""
     protocol: typing.Literal["grouped", "paired"] = "grouped"
-    """Retrieval: any true caption of the picture counts (COCO, Flickr), or row by row as open_clip does."""
+    """Retrieval: any true caption of the image counts (COCO, Flickr), or row by row as open_clip does."""
+    captions_per_image: Count = 0
+    """Only the first so many captions of a validation image (5 for COCO papers); 0 takes all."""
 
 
 @dataclass(frozen=True)

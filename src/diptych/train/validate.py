@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from diptych.data import Position, Source
 from diptych.distributed import process_group
 from diptych.distributed.layout import Layout
 from diptych.errors import DataError, SourceError
-from diptych.evaluate import AnyEvaluator, DataKind, Encoder, LabeledImages, Result, evaluators
+from diptych.evaluate import DataKind, Encoder, LabeledImages, Result, evaluators, options_from
 from diptych.files import write_text
 from diptych.train.config import EvaluateOptions
 from diptych.train.step import move, total
@@ -42,8 +42,8 @@ class ValidationRequest:
 class ValidationData:
     """What a run validates on, None where it has none.
 
-    ``batches`` begins a pass over the pairs: batches of this process, as the objective's ``validation_wants`` asks, as many and as
-    large in every process.
+    ``batches`` begins a pass over the pairs: batches of this process, made as the objective's ``validation_wants`` asks, as many
+    and as large in every process.
     """
 
     pairs: Source | None
@@ -63,8 +63,8 @@ class ValidationData:
 class Validator:
     """Measures the objective and the model of a ``layout`` on the run's validation data.
 
-    ``encoder`` encodes with that layout; ``options`` are the run's, from which an evaluator takes those that it declares under the
-    same name.
+    ``encoder`` encodes with that layout; ``options`` are the run's, from which an evaluator takes those that it declares under
+    the same name.
     """
 
     def __init__(self, layout: Layout, encoder: Encoder, data: ValidationData, options: EvaluateOptions) -> None:
@@ -90,7 +90,7 @@ class Validator:
             if not evaluator.training_name or evaluator.data not in due:
                 continue
             name, source = evaluator.training_name, due[evaluator.data]
-            result = evaluator().run(self.encoder, source, self._options(evaluator))
+            result = evaluator().run(self.encoder, source, options_from(evaluator, self.options))
             own, losses = (losses, {}) if evaluator.data == "pairs" else ({}, losses)
             self._entries[name] = result.entry(name)
             rows.append({"name": name, **own, **result.metrics})
@@ -135,11 +135,6 @@ class Validator:
             if batch is None:
                 return
             yield batch
-
-    def _options(self, evaluator: AnyEvaluator) -> Any:
-        own = {item.name for item in fields(self.options)}
-        names = [item.name for item in fields(evaluator.Options) if item.name in own]
-        return evaluator.Options(**{name: getattr(self.options, name) for name in names})
 
     def _write(self, folder: Path, drawings: list[dict[str, Any]]) -> None:
         write_text(folder / "results.json", json.dumps(list(self._entries.values()), indent=1) + "\n", "results")
