@@ -17,7 +17,7 @@ from typing import Any
 from diptych import config
 from diptych.config import Count, Share
 from diptych.data import SourceOptions
-from diptych.distributed.wrap import ParallelOptions
+from diptych.distributed.layout import ParallelOptions
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
