@@ -140,7 +140,7 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
     encoder = Encoder(
         model,
         weights.tokenizer_of(model.config, pretrained),
-        weights.transforms(model.config)[1].transform,
+        weights.eval_transform(model.config),
         device,
         chosen.batch_size,
         chosen.workers,

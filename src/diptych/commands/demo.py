@@ -83,7 +83,7 @@ def evaluate_splits(folder: Path, config: TrainConfig) -> list[dict[str, Any]]:
     device = get_device(config.parallel.device)
     model = weights.load(folder).to(device.torch_device)
     encoder = Encoder(
-        model, weights.tokenizer_of(model.config), weights.transforms(model.config)[1].transform, device,
+        model, weights.tokenizer_of(model.config), weights.eval_transform(model.config), device,
         workers=min(1, config.data.workers), precision=device.default_precision(),
     )  # fmt: skip
     entries, drawings = [], []
