@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.data import CaptionPerRecord, Loader, Position, Prepare, open_source
+from diptych.data import CaptionPerRecord, Loader, LoaderOptions, Position, Prepare, open_source
 from diptych.datatools.shards import ShardOptions, write_shards
 from diptych.image import TrainTransform
 from diptych.text import get_tokenizer
@@ -83,7 +83,7 @@ def batches(source, start: Position, steps: int, ranks: int = 1) -> tuple[list[s
     """A digest of the pixels and tokens of each global batch, and the position after it."""
     parts = []
     for rank in range(ranks):
-        loader = Loader(source, PREPARE, batch_size=BATCH // ranks, seed=SEED, rank=rank, ranks=ranks, start=start)
+        loader = Loader(source, PREPARE, LoaderOptions(batch_size=BATCH // ranks, seed=SEED, rank=rank, ranks=ranks, start=start))
         parts.append([found for found, _ in zip(iter(loader), range(steps), strict=False)])
     digests = []
     for step in range(steps):

@@ -27,7 +27,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _peers import machine, open_clip
 
-from diptych.data import Loader, Prepare, open_source
+from diptych.data import Loader, LoaderOptions, Prepare, open_source
 from diptych.devices import get_device
 from diptych.evaluate import Encoder, build_classifier
 from diptych.evaluate._prompts import class_set, load_templates
@@ -186,9 +186,9 @@ def end_to_end(pairs: Path) -> list[dict[str, Any]]:
     loader = Loader(
         open_source(str(pairs)),
         prepare,
-        batch_size=size,
+        LoaderOptions(batch_size=size,
         workers=2 if REDUCED else 14,
-        pin_memory=DEVICE.abilities.pin_memory,
+        pin_memory=DEVICE.abilities.pin_memory)
     )
     step = our_step(name)
     ours = rate((batch for batch, _ in loader), lambda batch: step([batch]), size)

@@ -10,7 +10,7 @@ import torch
 from diptych import weights
 from diptych.commands import main
 from diptych.models import create_model
-from tests.evaluate.colours import COLOURS, png
+from tests.evaluate.colors import COLORS, png
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def models(tmp_path):
 
 
 def class_folders(root, each=3):
-    for name in COLOURS:
+    for name in COLORS:
         (root / name).mkdir(parents=True)
         for number in range(each):
             (root / name / f"{number}.png").write_bytes(png(name, (32 + number, 24)))
@@ -49,7 +49,7 @@ def test_two_models_probes_and_a_folder_of_results(tmp_path, models, capsys):
     assert [entry["evaluator"] for entry in found] == ["zeroshot", "linear_probe", "knn"]
     zeroshot, probe, _ = found
     assert zeroshot["count"] == {"images": 30, "classes": 10, "templates": 1} and zeroshot["chance"]["top1"] == 0.1
-    assert probe["metrics"]["top1"] > 0.9  # even a random tower tells colours apart
+    assert probe["metrics"]["top1"] > 0.9  # even a random tower tells colors apart
     against = zeroshot["against"]
     assert against["metrics"]["top1"] - zeroshot["metrics"]["top1"] == pytest.approx(
         against["differences"]["top1"]["difference"]
@@ -67,17 +67,17 @@ def test_two_models_probes_and_a_folder_of_results(tmp_path, models, capsys):
 
 def test_paddlemix_lays_names_and_prompts_beside_the_images(tmp_path, models, capsys):
     class_folders(tmp_path / "set" / "images", 1)
-    (tmp_path / "set" / "labels.txt").write_text("\n".join(f"the colour {name}" for name in sorted(COLOURS)))
+    (tmp_path / "set" / "labels.txt").write_text("\n".join(f"the color {name}" for name in sorted(COLORS)))
     (tmp_path / "set" / "templates.txt").write_text("a photo of {}.\nsome {}\n")
     found = evaluated(capsys, "--pretrained", models[0], "--imagenet-val", str(tmp_path / "set"))[0]
     assert found["count"]["templates"] == 2 and found["name"] == "set/images"
-    assert all(name.startswith("the colour ") for name, _ in found["per_class"])
+    assert all(name.startswith("the color ") for name, _ in found["per_class"])
 
 
 def test_imagenet_folders_are_named_by_themselves(tmp_path, models, capsys):
-    for wnid, colour in (("n01440764", "red"), ("n01443537", "blue")):
+    for wnid, color in (("n01440764", "red"), ("n01443537", "blue")):
         (tmp_path / "val" / wnid).mkdir(parents=True)
-        (tmp_path / "val" / wnid / "1.png").write_bytes(png(colour))
+        (tmp_path / "val" / wnid / "1.png").write_bytes(png(color))
     found = evaluated(capsys, "--pretrained", models[0], "--imagenet-val", str(tmp_path / "val"), "--templates", "cc")[
         0
     ]
@@ -85,8 +85,8 @@ def test_imagenet_folders_are_named_by_themselves(tmp_path, models, capsys):
 
 
 def test_the_table_shows_intervals_and_differences(tmp_path, models, capsys):
-    lines = [json.dumps({"image": f"{name}.png", "caption": f"a {name} thing"}) for name in COLOURS]
-    for name in COLOURS:
+    lines = [json.dumps({"image": f"{name}.png", "caption": f"a {name} thing"}) for name in COLORS]
+    for name in COLORS:
         (tmp_path / f"{name}.png").write_bytes(png(name))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     words = ["--pretrained", models[0], "--against", models[0], "--val-data", str(tmp_path / "pairs.jsonl")]

@@ -61,8 +61,12 @@ def test_the_whole_suite_passes(selftest):
 
 def test_nothing_is_skipped_but_what_the_device_does_not_claim(selftest):
     report = selftest[1]
-    assert [row["name"] for row in report["rows"] if row["outcome"] == "skipped"] == ["AdamW, fused"]
+    assert [row["name"] for row in report["rows"] if row["outcome"] == "skipped"] == [
+        "equal runs are equal",
+        "AdamW, fused",
+    ]
     assert report["abilities"]["fused_adamw"] is False
+    assert report["matmul"] == "default"
 
 
 def test_both_tower_families_train_in_every_precision(selftest):

@@ -17,7 +17,7 @@ from diptych.errors import ConfigError, RecordError, SourceError, WeightsError
 from diptych.train.config import read
 from diptych.train.loop import Clock, train
 from tests.data.world import write_jsonl
-from tests.evaluate.colours import png
+from tests.evaluate.colors import png
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from diptych.data import Loader, Prepare, Source
+from diptych.data import Loader, LoaderOptions, Prepare, Source
 from diptych.errors import RecordError
 from diptych.image import TrainTransform, compile_kernels, decode_pixels
 from diptych.text import get_tokenizer
@@ -84,7 +84,7 @@ def _rate(call: Callable[[Any], Any], items: list[Any]) -> float:
 def _loader_rate(source: Source, image_size: int, workers: int) -> float:
     prepare = Prepare(TrainTransform(image_size), get_tokenizer("bpe"), Wants(), True)
     size = min(BATCH, len(source))
-    batches = iter(Loader(source, prepare, batch_size=size, workers=workers, bad_samples="skip", pad_last=True))
+    batches = iter(Loader(source, prepare, LoaderOptions(batch_size=size, workers=workers, bad_samples="skip", pad_last=True)))
     next(batches)  # starting the processes is not what is measured
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diptych import log
-from diptych.data import CaptionPerRecord, Loader, Mixture, Position, Prepare, Source, SourceOptions, open_source
+from diptych.data import CaptionPerRecord, Loader, LoaderOptions, Mixture, Position, Prepare, Source, SourceOptions, open_source
 from diptych.devices import Device
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError, SourceError
@@ -46,10 +46,10 @@ class Pipeline:
             captions="first" if data.captions == "first" else "random", weights=caption_weights(data.caption_weights),
         )  # fmt: skip
         return Loader(
-            self.train_source, prepare, batch_size=data.batch_size, workers=data.workers, seed=data.seed,
+            self.train_source, prepare, LoaderOptions(batch_size=data.batch_size, workers=data.workers, seed=data.seed,
             rank=world.rank, ranks=world.size, start=start, shuffle=True, drop_last=True,
             pin_memory=device.abilities.pin_memory, bad_samples=data.bad_samples, bad_limit=data.bad_samples_max,
-            pad_last=data.last_batch == "pad", mixture=self._mixture(),
+            pad_last=data.last_batch == "pad", mixture=self._mixture())
         )  # fmt: skip
 
     def _mixture(self) -> Mixture | None:
@@ -81,8 +81,8 @@ class Pipeline:
                 "give more, or leave --val-data out."
             )
         return Loader(
-            self.val_source, prepare, batch_size=size, workers=min(1, self.config.data.workers), seed=0,
-            rank=world.rank, ranks=world.size, shuffle=False, drop_last=True, epochs=1,
+            self.val_source, prepare, LoaderOptions(batch_size=size, workers=min(1, self.config.data.workers), seed=0,
+            rank=world.rank, ranks=world.size, shuffle=False, drop_last=True, epochs=1)
         )  # fmt: skip
 
 
