@@ -71,23 +71,24 @@ def _byte_symbols() -> tuple[tuple[str, ...], list[str]]:
 
 @TOKENIZERS.register("bpe")
 class Bpe(Tokenizer):
-    """CLIP's tokenizer."""
+    """CLIP's tokenizer. ``mask_id`` None has no mask token; DeCLIP's models have one after CLIP's vocabulary, 49408."""
 
     name = "bpe"
     vocab_size = 49408
     start_id = 49406
     end_id = 49407
 
-    def __init__(self, context_length: int = 77) -> None:
+    def __init__(self, context_length: int = 77, mask_id: int | None = None) -> None:
         super().__init__(context_length)
+        self.mask_id = mask_id
         self._words = _Words()
 
     def __getstate__(self) -> dict[str, object]:
         """A worker process starts with an empty cache."""
-        return {"context_length": self.context_length}
+        return {"context_length": self.context_length, "mask_id": self.mask_id}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["context_length"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def packed(self, text: str) -> bytes:
         """The ids of a text, without start and end, as native 32-bit integers."""
