@@ -195,7 +195,7 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
     wrapped = wrap(objective, device, here)
     if config.model.cache_features:
         pipeline = with_features(pipeline, model, device, here, _precision(config, device))
-    model.set_gradient_checkpointing(config.parallel.grad_checkpointing)
+    model.checkpoint_activations(config.parallel.grad_checkpointing)
     optimizer = create_optimizer(wrapped, config.optimizer, device)
     step = Step(wrapped, optimizer, device, _precision(config, device), config.optimizer.grad_clip_norm)
     if run.state:
