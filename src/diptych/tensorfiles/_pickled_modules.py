@@ -118,6 +118,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     with raising_weights_error(path, "not a whole TorchScript archive"), zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
         mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+        assert isinstance(mapped, torch.UntypedStorage)  # torch's stubs allow the older class
         storages: dict[tuple[str, torch.dtype], Tensor] = {}
 
         def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
