@@ -51,7 +51,7 @@ def _architecture(description: Description) -> dict[str, str | int | float]:
     width = f", width {vision.width}" if hasattr(vision, "width") else ""
     return {
         "architecture": config.name,
-        "told by": description.origin,
+        "described by": description.origin,
         "image": f"{vision.family} {vision.image_size} px{width}",
         "text": f"{text.family}, width {text.width}, {text.layers} layers, {text.context_length} tokens",
         "tokenizer": text.tokenizer,
