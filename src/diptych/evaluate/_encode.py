@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from diptych.distributed import process_group
 from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
-from diptych.evaluate._decode import Records, image_batches
+from diptych.evaluate._decode import ImageTransform, Records, image_batches
 from diptych.image import compile_kernels
 from diptych.models import SharedPrefixes, TwoTower
 from diptych.text import Tokenizer
@@ -61,7 +61,7 @@ class Encoder:
     """A model with all that turns images and captions into its features.
 
     ``model`` is a TwoTower or a Layout. ``transform`` maps a PIL image to uint8 [3, H, W]; ``workers`` processes decode images
-    (0: this one). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the same
+    (0: the calling process). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the same
     weights are taken from the cache folder, and written there.
 
     ``shared``: the processes of the group encode a part each, and all get all. Then every process must make the same calls,
@@ -71,7 +71,7 @@ class Encoder:
 
     model: TwoTower | LaidOut
     tokenizer: Tokenizer
-    transform: Callable[[Any], Tensor]
+    transform: ImageTransform
     device: Device
     batch_size: int = 64
     workers: int = 0
@@ -184,7 +184,7 @@ class Encoder:
         return rows[position % ranks * each + position // ranks]
 
     def _agree(self, error: DataError | None) -> None:
-        """Raise the error, in every process where the work is shared: one that went on alone would wait for ever."""
+        """Raise the error, in every process where the work is shared: a process that went on alone would wait for ever."""
         if self.shared and process_group.any_rank(error is not None, self.device.torch_device, self.group):
             error = process_group.first_not_none(error, self.group)
         if error is not None:
@@ -193,7 +193,7 @@ class Encoder:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Without gradients, in the encoder's precision; entered once for many batches, so that weights are cast once."""
-        # no_grad, not inference_mode: what a tower caches here (masks, positions) must serve the next training step.
+        # no_grad, not inference_mode: what a tower caches now (masks, positions) must serve the next training step.
         with torch.no_grad(), self.device.autocast(self.precision):
             yield
 
