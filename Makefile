@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PEERS ?= .venv-peers
 DATA ?= ../shared/data
 
-.PHONY: demo test test-all check lint docs bench clean
+.PHONY: demo test test-all mutants check lint docs bench clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,6 +35,11 @@ test: $(VENV)/installed-for-tests
 test-all: $(VENV)/installed-for-tests
 	$(BIN)/pytest -m 'slow or not slow'
 
+# Would the tests notice? 300 small wrong changes of the core, each against its own tests; about an hour, not part of CI.
+# MUTANTS_FLAGS="--module order --all" and the like; survivors go to build/mutants.md.
+mutants: $(VENV)/installed-for-tests
+	$(BIN)/python scripts/mutants.py $(MUTANTS_FLAGS)
+
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,8 +53,8 @@ $(VENV)/installed-for-docs: $(VENV)/installed
 docs: $(VENV)/installed-for-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# What CI runs, but for the demo.
-check: lint test
+# What to run before a pull request: CI without the wheel and the demo.
+check: lint test docs
 
 # open_clip and others beside ours; torchvision without its CUDA companions (see benchmarks/peers.txt).
 $(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt
