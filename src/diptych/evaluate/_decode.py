@@ -56,7 +56,7 @@ def image_batches(
 
 
 class _Images(Dataset[Tensor | DataError]):
-    """The chosen images of a source; where an image cannot be read, its error is returned, which a worker process would garble."""
+    """The chosen images of a source; one that cannot be read is given as its error, which a worker would garble if raised."""
 
     def __init__(self, source: Records, indices: Sequence[int], transform: ImageTransform) -> None:
         self.source, self.indices, self.transform = source, indices, transform

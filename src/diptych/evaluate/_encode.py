@@ -61,8 +61,8 @@ class Encoder:
     """A model with all that turns images and captions into its features.
 
     ``model`` is a TwoTower or a Layout. ``transform`` maps a PIL image to uint8 [3, H, W]; ``workers`` processes decode images
-    (0: the calling process). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the same
-    weights are taken from the cache folder, and written there.
+    (0: the calling process). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the
+    same weights are read from the cache folder, and written there.
 
     ``shared``: the processes of the group encode a part each, and all get all. Then every process must make the same calls,
     and makes the same number of forward calls with as many rows, padded where there is nothing left to encode: a sharded
