@@ -47,7 +47,7 @@ class Pipeline:
     views: ViewOptions
     train_source: Source
     val_source: Source | None
-    labeled: LabeledImages | None
+    labeled_source: LabeledImages | None
 
     @property
     def train_transform(self) -> TrainTransform:
@@ -127,7 +127,7 @@ def build_pipeline(
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
     labeled = None
-    if data.imagenet_val:
+    if data.imagenet_val:  # what is wrong with its prompts and class names is said now
         labeled = open_labeled(data.imagenet_val, source, labels=data.labels, templates=data.templates)
     validation = None
     if data.val_data:
