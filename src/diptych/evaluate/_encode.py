@@ -34,6 +34,8 @@ Unreadable = Callable[[RecordError], None]
 class LaidOut(Protocol):
     """A model that is laid out over processes, as a ``diptych.distributed.layout.Layout`` is."""
 
+    collective: bool
+    """Whether each call involves all processes."""
     group: Group
     """The processes that see different pairs."""
 
@@ -82,6 +84,9 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(f"batch size {self.batch_size}, workers {self.workers}: expected at least 1 and 0.")
+        laid_out = None if isinstance(self.model, nn.Module) else self.model
+        if laid_out is not None and laid_out.collective and process_group.size(self.group) > 1 and not self.shared:
+            raise ConfigError("this model is sharded over processes, which must encode together: give shared=True.")
 
     @property
     def group(self) -> Group:
@@ -93,8 +98,8 @@ class Encoder:
     ) -> Tensor:
         """Return features [len(indices), D] of the records' images.
 
-        Raises the error of the first image that cannot be read. With ``unreadable``, each RecordError is passed to it in the
-        process that met it, and that row is not a number; the error is raised only where no image at all can be read.
+        Raises the error of the first image that cannot be read. With ``unreadable``, each RecordError is passed to it in every
+        process that meets it, and that row is not a number; the error is raised only where no image at all can be read.
         """
         if not indices:
             raise ConfigError("no image to encode.")
@@ -137,6 +142,8 @@ class Encoder:
 
     def texts(self, captions: Sequence[str], advance: Advance) -> Tensor:
         """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
+        if not captions:
+            raise ConfigError("no caption to encode.")
         encoded = [self.tokenizer.encode(caption) for caption in captions]
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
 
