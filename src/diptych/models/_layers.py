@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diptych.models._cpu_attention import cpu_attention, small_products_are_slow
+
 
 class Plan(Protocol):
     """Who attends to whom, for tokens laid out as the plan's maker laid them out.
@@ -158,9 +160,10 @@ def scaled_dot_product(
     In main memory, half precision is computed in fp32: torch's half kernel there is no faster forward and 1.1 (257 tokens) to 5
     times slower backward (14 tokens), and fp32 is nearer to the truth.
     """
+    if mask is None and small_products_are_slow(asks):
+        return cpu_attention(asks, keys, values, causal)
     if not (asks.is_cpu and asks.dtype in (torch.bfloat16, torch.float16)):
         return F.scaled_dot_product_attention(asks, keys, values, attn_mask=mask, is_causal=causal)
     with torch.autocast(asks.device.type, enabled=False):
-        full = (asks.float(), keys.float(), values.float())
-        mixed = F.scaled_dot_product_attention(*full, attn_mask=mask, is_causal=causal)  # type: ignore[misc]
+        mixed = scaled_dot_product(asks.float(), keys.float(), values.float(), mask, causal)
     return mixed.to(asks.dtype)
