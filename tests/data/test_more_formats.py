@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data import Loader, Prepare, SourceOptions, open_source
+from diptych.data import Loader, LoaderOptions, SourceOptions, build_prepare, open_source
 from diptych.data._line_index import Rows, rows_of
 from diptych.data._tar import members_of
 from diptych.errors import RecordError, SourceError
-from diptych.image import EvalTransform
+from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 
@@ -282,8 +282,10 @@ def test_bad_samples_in_every_shape_are_one_ledger(tmp_path):
     (tmp_path / names[4]).unlink()
     rows = [{"image": name, "captions": [" " if place == 5 else "words"]} for place, name in enumerate(names)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare = Prepare(EvalTransform(8), get_tokenizer("bpe"), Wants(), True)
-    loader = Loader(open_source(str(tmp_path / "pairs.jsonl")), prepare, batch_size=20, bad_samples="skip", epochs=1)
+    prepare = build_prepare(Wants(images=("eval",)), get_tokenizer("bpe"), ViewOptions(8))
+    loader = Loader(
+        open_source(str(tmp_path / "pairs.jsonl")), prepare, LoaderOptions(batch_size=20, bad_samples="skip", epochs=1)
+    )
     assert [len(batch.keys) for batch, _ in loader] == [20]
     reasons = {key.partition("#")[0]: reason for key, reason in loader.bad}
     assert set(reasons) == set(names[1:6])

@@ -16,9 +16,14 @@ def model():
 def test_the_pool_is_the_mean_of_the_patches_normed_afterwards(model):
     tower = model.image
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    residual = []
+    handle = tower.layers[-1].register_forward_hook(lambda module, args, output: residual.append(output))
     whole = tower(images, return_tokens=True)
-    expected = tower.projection(tower.ln_post(whole.tokens.mean(dim=1)))
+    handle.remove()
+    patches = residual[0][:, 1:]
+    expected = tower.projection(tower.ln_post(patches.mean(dim=1)))
     assert (whole.pooled - expected).abs().max() < 1e-12
+    assert (whole.tokens - tower.ln_post(patches)).abs().max() < 1e-12
     assert (tower(images).pooled - expected).abs().max() < 1e-12
     assert not any(name.startswith("ln_pre") for name, _ in tower.named_parameters())
 

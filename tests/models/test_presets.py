@@ -58,7 +58,7 @@ def test_an_unknown_architecture_gets_the_nearest_name():
     ("change", "expected"),
     [
         ({"embed": 3}, "unknown key 'embed'"),
-        ({"vision": {"family": "swin"}}, "family is one of vit, siglip, resnet"),
+        ({"vision": {"family": "swin"}}, "unknown family 'swin'.*Known: resnet, siglip, vit"),
         (
             {"vision": {"image_size": 33, "patch_size": 16, "width": 32, "layers": 1, "heads": 2}},
             "no multiple of patch_size",

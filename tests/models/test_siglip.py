@@ -50,7 +50,7 @@ def test_the_pool_is_a_plain_attention_of_one_query(model):
 
 def test_every_parameter_of_both_towers_learns(model):
     model.train()
-    model.set_gradient_checkpointing(True)
+    model.checkpoint_activations(True)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     ids = torch.randint(2, 300, (2, 16))
     (model.encode_image(images).square().sum() + model.encode_text(ids).square().sum()).backward()

@@ -71,25 +71,25 @@ def test_packed_text_equals_padded_text(lengths, dtype, tolerance):
     model = create_model("tiny-test", dtype=dtype).text
     ids = captions(lengths)
 
-    def way(attention, lengths=None):
+    def way(layout, lengths=None):
         def run():
-            model.attention = attention
+            model.layout = layout
             return model(ids, lengths).pooled
 
         return run
 
-    assert_same(model, way("groups"), way("padded"), tolerance)
+    assert_same(model, way("packed"), way("padded"), tolerance)
     given = torch.tensor(lengths)
-    assert_same(model, way("groups", given), way("groups"), 1e-15)
+    assert_same(model, way("packed", given), way("packed"), 1e-15)
     trimmed = ids[:, : max(lengths)]
-    model.attention = "groups"
+    model.layout = "packed"
     assert (model(trimmed).pooled - model(ids).pooled).abs().max() <= tolerance * 10
 
 
-@pytest.mark.parametrize("attention", ["groups", "padded"])
-def test_what_follows_the_first_end_token_is_ignored(attention):
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_what_follows_the_first_end_token_is_ignored(layout):
     model = create_model("tiny-test").text
-    model.attention = attention
+    model.layout = layout
     ids = captions([6])
     changed = ids.clone()
     changed[0, 6:20] = torch.randint(1, 49000, (14,))
@@ -124,7 +124,7 @@ def test_gradient_checkpointing_changes_nothing(name):
 
     def way(on):
         def run():
-            model.set_gradient_checkpointing(on)
+            model.checkpoint_activations(on)
             return torch.cat([model.encode_image(images), model.encode_text(ids)])
 
         return run

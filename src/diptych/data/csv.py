@@ -12,11 +12,11 @@ import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, image_of, label_of
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, kept_rows, line_bounds, rows_of
@@ -40,6 +40,8 @@ class Fault(NamedTuple):
 class Csv:
     """A CSV or TSV file as a source."""
 
+    priority: ClassVar[int] = 20
+    example: ClassVar[str] = "pairs.csv or .tsv"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
@@ -69,8 +71,8 @@ class Csv:
         self._kept = kept_rows(self._rows, split, str(self.path))
         self.classes = self._named_classes()
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the ending .csv or .tsv."""
         return spec.lower().endswith((".csv", ".tsv"))
 

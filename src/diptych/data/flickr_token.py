@@ -7,8 +7,9 @@ where spreadsheets' readers lose lines.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, line_bounds, not_blank, numbers_of_lines, rows_of
 from diptych.errors import SourceError
@@ -21,6 +22,8 @@ FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
 class FlickrToken:
     """A token file as a source: one record per caption, photos told to be the same."""
 
+    priority: ClassVar[int] = 20
+    example: ClassVar[str] = "results.token"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
@@ -34,8 +37,8 @@ class FlickrToken:
         self._rows = rows_of(self.path, "lines", _build)
         self._reader = Reader(self.path)
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the ending .token."""
         return spec.lower().endswith(".token")
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 from diptych import log
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -22,6 +23,9 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 @SOURCES.register("folder")
 class Folder:
     """A folder as a source."""
+
+    priority: ClassVar[int] = 10
+    example: ClassVar[str] = "a folder"
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         self.root = Path(spec)
@@ -52,8 +56,8 @@ class Folder:
                 )
         self._label = {name: place for place, name in enumerate(self.classes or ())}
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """A folder that exists."""
         return os.path.isdir(spec)
 

@@ -15,9 +15,9 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._index import checked_file
 from diptych.errors import SourceError
 from diptych.files import cache_folder, replacing
@@ -30,8 +30,11 @@ VERSION = 2
 class JsonArray:
     """The way in; what comes out is a source of JSON Lines."""
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    priority: ClassVar[int] = 20
+    example: ClassVar[str] = "list.json"
+
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the ending .json."""
         return spec.lower().endswith(".json")
 

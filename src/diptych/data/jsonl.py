@@ -12,11 +12,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, kept_rows, known_keys, line_bounds, not_blank, numbers_of_lines, rows_of
@@ -31,6 +31,8 @@ SPLIT = re.compile(rb'"split"\s*:\s*("(?:[^"\\]|\\.)*")')
 class JsonLines:
     """A JSON Lines file as a source."""
 
+    priority: ClassVar[int] = 20
+    example: ClassVar[str] = "pairs.jsonl or .ndjson"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions, root: Path | None = None) -> None:
@@ -48,8 +50,8 @@ class JsonLines:
             self._key(first, CAPTION_KEYS, "captions")
         self._kept = kept_rows(self._rows, split, str(self.path))
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the ending .jsonl or .ndjson."""
         return spec.lower().endswith((".jsonl", ".ndjson"))
 

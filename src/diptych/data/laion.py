@@ -10,10 +10,11 @@ import base64
 import binascii
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import captions_of
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._line_index import Built, line_bounds, not_blank, rows_of
@@ -28,6 +29,8 @@ CAPTIONS = ("caption_en", "blip_caption_en")
 class Laion:
     """A file list, or one shard, as a source."""
 
+    priority: ClassVar[int] = 30
+    example: ClassVar[str] = "laion.filelist or part-00000"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
@@ -42,8 +45,8 @@ class Laion:
         self._readers = [Reader(path) for path in paths]
         self._ends = np.cumsum([len(rows) for rows in self._rows])
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By "laion" in the name of a list, or a shard's own: part-00000."""
         name = Path(spec).name.lower()
         return Path(spec).is_file() and (

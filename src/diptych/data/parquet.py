@@ -11,11 +11,11 @@ import glob
 import os
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of, label_of
 from diptych.data._line_index import known_keys
 from diptych.errors import RecordError, SourceError
@@ -29,6 +29,8 @@ BUDGET = 1 << 28  # bytes of decoded row groups that a process keeps
 class Parquet:
     """Parquet files as a source."""
 
+    priority: ClassVar[int] = 20
+    example: ClassVar[str] = "pairs.parquet"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
@@ -58,8 +60,8 @@ class Parquet:
         self._held: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._process = os.getpid()
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the ending .parquet."""
         return spec.lower().endswith(".parquet")
 

@@ -17,12 +17,12 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from diptych import log
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of, label_of, parsed
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._remote import has_ranges, is_remote, listed, piped
@@ -50,6 +50,8 @@ class Group(NamedTuple):
 class WebDataset:
     """Tar shards as a source."""
 
+    priority: ClassVar[int] = 15
+    example: ClassVar[str] = "shards-{000..099}.tar"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
@@ -84,8 +86,8 @@ class WebDataset:
             log.warn(f"{spec}: {dropped} samples lack an image or a text and are left out; {len(rows)} are used.")
         self._table = np.array(rows, dtype=np.int64).reshape(len(rows), 3 + 2 * len(TEXTS))
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the ending .tar, or pipe: in front."""
         return spec.startswith(PIPE) or spec.lower().endswith((".tar", ".tar.gz", ".tgz"))
 

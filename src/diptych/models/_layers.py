@@ -1,22 +1,24 @@
-"""The parts that both transformers are built from: attention, MLP, residual block, and the activations.
+"""The parts that transformers are built from: attention, MLP, residual block, a stack of blocks, and the activations.
 
-Attention keeps four plain ``Linear`` projections, so that adapters, tensor-parallel plans, export and quantisation need no
+Attention keeps four plain ``Linear`` projections, so that adapters, tensor-parallel plans, export and quantization need no
 special case. What attends to what is not decided here: a ``Plan`` is handed in (see ``_packing``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diptych.models._cpu_attention import cpu_attention, small_products_are_slow
 
 
 class Plan(Protocol):
-    """Who attends to whom, for tokens laid out as the plan's maker laid them out.
+    """Which token attends to which, for tokens in the plan's layout.
 
     Queries, keys and values are [..., heads * head width] over the layout's tokens.
     """
@@ -67,7 +69,7 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head attention over whatever a plan lets see."""
+    """Multi-head attention; a plan says which tokens attend to which."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class Attention(nn.Module):
         return self.out(plan.attend(self.q(x), self.k(x), self.v(x), self.heads))
 
     def pooled(self, x: Tensor, plan: Plan) -> Tensor:
-        """Only the pooled tokens ask, [B, D]; all tokens answer."""
+        """Queries of the pooled tokens alone, [B, D]; keys and values of all."""
         return self.out(plan.attend_pooled(self.q(plan.pooled(x)), self.k(x), self.v(x), self.heads))
 
 
@@ -120,8 +122,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, plan: Plan, only_pooled: bool = False) -> Tensor:
         """All tokens, in the plan's layout; or with ``only_pooled`` the pooled tokens alone, [B, D].
 
-        The last block of a tower needs nothing but its pooled tokens: their queries, and everybody's keys and values.
-        That leaves out about 20/24 of the block and is exact.
+        The last block of a tower needs nothing but its pooled tokens: their queries, and the keys and values of all. That
+        leaves out about 20/24 of the block and is exact.
         """
         if only_pooled:
             return self._mlp(self._attended(plan.pooled(x), self.attention.pooled(self.ln_1(x), plan)))
@@ -148,22 +150,44 @@ class Block(nn.Module):
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of [B, L, D] (queries may be fewer than keys), heads split and joined again."""
-    asks, keys, values = (split_heads(item, heads) for item in (query, key, value))
-    return join_heads(scaled_dot_product(asks, keys, values, causal=causal))
+    return join_heads(scaled_dot_product(*(split_heads(item, heads) for item in (query, key, value)), causal=causal))
 
 
 def scaled_dot_product(
-    asks: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, causal: bool = False
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """torch's attention of split heads [B, heads, L, d]; ``mask`` is True where a key may be seen.
+    """torch's attention of split heads [B, heads, L, d]; ``mask`` is True where a query attends to a key.
 
     In main memory, half precision is computed in fp32: torch's half kernel there is no faster forward and 1.1 (257 tokens) to 5
     times slower backward (14 tokens), and fp32 is nearer to the truth.
     """
-    if mask is None and small_products_are_slow(asks):
-        return cpu_attention(asks, keys, values, causal)
-    if not (asks.is_cpu and asks.dtype in (torch.bfloat16, torch.float16)):
-        return F.scaled_dot_product_attention(asks, keys, values, attn_mask=mask, is_causal=causal)
-    with torch.autocast(asks.device.type, enabled=False):
-        mixed = scaled_dot_product(asks.float(), keys.float(), values.float(), mask, causal)
-    return mixed.to(asks.dtype)
+    if mask is None and small_products_are_slow(query):
+        return cpu_attention(query, key, value, causal)
+    if not (query.is_cpu and query.dtype in (torch.bfloat16, torch.float16)):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+    with torch.autocast(query.device.type, enabled=False):
+        mixed = scaled_dot_product(query.float(), key.float(), value.float(), mask, causal)
+    return mixed.to(query.dtype)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], x: Tensor, plan: Plan, *, only_pooled: bool = False, checkpointing: bool = False
+) -> Tensor:
+    """Tokens through every block; with ``only_pooled`` the last one gives its pooled tokens alone, [B, D].
+
+    ``checkpointing`` recomputes each block's activations in the backward pass.
+    """
+    stack = list(blocks)
+    for number, block in enumerate(stack, start=1):
+        arguments = (x, plan, only_pooled and number == len(stack))
+        x = checkpoint(block, *arguments, use_reentrant=False) if checkpointing else block(*arguments)
+    return x
+
+
+def rows(table: Tensor, indices: Tensor) -> Tensor:
+    """``table[indices]`` along the first dimension, of repeated indices: [P, ...] and int64 [n] -> [n, ...].
+
+    By ``F.embedding``: its backward pass adds the gradients of equal indices in order, where that of indexing adds them as
+    threads come by, so that equal runs would differ in the last bits.
+    """
+    return F.embedding(indices, table.flatten(1)).unflatten(1, table.shape[1:])

@@ -1,12 +1,15 @@
 """How the tokens of a batch are laid out, and what each may attend to.
 
-``FullAttention``    images: [B, N, D], everybody sees everybody, the class token (place 0) is pooled.
-``LastTokenPool``     SigLIP's texts: [B, L, D], everybody sees everybody, the last place is pooled.
-``PaddedCausal``   texts: [B, L, D], causal, the end token is pooled; padding is computed and ignored. The plain twin.
-``PackedCausal``  texts: [T, D], T the number of real tokens. Captions of equal length stand together, so that norms and linears
-             run on exactly the real tokens and attention is one causal call per length.
+``FullAttention``   images: [B, N, D], every token attends to every token, the class token (index 0) is pooled.
+``LastTokenPool``   SigLIP's texts: [B, L, D], every token attends to every token, the last is pooled.
+``PaddedCausal``    texts: [B, L, D], causal, the end token is pooled; padding is computed and ignored. The reference
+                    implementation of the two that follow.
+``PackedCausal``    texts: [T, D], T the number of real tokens. Captions of equal length stand together, so that norms and
+                    linears run on exactly the real tokens and attention is one causal call per length.
+(``_shared_prefix`` has the fifth.)
 
 ``PackedCausal`` equals ``PaddedCausal`` to rounding: ids after the end token cannot influence a causal tower (tests hold this).
+No operation here adds gradients of repeated indices in an undefined order: indexing is by distinct indices only.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diptych.errors import ConfigError
 from diptych.models._layers import attention, join_heads, scaled_dot_product, split_heads
 
 
 class FullAttention:
-    """Every token sees every token; the first is pooled."""
+    """Every token attends to every token; the first is pooled."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """[B, N, D] each."""
@@ -37,10 +41,10 @@ class FullAttention:
 
 
 class LastTokenPool(FullAttention):
-    """Every token sees every token; the last is pooled."""
+    """Every token attends to every token; the last is pooled."""
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """The last place."""
+        """The last token."""
         return tokens[:, -1]
 
 
@@ -55,11 +59,11 @@ class PaddedCausal:
         return attention(query, key, value, heads, causal=True)
 
     def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        """``query`` [B, D] of the end tokens; they see everything up to themselves."""
-        # The mask is the causal row of each end token: True where a key may be seen.
-        seen = torch.arange(key.shape[1], device=key.device) < self.lengths[:, None]
-        asks, keys, values = (split_heads(item, heads) for item in (query[:, None], key, value))
-        return join_heads(scaled_dot_product(asks, keys, values, seen[:, None, None]))[:, 0]
+        """``query`` [B, D] of the end tokens, each attending to everything up to itself."""
+        # The causal mask's row of each end token.
+        mask = torch.arange(key.shape[1], device=key.device) < self.lengths[:, None]
+        split = (split_heads(item, heads) for item in (query[:, None], key, value))
+        return join_heads(scaled_dot_product(*split, mask[:, None, None]))[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The end token of each sequence."""
@@ -70,9 +74,9 @@ class PaddedCausal:
 class PackedCausal:
     """Real tokens only, captions sorted by length.
 
-    ``order`` int64 [B] is the caption at each place; ``runs`` are (number of captions, their length), in that order;
-    ``gather`` int64 [T] is where each packed token stands in the flattened [B * L] batch; ``positions`` int64 [T] its place
-    in its caption.
+    ``order`` int64 [B] has the captions' indices in sorted order; ``runs`` are (number of captions, their length), in that
+    order; ``gather`` int64 [T] is the index of each packed token in the flattened [B * L] batch; ``positions`` int64 [T] its
+    position in its caption.
     """
 
     order: Tensor
@@ -84,14 +88,14 @@ class PackedCausal:
     def of(cls, lengths: Tensor, padded_length: int) -> PackedCausal:
         """Plan a batch of captions with ``lengths`` int64 [B], stored padded to ``padded_length``."""
         # Planning is a few small integer operations, which belong on the CPU whatever the towers run on.
-        counts = lengths.cpu()
+        counts = lengths_on_cpu(lengths, padded_length)
         order = torch.argsort(counts, stable=True)
-        sizes, many = torch.unique_consecutive(counts[order], return_counts=True)
-        runs = tuple((int(number), int(size)) for size, number in zip(sizes, many, strict=True))
+        sizes, repeats = torch.unique_consecutive(counts[order], return_counts=True)
+        runs = tuple((int(number), int(size)) for size, number in zip(sizes, repeats, strict=True))
         positions = torch.cat([torch.arange(size).repeat(number) for number, size in runs])
         gather = torch.repeat_interleave(order * padded_length, counts[order]) + positions
-        place = lengths.device
-        return cls(order.to(place), runs, gather.to(place), positions.to(place))
+        device = lengths.device
+        return cls(order.to(device), runs, gather.to(device), positions.to(device))
 
     @cached_property
     def _widths(self) -> list[int]:
@@ -99,7 +103,7 @@ class PackedCausal:
 
     @cached_property
     def _ends(self) -> Tensor:
-        """Where the end token of each caption stands among the packed tokens, captions in sorted order."""
+        """The index of each caption's end token among the packed tokens, captions in sorted order."""
         ends, start = [], 0
         for number, size in self.runs:
             ends.append(torch.arange(start + size - 1, start + number * size, size))
@@ -107,33 +111,45 @@ class PackedCausal:
         return torch.cat(ends).to(self.order.device)
 
     @cached_property
-    def _back(self) -> Tensor:
+    def _inverse(self) -> Tensor:
         return torch.argsort(self.order)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """[T, D] each; one causal call per group of equal length."""
         groups = zip(*(item.split(self._widths) for item in (query, key, value)), self.runs, strict=True)
         mixed = []
-        for asks, keys, values, run in groups:
-            parts = (asks.unflatten(0, run), keys.unflatten(0, run), values.unflatten(0, run))
+        for queries, keys, values, run in groups:
+            parts = (queries.unflatten(0, run), keys.unflatten(0, run), values.unflatten(0, run))
             mixed.append(attention(*parts, heads=heads, causal=True).flatten(0, 1))
         return torch.cat(mixed)
 
     def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-        """``query`` [B, D] of the end tokens, in sorted order; each sees its whole caption."""
-        queries = query.split([number for number, _ in self.runs])
-        groups = zip(queries, key.split(self._widths), value.split(self._widths), self.runs, strict=True)
+        """``query`` [B, D] of the end tokens, in sorted order; each attends to its whole caption."""
+        split = query.split([number for number, _ in self.runs])
+        groups = zip(split, key.split(self._widths), value.split(self._widths), self.runs, strict=True)
         return torch.cat(
             [
-                attention(one[:, None], two.unflatten(0, run), three.unflatten(0, run), heads)[:, 0]
-                for one, two, three, run in groups
+                attention(queries[:, None], keys.unflatten(0, run), values.unflatten(0, run), heads)[:, 0]
+                for queries, keys, values, run in groups
             ]
         )
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """The end tokens [B, D], in sorted order; ``unsorted`` puts them back."""
+        """The end tokens [B, D], in sorted order; ``unsorted`` restores the batch's."""
         return tokens[self._ends]
 
-    def unsorted(self, rows: Tensor) -> Tensor:
+    def unsorted(self, sorted_rows: Tensor) -> Tensor:
         """[B, ...] from sorted order to the batch's own."""
-        return rows[self._back]
+        return sorted_rows[self._inverse]
+
+
+def lengths_on_cpu(lengths: Tensor, padded_length: int) -> Tensor:
+    """The lengths in main memory. Raises ConfigError unless they are int64 [B] of 1 to ``padded_length``."""
+    counts = lengths if lengths.is_meta else lengths.cpu()  # on the meta device there are no values to check
+    outside = (counts < 1) | (counts > padded_length)
+    if counts.ndim != 1 or counts.dtype != torch.int64 or (not counts.is_meta and bool(outside.any())):
+        raise ConfigError(
+            f"lengths of shape {list(counts.shape)} and type {counts.dtype} were given; expected int64 [captions], each 1 to"
+            f" {padded_length}."
+        )
+    return counts

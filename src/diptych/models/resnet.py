@@ -1,22 +1,43 @@
 """CLIP's modified ResNet (Radford et al. 2021, section 2.4): a three-convolution stem, anti-aliased strides, attention pooling.
 
 Differences from the ResNet of He et al.: three 3x3 convolutions in place of one 7x7, average pooling before every strided
-convolution, and a last pooling in which the mean of the map asks and all places answer. Has batch norm: statistics are per
-process.
+convolution, and a last pooling in which the mean of the map attends to all of its positions. Has batch norm: statistics are
+per process.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.models import TOWERS, ImageTower, ModelConfig
-from diptych.models._config import ResNetConfig
+from diptych.models._base import TOWERS, ImageTower
+from diptych.models._config import ModelConfig, VisionConfig
 from diptych.models._layers import Linear, attention
 from diptych.types import Encoded
 
 EXPANSION = 4
+STRIDE = 32
+
+
+@dataclass(frozen=True)
+class ResNetConfig(VisionConfig):
+    """CLIP's modified ResNet: ``layers`` blocks in each of four stages, ``width`` channels after the stem."""
+
+    layers: tuple[int, int, int, int]
+    width: int
+    heads: int
+    family: str = field(default="resnet", kw_only=True)
+
+    def problem(self, embed_dim: int) -> str:
+        """An image that the strides do not divide, heads that do not divide the pooled width."""
+        if self.image_size % STRIDE:
+            return f"image_size {self.image_size} is no multiple of {STRIDE}, as a ResNet needs."
+        if self.width * STRIDE % self.heads:
+            return f"the attention pool's width {self.width * STRIDE} is no multiple of its {self.heads} heads."
+        return ""
 
 
 def convolution(inward: int, outward: int, size: int, stride: int = 1) -> nn.Sequential:
@@ -51,7 +72,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """The mean over the map, with a position of its own, attends to every place of the map."""
+    """The mean over the map, with a position of its own, attends to every position of the map."""
 
     def __init__(self, side: int, width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -64,15 +85,19 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C], before the projection ``out``."""
-        places = x.flatten(2).transpose(1, 2)
-        places = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.positional_embedding.to(x.dtype)
-        pooled = attention(self.q(places[:, :1]), self.k(places), self.v(places), self.heads)
+        positions = x.flatten(2).transpose(1, 2)
+        positions = torch.cat([positions.mean(dim=1, keepdim=True), positions], dim=1) + self.positional_embedding.to(
+            x.dtype
+        )
+        pooled = attention(self.q(positions[:, :1]), self.k(positions), self.v(positions), self.heads)
         return pooled[:, 0]
 
 
 @TOWERS.register("resnet")
 class ResNet(ImageTower):
     """Stem -> four stages -> attention pooling."""
+
+    Config = ResNetConfig
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -91,23 +116,33 @@ class ResNet(ImageTower):
             stages.append(
                 nn.Sequential(
                     *(Bottleneck(inward if first else planes * EXPANSION, planes, stride if first else 1)
-                      for first in [place == 0 for place in range(blocks)])
+                      for first in [index == 0 for index in range(blocks)])
                 )
             )  # fmt: skip
             inward = planes * EXPANSION
         self.stages = nn.ModuleList(stages)
-        self.pool = AttentionPool(vision.image_size // 32, inward, vision.heads, config.embed_dim)
+        self.pool = AttentionPool(vision.image_size // STRIDE, inward, vision.heads, config.embed_dim)
 
     def blocks(self) -> list[nn.Module]:
-        """What to shard and to checkpoint."""
+        """The units of sharding and of activation checkpointing."""
         return [block for stage in self.stages for block in stage]  # type: ignore[attr-defined]
 
-    def forward(self, images: Tensor, return_tokens: bool = False) -> Encoded:
-        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, 32 * width] are the places of the last map."""
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """[B, N, 32 * width] -> [B, N, D]: each position through the pool's value and output projections.
+
+        As Zhou et al. 2022 ("Extract free dense labels from CLIP") take dense features from CLIP's ResNets.
+        """
+        return self.pool.out(self.pool.v(tokens))
+
+    def forward(self, images: Tensor, return_tokens: bool = False, seeds: Tensor | None = None) -> Encoded:
+        """uint8 or normalized [B, 3, H, W] -> pooled [B, D]; tokens [B, N, 32 * width] are the positions of the last map.
+
+        Nothing here draws, so ``seeds`` changes nothing.
+        """
         # Channels last: 1.4x as fast through the convolutions of a CPU, and the layout that tensor cores want.
         x = self.stem(self.normalize(images).contiguous(memory_format=torch.channels_last))
         for block in self.blocks():
-            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         state = self.pool(x)
         pooled = self.pool.out(state)
         if not return_tokens:

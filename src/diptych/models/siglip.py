@@ -6,15 +6,38 @@ an MLP follows. Not NaFlex: one image size, one grid of positions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from diptych.models import TOWERS, ImageTower, ModelConfig
-from diptych.models._config import SiglipConfig
-from diptych.models._layers import ACTIVATIONS, Block, Linear, attention
+from diptych.models._base import TOWERS, ImageTower
+from diptych.models._config import ModelConfig, VisionConfig
+from diptych.models._layers import ACTIVATIONS, Block, Linear, attention, run_blocks
 from diptych.models._packing import FullAttention
 from diptych.types import Encoded
+
+
+@dataclass(frozen=True)
+class SiglipConfig(VisionConfig):
+    """SigLIP's vision transformer: no class token, attention pooling; ``norm_eps`` is that of its layer norms."""
+
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    family: str = field(default="siglip", kw_only=True)
+
+    def problem(self, embed_dim: int) -> str:
+        """Heads that do not divide the width, an embedding of another width; a strip that no patch covers is allowed."""
+        # SigLIP's SO400M at 384 pixels leaves a strip of 6 unseen.
+        if self.width % self.heads:
+            return f"the image tower's width {self.width} is no multiple of its {self.heads} heads."
+        if self.width != embed_dim:
+            return f"embed_dim {embed_dim} must be the siglip tower's width {self.width}."
+        return ""
 
 
 class MAPHead(nn.Module):
@@ -35,14 +58,16 @@ class MAPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width]."""
-        asks = self.q(self.probe.to(x.dtype)).expand(len(x), 1, -1)
-        pooled = self.out(attention(asks, self.k(x), self.v(x), self.heads))[:, 0]
+        query = self.q(self.probe.to(x.dtype)).expand(len(x), 1, -1)
+        pooled = self.out(attention(query, self.k(x), self.v(x), self.heads))[:, 0]
         return pooled + self.mlp_out(self.activation(self.mlp_in(self.norm(pooled))))
 
 
 @TOWERS.register("siglip")
 class Siglip(ImageTower):
     """Patches -> blocks -> norm -> attention pooling. The pooled width is the embedding's: there is no projection."""
+
+    Config = SiglipConfig
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -60,17 +85,23 @@ class Siglip(ImageTower):
         self.pool = MAPHead(vision.width, vision.heads, hidden, activation, eps=eps)
 
     def blocks(self) -> list[nn.Module]:
-        """What to shard and to checkpoint."""
+        """The units of sharding and of activation checkpointing."""
         return list(self.layers)
 
-    def forward(self, images: Tensor, return_tokens: bool = False) -> Encoded:
-        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] after the last norm."""
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """The tokens themselves: the tower's width is the embedding's."""
+        return tokens
+
+    def forward(self, images: Tensor, return_tokens: bool = False, seeds: Tensor | None = None) -> Encoded:
+        """uint8 or normalized [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are the patches after the last norm.
+
+        ``state`` is ``pooled``. Nothing here draws, so ``seeds`` changes nothing.
+        """
         x = self.patch_embedding(self.normalize(images)).flatten(2).transpose(1, 2)  # [B, N, width]
         x = x + self.positional_embedding.to(x.dtype)
-        plan = FullAttention()
-        for block in self.layers:
-            x = checkpoint(block, x, plan, use_reentrant=False) if self.recompute and self.training else block(x, plan)
-        x = self.ln_post(x)
+        x = self.ln_post(
+            run_blocks(self.layers, x, FullAttention(), checkpointing=self.checkpointing and self.training)
+        )
         pooled = self.pool(x)
         if not return_tokens:
             return Encoded(pooled, pooled)
@@ -79,7 +110,7 @@ class Siglip(ImageTower):
     @torch.no_grad()
     def init_weights(self) -> None:
         """big_vision's scheme: Xavier for the linears, small positions."""
-        width = self.config.vision.width
+        width = self.ln_post.normalized_shape[0]
         nn.init.normal_(self.patch_embedding.weight, std=self.patch_embedding.weight[0].numel() ** -0.5)
         nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
         nn.init.normal_(self.positional_embedding, std=width**-0.5)

@@ -1,29 +1,61 @@
 """The vision transformer of CLIP (Dosovitskiy et al. 2021; Radford et al. 2021): class token, norm before and after.
 
 CLIPA's (Li et al. 2023) has no norm before, and takes the mean of the patches in place of the class token.
-Takes uint8 pictures and normalises them itself. Positions are learned, one per patch of one image size: resizing them is
-the weights room's affair.
+Takes uint8 images and normalizes them itself. Positions are learned, one per patch of one image size: ``weights`` resizes
+them, not this file.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from diptych.models import TOWERS, ImageTower, ModelConfig
-from diptych.models._config import VitConfig
-from diptych.models._layers import Block, Linear
+from diptych.models import _seeded
+from diptych.models._base import TOWERS, ImageTower
+from diptych.models._config import ModelConfig, VisionConfig
+from diptych.models._layers import Block, Linear, run_blocks
 from diptych.models._packing import FullAttention
 from diptych.types import Encoded
+
+
+@dataclass(frozen=True)
+class VitConfig(VisionConfig):
+    """A vision transformer; ``mlp_ratio`` times ``width``, rounded down, is the hidden width of its MLPs."""
+
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float = 4.0
+    layer_scale: float | None = None
+    """Initial factor of each residual branch; None has no such parameters."""
+    norm_eps: float = 1e-5
+    norm_before: bool = True
+    """A norm before the first block; CLIPA has none."""
+    pool: Literal["class", "patches"] = "class"
+    """What becomes the image's feature: the class token, or the mean of the patches, normed afterwards (CLIPA)."""
+    family: str = field(default="vit", kw_only=True)
+
+    def problem(self, embed_dim: int) -> str:
+        """Patches that do not tile the image, heads that do not divide the width."""
+        if self.image_size % self.patch_size:
+            return f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}."
+        if self.width % self.heads:
+            return f"the image tower's width {self.width} is no multiple of its {self.heads} heads."
+        return ""
 
 
 @TOWERS.register("vit")
 class Vit(ImageTower):
     """Patches -> blocks -> the class token -> projection."""
 
-    # Share of patches left out while training (Li et al. 2023, "FLIP"); changes the result, not only the speed.
+    Config = VitConfig
+
     patch_dropout = 0.0
+    """Share of patches left out while training (Li et al. 2023, "FLIP"); changes the result, not only the speed."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -44,51 +76,50 @@ class Vit(ImageTower):
         self.projection = Linear(vision.width, config.embed_dim, bias=False)
 
     def blocks(self) -> list[nn.Module]:
-        """What to shard and to checkpoint."""
+        """The units of sharding and of activation checkpointing."""
         return list(self.layers)
 
-    def forward(self, images: Tensor, return_tokens: bool = False) -> Encoded:
-        """uint8 or normalised [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are patches after the last norm."""
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """[B, N, width] -> [B, N, D], by the projection of the pooled state."""
+        return self.projection(tokens)
+
+    def forward(self, images: Tensor, return_tokens: bool = False, seeds: Tensor | None = None) -> Encoded:
+        """uint8 or normalized [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are the patches after the last norm.
+
+        N counts the patches that patch dropout left, in training. ``seeds`` int64 [B] decide which; see ``ImageTower``.
+        """
         x = self.patch_embedding(self.normalize(images)).flatten(2).transpose(1, 2)  # [B, N, width]
         classes = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         x = torch.cat([classes, x], dim=1) + self.positional_embedding.to(x.dtype)
-        if self.training and self.patch_dropout and not return_tokens:
-            x = self._some_patches(x)
-        x = self.ln_pre(x)
-        plan, last = FullAttention(), len(self.layers) - 1
-        for number, block in enumerate(self.layers):
-            only_pooled = number == last and not return_tokens and self.pool == "class"
-            if self.recompute and self.training:
-                x = checkpoint(block, x, plan, only_pooled, use_reentrant=False)
-            else:
-                x = block(x, plan, only_pooled)
-        if self.pool == "patches":
-            first = x[:, 1:].mean(dim=1)
-        else:
-            first = x[:, 0] if return_tokens else x  # the last block gave it alone
-        state = self.ln_post(first)
+        if self.training and self.patch_dropout:
+            x = self._drop_patches(x, seeds)
+        only_pooled = self.pool == "class" and not return_tokens
+        checkpointing = self.checkpointing and self.training
+        x = run_blocks(
+            self.layers, self.ln_pre(x), FullAttention(), only_pooled=only_pooled, checkpointing=checkpointing
+        )
+        if not only_pooled:
+            first = x[:, 0] if self.pool == "class" else x[:, 1:].mean(dim=1)
+        state = self.ln_post(x if only_pooled else first)
         pooled = self.projection(state)
         if not return_tokens:
             return Encoded(pooled, state)
-        return Encoded(
-            pooled,
-            state,
-            self.ln_post(x[:, 1:]),
-            torch.ones(x.shape[0], x.shape[1] - 1, dtype=torch.bool, device=x.device),
-        )
+        tokens = self.ln_post(x[:, 1:])
+        return Encoded(pooled, state, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
 
-    def _some_patches(self, x: Tensor) -> Tensor:
-        """The class token and a random choice of patches of each picture, drawn where they are, without the host."""
-        patches = x.shape[1] - 1
-        kept = max(1, int(patches * (1 - self.patch_dropout)))
-        chosen = torch.rand(len(x), patches, device=x.device).topk(kept, dim=1).indices + 1
+    def _drop_patches(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        """The class token and a random choice of patches of each image, drawn on its device, without the host."""
+        batch, patches = x.shape[0], x.shape[1] - 1
+        remaining = max(1, int(patches * (1 - self.patch_dropout)))
+        seeds = _seeded.seeds_of(seeds, batch, x.device)
+        chosen = _seeded.subset(seeds, _seeded.PATCH_DROPOUT, patches, remaining) + 1
+        # Distinct indices: the backward pass of gather adds nothing twice, so that its order does not matter.
         return torch.cat([x[:, :1], x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))], dim=1)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         """CLIP's scheme for both towers."""
-        vision = self.config.vision
-        width = vision.width
+        width = self.projection.in_features
         nn.init.normal_(self.patch_embedding.weight, std=self.patch_embedding.weight[0].numel() ** -0.5)
         nn.init.normal_(self.class_embedding, std=width**-0.5)
         nn.init.normal_(self.positional_embedding, std=0.01)

@@ -83,9 +83,9 @@ class Tokenizer:
         filled[np.arange(len(rows)), counts + 1] = self.end_id
         return torch.from_numpy(filled)
 
-    def pad(self, rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    def pad(self, rows: Sequence[np.ndarray], lengths: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """id arrays -> int64 [n, L] padded to the longest only, and how many ids of each are real up to its end, [n]."""
-        lengths = [int(row.argmax()) + 1 for row in rows]
+        lengths = [int(row.argmax()) + 1 for row in rows] if lengths is None else list(lengths)
         filled = np.full((len(rows), max(map(len, rows), default=0)), self.pad_id, dtype=np.int64)
         for place, row in enumerate(rows):
             filled[place, : len(row)] = row

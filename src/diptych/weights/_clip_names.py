@@ -16,7 +16,9 @@ from torch import Tensor
 
 from diptych.errors import WeightsError
 from diptych.models import ModelConfig, list_models, model_config
-from diptych.models._config import ResNetConfig, TextConfig, VitConfig, checked
+from diptych.models._config import TextConfig, checked
+from diptych.models.resnet import ResNetConfig
+from diptych.models.vit import VitConfig
 from diptych.weights._format import ratio
 from diptych.weights._rename import ONE, SAME, SCALAR, STACKED, TRANSPOSED, Rule, same
 

@@ -12,7 +12,10 @@ from typing import Any
 
 from diptych.errors import ConfigError, WeightsError
 from diptych.models import ModelConfig, PreprocessConfig
-from diptych.models._config import ResNetConfig, SiglipConfig, TextConfig, VitConfig, checked
+from diptych.models._config import TextConfig, checked
+from diptych.models.resnet import ResNetConfig
+from diptych.models.siglip import SiglipConfig
+from diptych.models.vit import VitConfig
 from diptych.weights._format import no_others, taken
 
 TIMM = re.compile(r"vit_(base|large|so400m|giantopt)_patch(\d+)_siglip_(\d+)")

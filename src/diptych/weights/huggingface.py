@@ -19,7 +19,10 @@ from torch import Tensor
 from diptych.errors import ConfigError, WeightsError
 from diptych.files import replacing, write_text
 from diptych.models import ModelConfig, PreprocessConfig
-from diptych.models._config import ResNetConfig, SiglipConfig, TextConfig, VitConfig, checked
+from diptych.models._config import TextConfig, checked
+from diptych.models.resnet import ResNetConfig
+from diptych.models.siglip import SiglipConfig
+from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
 from diptych.weights import CHECKPOINT_FORMATS
 from diptych.weights._format import CheckpointFormat, Found, ratio, read_json

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diptych.files import replacing, write_text
 from diptych.models import ModelConfig
-from diptych.models._config import SiglipConfig, VitConfig
+from diptych.models.siglip import SiglipConfig
+from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
 from diptych.weights import CHECKPOINT_FORMATS
 from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell

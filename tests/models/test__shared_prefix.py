@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.errors import ConfigError
-from diptych.models import create_model, model_config
+from diptych.models import SharedPrefixes, create_model, model_config
 
 CONFIG = model_config("emoji-64")
 END = CONFIG.text.vocab_size - 1
@@ -47,13 +47,15 @@ def test_shared_beginnings_equal_whole_texts(tower, stems, random):
     tokens, lengths, owner, shared = (part[order] for part in parts)
     with torch.no_grad():
         whole = tower(tokens, lengths).pooled
-        assert torch.allclose(tower.branched(tokens, lengths, owner, shared), whole, rtol=0, atol=1e-11)
+        assert torch.allclose(
+            tower(tokens, lengths, prefix=SharedPrefixes(owner, shared)).pooled, whole, rtol=0, atol=1e-11
+        )
 
 
 def test_gradients_are_the_same_too(tower):
     parts = texts([([5, 6, 7], [[1], [2, 3], []]), ([], [[4, 4]]), ([5], [[9], [9, 9]])])
     found = []
-    for features in (tower(*parts[:2]).pooled, tower.branched(*parts)):
+    for features in (tower(*parts[:2]).pooled, tower(*parts[:2], prefix=SharedPrefixes(*parts[2:])).pooled):
         tower.zero_grad()
         features.square().sum().backward()
         found.append([parameter.grad.clone() for parameter in tower.parameters()])
@@ -64,6 +66,6 @@ def test_beginnings_that_differ_are_refused(tower):
     tokens, lengths, owner, shared = texts([([5, 6], [[1], [2]])])
     tokens[1, 0] = 9
     with pytest.raises(ConfigError, match="begin with the same ids"):
-        tower.branched(tokens, lengths, owner, shared)
-    with pytest.raises(ConfigError, match="go on after its stem"):
-        tower.branched(*texts([([5], [[]])])[:2], torch.tensor([0]), torch.tensor([2]))
+        tower(tokens, lengths, prefix=SharedPrefixes(owner, shared))
+    with pytest.raises(ConfigError, match="go on after its prefix"):
+        tower(*texts([([5], [[]])])[:2], prefix=SharedPrefixes(torch.tensor([0]), torch.tensor([2])))

@@ -1,0 +1,130 @@
+"""What every tower promises: the contracts of image and text towers, and the registry of their families.
+
+A family is one file of this folder: a tower class with its ``Config`` dataclass, registered under the file's name. This file
+holds no architecture, and names none.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diptych.errors import ConfigError
+from diptych.models._config import ModelConfig, TextConfig, VisionConfig
+from diptych.registry import Registry
+from diptych.types import Encoded
+
+
+class Tower(nn.Module):
+    """What both towers share. A family gives ``blocks``, ``project_tokens``, ``forward`` and ``init_weights``."""
+
+    checkpointing = False
+    """Recompute the activations of blocks in the backward pass of training; set by ``checkpoint_activations``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks, first to last: the units of sharding and of activation checkpointing."""
+        raise NotImplementedError
+
+    def linears(self) -> dict[str, nn.Linear]:
+        """Every ``Linear`` of the tower by its dotted name: for adapters, tensor-parallel plans and quantization."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, nn.Linear)}
+
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recompute activations in the backward pass of training: less memory, more time, the same gradients."""
+        self.checkpointing = on
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """``Encoded.tokens`` [B, N, width] into the embedding, [B, N, D]; not normalized."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Initialize every parameter, drawing from torch's generator."""
+        raise NotImplementedError
+
+
+class ImageTower(Tower):
+    """An image tower; holds the mean and the standard deviation of its pixels."""
+
+    Config: ClassVar[type[VisionConfig]]
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("mean", torch.tensor(config.preprocess.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(config.preprocess.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor, return_tokens: bool = False, seeds: Tensor | None = None) -> Encoded:
+        """uint8, or normalized floating-point, images [B, 3, H, W] -> ``Encoded``.
+
+        ``seeds`` int64 [B]: every random draw of sample ``b`` is made from ``seeds[b]``, so that a second pass, another split
+        into micro-batches or another number of ranks draws the same; None draws from torch's generator.
+        """
+        raise NotImplementedError
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] -> normalized, in the dtype of the weights; a floating-point tensor is taken as it is.
+
+        Raises ConfigError for another shape.
+        """
+        size = self.config.vision.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ConfigError(
+                f"images of shape {list(images.shape)} were given; {self.config.name} takes [B, 3, {size}, {size}]."
+            )
+        if images.is_floating_point():
+            return images
+        # In fp32 at least, also for weights of lower precision, in which 1/255 would be coarse.
+        exact = torch.promote_types(self.mean.dtype, torch.float32)
+        normalized = (images.to(exact) / 255 - self.mean.to(exact)) / self.std.to(exact)
+        return normalized.to(next(self.parameters()).dtype)
+
+
+class SharedPrefixes(NamedTuple):
+    """Texts that begin with the same ids: ``group`` int64 [B] of each text, ``length`` int64 [B] of the prefix that it shares.
+
+    All texts of a group begin with the same ``length`` ids (0: nothing is shared), and each goes on after them. A tower that
+    ``shares_prefixes`` computes each prefix once; the features are equal, to rounding, to those without.
+    """
+
+    group: Tensor
+    length: Tensor
+
+
+class TextTower(Tower):
+    """A text tower; ``shares_prefixes`` says whether it takes ``prefix``."""
+
+    Config: ClassVar[type[TextConfig]] = TextConfig
+    shares_prefixes: ClassVar[bool] = False
+
+    def forward(
+        self,
+        tokens: Tensor,
+        lengths: Tensor | None = None,
+        return_tokens: bool = False,
+        seeds: Tensor | None = None,
+        prefix: SharedPrefixes | None = None,
+    ) -> Encoded:
+        """Ids int64 [B, L] -> ``Encoded``. ``lengths`` int64 [B] counts the ids up to and including each end token.
+
+        ``seeds``: see ``ImageTower.forward``. ``prefix`` where texts begin alike; raises ConfigError where the tower cannot
+        share prefixes, and for ids that are no [B, at most the context].
+        """
+        raise NotImplementedError
+
+
+def lengths_of(tokens: Tensor) -> Tensor:
+    """Ids up to and including the end token of each text, int64 [B], where nobody carried them: CLIP's end token is its largest id.
+
+    For the public interface only. A vocabulary with larger ids than the end token's needs lengths that are carried.
+    """
+    return tokens.argmax(dim=1) + 1
+
+
+TOWERS: Registry[type[Tower]] = Registry("diptych.models", "tower family")
