@@ -92,7 +92,7 @@ def repeated(case: Case, size: int, repeats: int) -> dict[str, list[str]]:
     differing: dict[str, set[str]] = {"gradients": set(), "weights": set()}
     for repetition in range(repeats):
         model.load_state_dict(start)
-        step = training_step(model, device, case.precision, learning_rate=1e-3)
+        step = training_step(model, device, case.precision, learning_rate=1e-3, clip_norm=1.0)
         step(batches)
         seen = {
             "gradients": {name: item.grad for name, item in model.named_parameters() if item.grad is not None},
@@ -121,7 +121,10 @@ def main(argv: Sequence[str]) -> int:
         for name in options.cases:
             differing = repeated(Case.of(name), options.batch_size, options.repeats)
             rows.append({"case": name, "repeats": options.repeats, **differing})
-            print(f"{name:<36} {', '.join(f'{len(items)} {kind}' for kind, items in differing.items())} differ", flush=True)
+            print(
+                f"{name:<36} {', '.join(f'{len(items)} {kind}' for kind, items in differing.items())} differ",
+                flush=True,
+            )
     finally:
         for process in busy:
             process.kill()

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
+from diptych.distributed.layout import parallelize
+from diptych.distributed.process_group import World
 from diptych.models import TwoTower, create_model, list_models, model_config
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 from diptych.types import Batch
 
+WORLD = World()
 PAIRS = 6
 SHAPES = ((7, 5), (5,), (1,))  # of the parameters in checks of optimizer and clipping
 MAX_STEPS = 12
@@ -137,11 +140,20 @@ def micro_batches(device: Device, name: str) -> str:
     return f"error {_loss_error(losses, expected, LOSS_LIMIT['fp32']):.0e}"
 
 
-def training_step(model: TwoTower, device: Device, precision: str, learning_rate: float) -> Step:
-    """The very step that ``diptych train`` takes on CLIP's loss, with AdamW and clipping; moves the model to the device."""
-    objective = create_objective(OBJECTIVES.get("clip").Config(), model).to(device.torch_device).train()
-    optimizer = create_optimizer(objective, OptimizerOptions(lr=learning_rate), device)
-    return Step(objective, optimizer, device, precision, clip_norm=1.0)
+def training_step(
+    model: TwoTower,
+    device: Device,
+    precision: str,
+    *,
+    learning_rate: float,
+    clip_norm: float = 0.0,
+    world: World = WORLD,
+) -> Step:
+    """The step that ``diptych train`` takes on CLIP's loss, with its AdamW; moves the model to the device."""
+    layout = parallelize(create_objective(OBJECTIVES.get("clip").Config(), model), device, world)
+    layout.train()
+    optimizer = create_optimizer(layout.trainable(), model, OptimizerOptions(lr=learning_rate), device)
+    return Step(layout, optimizer, device, precision, clip_norm)
 
 
 def _losses(
@@ -151,7 +163,7 @@ def _losses(
     torch.manual_seed(11)
     model = create_model(name)
     torch.set_rng_state(state)
-    step = training_step(model, device, precision, learning_rate=1e-3)
+    step = training_step(model, device, precision, learning_rate=1e-3, clip_norm=1.0)
     batches = split(example_batch(model.config.vision.image_size, model.config.text.context_length))
     losses: list[float] = []
     # The scaler starts high and skips steps until its scale fits fp16's range: those do not count.
