@@ -18,8 +18,8 @@ from diptych.distributed.layout import parallelize
 from diptych.distributed.process_group import World
 from diptych.models import TwoTower, create_model, list_models, model_config
 from diptych.objectives import OBJECTIVES, create_objective
-from diptych.train.optimizer import OptimizerOptions, create_optimizer
-from diptych.train.step import Step
+from diptych.train.optimizer import OptimizerOptions
+from diptych.train.step import Step, create_step
 from diptych.types import Batch
 
 WORLD = World()
@@ -140,6 +140,7 @@ def micro_batches(device: Device, name: str) -> str:
     return f"error {_loss_error(losses, expected, LOSS_LIMIT['fp32']):.0e}"
 
 
+<<<<<<< HEAD
 def training_step(
     model: TwoTower,
     device: Device,
@@ -154,6 +155,12 @@ def training_step(
     layout.train()
     optimizer = create_optimizer(layout.trainable(), model, OptimizerOptions(lr=learning_rate), device)
     return Step(layout, optimizer, device, precision, clip_norm)
+=======
+def training_step(model: TwoTower, device: Device, precision: str, learning_rate: float) -> Step:
+    """The very step that ``diptych train`` takes on CLIP's loss, with AdamW and clipping; moves the model to the device."""
+    objective = create_objective(OBJECTIVES.get("clip").Config(), model)
+    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=1.0), device, precision)
+>>>>>>> lead
 
 
 def _losses(
