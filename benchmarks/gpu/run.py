@@ -37,12 +37,7 @@ from diptych.models import create_model, model_config
 from diptych.objectives.clip import Features, contrastive
 from diptych.profile import count as counted
 from diptych.text import get_tokenizer
-<<<<<<< HEAD
 from diptych.train.step import Step
-=======
-from diptych.train.optimizer import OptimizerOptions
-from diptych.train.step import create_step
->>>>>>> lead
 from diptych.types import Batch, Wants
 
 DEVICE = get_device("auto")
@@ -109,11 +104,7 @@ def batch_of(name: str, size: int) -> Batch:
 def our_step(name: str, dropout: float = 0.0) -> Step:
     model: Any = create_model(name, device=DEVICE.torch_device)
     model.image.patch_dropout = dropout
-<<<<<<< HEAD
     return training_step(model, DEVICE, PRECISION, learning_rate=5e-4)
-=======
-    return create_step(create_objective(ClipConfig(), model), OptimizerOptions(), DEVICE, PRECISION)
->>>>>>> lead
 
 
 def their_step(name: str, size: int, best: bool, dropout: float | None = None) -> Callable[..., Any] | None:

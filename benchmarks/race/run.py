@@ -45,7 +45,11 @@ def raced(file: str, folder: Path, data: Path, names: set[str]) -> list[dict[str
         **os.environ, "RACE_FOLDER": str(folder), "RACE_DATA": str(data), "RACE_OUT": str(out), "RACE_NAMES": " ".join(names),
     }  # fmt: skip
     start = time.perf_counter()
-    subprocess.run([sys.executable, str(HERE / file)], check=True, env=settings, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, str(HERE / file)], check=False, env=settings, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{file} failed:\n{done.stderr[-4000:]}")
     rows = json.loads(out.read_text(encoding="utf-8"))
     for row in rows:
         met = "" if row["ratio"] >= row["target"] else "   MISSED"

@@ -19,11 +19,6 @@ from _clock import Contestant, captions, finish, own_model, peer_model, row, sel
 from diptych.conformance.training import training_step
 from diptych.devices import get_device
 from diptych.text import get_tokenizer
-<<<<<<< HEAD
-=======
-from diptych.train.optimizer import OptimizerOptions
-from diptych.train.step import create_step
->>>>>>> lead
 from diptych.types import Batch
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -48,11 +43,7 @@ def ours(size: int, precision: str, locked: bool = False) -> Any:
     if locked:  # as after the first pass of --lock-image --cache-features
         with torch.no_grad(), device.autocast(precision):
             batch = batch._replace(image_features=model.encode_image(images).float(), images=images[None, :, :, :0, :0])
-<<<<<<< HEAD
     step = training_step(model, device, precision, learning_rate=LR)
-=======
-    step = create_step(create_objective(ClipConfig(), model), OptimizerOptions(lr=LR), device, precision)
->>>>>>> lead
     return lambda: float(step([batch]).loss)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
-from diptych.distributed.layout import parallelize
 from diptych.distributed.process_group import World
 from diptych.models import TwoTower, create_model, list_models, model_config
 from diptych.objectives import OBJECTIVES, create_objective
@@ -22,7 +21,6 @@ from diptych.train.optimizer import OptimizerOptions
 from diptych.train.step import Step, create_step
 from diptych.types import Batch
 
-WORLD = World()
 PAIRS = 6
 SHAPES = ((7, 5), (5,), (1,))  # of the parameters in checks of optimizer and clipping
 MAX_STEPS = 12
@@ -148,19 +146,11 @@ def training_step(
     *,
     learning_rate: float,
     clip_norm: float = 0.0,
-    world: World = WORLD,
+    world: World | None = None,
 ) -> Step:
     """The step that ``diptych train`` takes on CLIP's loss, with its AdamW; moves the model to the device."""
-    layout = parallelize(create_objective(OBJECTIVES.get("clip").Config(), model), device, world)
-    layout.train()
-    optimizer = create_optimizer(layout.trainable(), model, OptimizerOptions(lr=learning_rate), device)
-    return Step(layout, optimizer, device, precision, clip_norm)
-=======
-def training_step(model: TwoTower, device: Device, precision: str, learning_rate: float) -> Step:
-    """The very step that ``diptych train`` takes on CLIP's loss, with AdamW and clipping; moves the model to the device."""
     objective = create_objective(OBJECTIVES.get("clip").Config(), model)
-    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=1.0), device, precision)
->>>>>>> lead
+    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=clip_norm), device, precision, world)
 
 
 def _losses(
