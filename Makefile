@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PEERS ?= .venv-peers
 DATA ?= ../shared/data
 
-.PHONY: demo test test-all check lint docs bench clean
+.PHONY: demo test test-all mutants check lint docs bench clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,6 +34,11 @@ test: $(VENV)/installed-for-tests
 
 test-all: $(VENV)/installed-for-tests
 	$(BIN)/pytest -m 'slow or not slow'
+
+# Would the tests notice? 300 small wrong changes of the core, each against its own tests; about an hour, not part of CI.
+# MUTANTS_FLAGS="--module order --all" and the like; survivors go to build/mutants.md.
+mutants: $(VENV)/installed-for-tests
+	$(BIN)/python scripts/mutants.py $(MUTANTS_FLAGS)
 
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .

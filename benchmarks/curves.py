@@ -90,14 +90,14 @@ def loss_point(pairs: int, tiled: bool) -> dict[str, float]:
 def loader_point(workers: int) -> dict[str, float]:
     """Emoji prepared for training per second."""
     import diptych
-    from diptych.data import Loader, LoaderOptions, Prepare, open_source
-    from diptych.image import TrainTransform
+    from diptych.data import Loader, LoaderOptions, build_prepare, open_source
+    from diptych.image import ViewOptions
     from diptych.text import get_tokenizer
     from diptych.types import Wants
 
     source = open_source(str(Path(diptych.__file__).parent / "assets" / "emoji" / "train-*.tar.gz"))
     loader = Loader(
-        source, Prepare(TrainTransform(224), get_tokenizer("bpe"), Wants(), True), LoaderOptions(batch_size=64, workers=workers)
+        source, build_prepare(Wants(), get_tokenizer("bpe"), ViewOptions(224)), LoaderOptions(64, workers=workers)
     )
     start, done = 0.0, -5
     for _ in loader:

@@ -27,11 +27,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _peers import machine, open_clip
 
-from diptych.data import Loader, LoaderOptions, Prepare, open_source
+from diptych.data import Loader, LoaderOptions, build_prepare, open_source
 from diptych.devices import get_device
 from diptych.evaluate import Encoder, build_classifier
 from diptych.evaluate._prompts import class_set, load_templates
-from diptych.image import TrainTransform
+from diptych.image import ViewOptions
 from diptych.models import create_model, model_config
 from diptych.objectives import create_objective
 from diptych.objectives.clip import ClipConfig, Features, contrastive
@@ -177,19 +177,10 @@ def end_to_end(pairs: Path) -> list[dict[str, Any]]:
     """G2: from JPEG files to weights moved."""
     name, size = SIZES["G1"][-1]
     config = model_config(name)
-    prepare = Prepare(
-        TrainTransform(config.vision.image_size, kernel="fast"),
-        get_tokenizer("bpe", config.text.context_length),
-        Wants(),
-        True,
-    )
-    loader = Loader(
-        open_source(str(pairs)),
-        prepare,
-        LoaderOptions(batch_size=size,
-        workers=2 if REDUCED else 14,
-        pin_memory=DEVICE.abilities.pin_memory)
-    )
+    views = ViewOptions(config.vision.image_size, kernel="fast")
+    prepare = build_prepare(Wants(), get_tokenizer("bpe", config.text.context_length), views)
+    options = LoaderOptions(size, workers=2 if REDUCED else 14, pin_memory=DEVICE.abilities.pin_memory)
+    loader = Loader(open_source(str(pairs)), prepare, options)
     step = our_step(name)
     ours = rate((batch for batch, _ in loader), lambda batch: step([batch]), size)
     row = {"race": "G2", "model": name, "batch": size, "pairs_per_second": ours}

@@ -17,7 +17,7 @@ from typing import Any
 from diptych import config
 from diptych.config import Count, Share
 from diptych.data import SourceOptions
-from diptych.distributed.wrap import ParallelOptions
+from diptych.distributed.layout import ParallelOptions
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
@@ -104,7 +104,9 @@ class EvaluateOptions:
     zeroshot_frequency: Count = 2
     """Epochs between zero-shot evaluations on --imagenet-val."""
     protocol: typing.Literal["grouped", "paired"] = "grouped"
-    """Retrieval: any true caption of the picture counts (COCO, Flickr), or row by row as open_clip does."""
+    """Retrieval: any true caption of the image counts (COCO, Flickr), or row by row as open_clip does."""
+    captions_per_image: Count = 0
+    """Only the first so many captions of a validation image (5 for COCO papers); 0 takes all."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from diptych.train.run_folder import Run, open_run
 from diptych.train.schedule import learning_rate, total_steps
 from diptych.train.step import Step, StepResult
 from diptych.train.validate import ValidationRequest, Validator
-from diptych.types import Batch
+from diptych.types import Batch, Wants
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,9 @@ class Job:
 
     def batches(self) -> Iterator[tuple[list[Batch], Position]]:
         """The micro-batches of each step, and the position to resume at after it."""
-        held: list[Batch] = []
-        for batch, position in self.loader:
+        for batches, position in self.loader.steps():
             self.ledger.keep(self.loader.bad)
-            held.append(batch)
-            if len(held) == self.config.accum_freq:
-                yield held, position
-                held = []
+            yield batches, position
 
     def set_learning_rate(self, step: int) -> None:
         """Give the optimiser its learning rate for the coming step, counted from 0."""
@@ -102,8 +98,12 @@ class Job:
             "pairs": done * self.config.data.batch_size * self.config.accum_freq * self.world.size,
             "precision": self.step.precision,
             "processes": self.world.size,
-            "truncated_tokens": sum(one.tokens for one in self.loader.cuts.values()),
-            **{f"truncated_captions {name}": one.captions for name, one in self.loader.cuts.items() if one.captions},
+            "truncated_tokens": sum(one.tokens for one in self.loader.truncation.values()),
+            **{
+                f"truncated_captions {name}": one.captions
+                for name, one in self.loader.truncation.items()
+                if one.captions
+            },
             "bad_samples": len(self.loader.bad),
         }
         self.sinks.write("train", done, row)
@@ -142,7 +142,7 @@ class Job:
         """Write the final weights, with the architecture and preprocessing in their metadata."""
         if self.world.main:
             weights.save(self.run.folder / weights.WEIGHT_FILE, self.objective.model, {"steps": str(done)})
-        for name, one in self.loader.cuts.items():
+        for name, one in self.loader.truncation.items():
             if one.captions:
                 log.info(
                     f"{name}: {one.captions} of {one.samples} captions ({one.captions / one.samples:.1%}) were cut, "
@@ -174,7 +174,14 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
     model = weights.create(config.model.model, config.model.pretrained)
     objective = create_objective(config.objective, model)
     tokenizer = weights.tokenizer_of(model.config, config.model.pretrained)
-    pipeline = build_pipeline(config, model.config, objective.wants, tokenizer)
+    pipeline = build_pipeline(
+        config.data,
+        config.source,
+        model.config,
+        tokenizer,
+        wants=objective.wants,
+        validation_wants=Wants(images=("eval",)),
+    )
     run = open_run(config, model.config.to_dict())
     if run.state:
         objective.load_state_dict(run.state["weights"])
@@ -197,8 +204,9 @@ def _build(config: TrainConfig, device: Device, here: World) -> Job:
         device.set_random_state(run.state["random_state"]["device"])
     if pipeline.val_source is not None:
         pipeline.validation_loader(here)  # so that what is wrong with it is said now
-    loader = pipeline.loader(Position(**run.state["position"]) if run.state else Position(0, 0), here, device)
-    per_epoch = max(1, loader.steps_per_epoch // config.accum_freq)
+    start = Position(**run.state["position"]) if run.state else Position(0, 0)
+    loader = pipeline.loader(start, here, device, config.accum_freq)
+    per_epoch = max(1, loader.steps_per_epoch)
     total = total_steps(config.schedule, per_epoch)
     return Job(
         config, run, device, here, objective, step, pipeline, loader,

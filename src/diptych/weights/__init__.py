@@ -20,7 +20,7 @@ from diptych.registry import Registry
 from diptych.text import Tokenizer
 from diptych.text import get_tokenizer as tokenizer_named
 from diptych.weights import _native
-from diptych.weights._preprocess import Preprocess, transforms
+from diptych.weights._preprocess import Preprocess, eval_transform, transforms
 
 CHECKPOINT_FORMATS: Registry[type] = Registry(__name__, "layout of weights")
 WEIGHT_FILE = "model.safetensors"
@@ -125,6 +125,7 @@ __all__ = [
     "WeightsError",
     "create",
     "create_model_and_transforms",
+    "eval_transform",
     "get_tokenizer",
     "list_pretrained",
     "load",
