@@ -37,8 +37,8 @@ from diptych.objectives import create_objective
 from diptych.objectives.clip import ClipConfig, Features, contrastive
 from diptych.profile import count as counted
 from diptych.text import get_tokenizer
-from diptych.train.optimizer import OptimizerOptions, create_optimizer
-from diptych.train.step import Step
+from diptych.train.optimizer import OptimizerOptions
+from diptych.train.step import create_step
 from diptych.types import Batch, Wants
 
 DEVICE = get_device("auto")
@@ -105,8 +105,7 @@ def batch_of(name: str, size: int) -> Batch:
 def our_step(name: str, dropout: float = 0.0) -> Step:
     model: Any = create_model(name, device=DEVICE.torch_device)
     model.image.patch_dropout = dropout
-    objective = create_objective(ClipConfig(), model).train()
-    return Step(objective, create_optimizer(objective, OptimizerOptions(), DEVICE), DEVICE, PRECISION)
+    return create_step(create_objective(ClipConfig(), model), OptimizerOptions(), DEVICE, PRECISION)
 
 
 def their_step(name: str, size: int, best: bool, dropout: float | None = None) -> Callable[..., Any] | None:

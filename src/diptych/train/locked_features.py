@@ -14,7 +14,6 @@ from diptych import log
 from diptych.data import PRECOMPUTED_FEATURES, Source
 from diptych.errors import ConfigError, RecordError
 from diptych.evaluate import Encoder, image_features
-from diptych.train.config import TrainConfig
 from diptych.types import Record, Wants
 
 
@@ -41,22 +40,6 @@ class FeatureSource:
     def splits(self) -> dict[str, int]:
         """Those of the source."""
         return self.source.splits()
-
-
-def checked_locks(config: TrainConfig) -> None:
-    """Raise ConfigError for locks that leave nothing to train, or features cached of a tower that is trained."""
-    options = config.model
-    if options.lock_image and options.lock_text:
-        raise ConfigError("--lock-image and --lock-text together leave nothing to train; give one of them.")
-    if options.cache_features and not options.lock_image:
-        raise ConfigError("--cache-features needs --lock-image: features of a tower that is trained change every step.")
-    if not 0 <= options.force_patch_dropout < 1:
-        raise ConfigError(f"--force-patch-dropout {options.force_patch_dropout}: expected at least 0 and less than 1.")
-    if options.force_patch_dropout and config.accum_freq > 1:
-        # Its two passes would see different patches, and the gradient would belong to neither.
-        raise ConfigError("--force-patch-dropout does not go with --accum-freq above 1; use one of them.")
-    if options.lock_image and not (options.pretrained or config.output.resume):
-        log.warn("--lock-image without --pretrained keeps an image tower of random weights.")
 
 
 def with_features(source: Source, encoder: Encoder, wants: Wants) -> FeatureSource:
