@@ -53,8 +53,8 @@ $(VENV)/installed-for-docs: $(VENV)/installed
 docs: $(VENV)/installed-for-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# What CI runs, but for the demo.
-check: lint test
+# What to run before a pull request: CI without the wheel and the demo.
+check: lint test docs
 
 # open_clip and others beside ours; torchvision without its CUDA companions (see benchmarks/peers.txt).
 $(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt

@@ -121,7 +121,10 @@ def main(argv: Sequence[str]) -> int:
         for name in options.cases:
             differing = repeated(Case.of(name), options.batch_size, options.repeats)
             rows.append({"case": name, "repeats": options.repeats, **differing})
-            print(f"{name:<36} {', '.join(f'{len(items)} {kind}' for kind, items in differing.items())} differ", flush=True)
+            print(
+                f"{name:<36} {', '.join(f'{len(items)} {kind}' for kind, items in differing.items())} differ",
+                flush=True,
+            )
     finally:
         for process in busy:
             process.kill()

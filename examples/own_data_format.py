@@ -22,6 +22,8 @@ IMAGE = re.compile(r"!\[([^\]]+)\]\(([^)\s]+)\)")
 class Markdown:
     """Images of a Markdown file as a source."""
 
+    priority = 20  # a format that lives in the package is recognized by the ending of a name
+    example = "gallery.md"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, path: Path, root: Path) -> None:
@@ -33,8 +35,8 @@ class Markdown:
         self.root = root
         self.pairs = IMAGE.findall(text)
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By the file's ending."""
         return spec.lower().endswith(".md")
 

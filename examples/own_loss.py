@@ -44,15 +44,15 @@ class Smoothed(Objective):
 
     def encode(self, batch: Batch, frozen: object | None = None) -> Features:
         """Pair by pair, so that it may run in micro-batches; no pair looks at another one."""
-        image = self.model.image(batch.images[0]).pooled
-        text = self.model.text(batch.tokens[0], batch.lengths[0]).pooled
+        image, text = self.encode_images(batch).pooled, self.encode_texts(batch).pooled
         return Features(F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1))
 
     def compare(self, features: Features, pairs: Pairs) -> Terms:
         """The whole batch: this process's rows against the columns of all processes."""
         scale = self.model.logit_scale.exp()
-        columns = Features(gather_with_gradient(features.image), gather_with_gradient(features.text))
-        target = torch.arange(len(features.image), device=scale.device) + rank_offset(len(features.image))
+        columns = Features(*(gather_with_gradient(item, self.group) for item in features))
+        count = len(features.image)
+        target = torch.arange(count, device=scale.device) + rank_offset(count, self.group)
         smoothing = self.config.smoothing
         by_image = F.cross_entropy(scale * features.image @ columns.text.T, target, label_smoothing=smoothing)
         by_text = F.cross_entropy(scale * features.text @ columns.image.T, target, label_smoothing=smoothing)

@@ -18,8 +18,8 @@ from diptych.devices import get_device
 from diptych.objectives import create_objective
 from diptych.objectives.clip import ClipConfig
 from diptych.text import get_tokenizer
-from diptych.train.optimizer import OptimizerOptions, create_optimizer
-from diptych.train.step import Step
+from diptych.train.optimizer import OptimizerOptions
+from diptych.train.step import create_step
 from diptych.types import Batch
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -44,8 +44,7 @@ def ours(size: int, precision: str, locked: bool = False) -> Any:
     if locked:  # as after the first pass of --lock-image --cache-features
         with torch.no_grad(), device.autocast(precision):
             batch = batch._replace(image_features=model.encode_image(images).float(), images=images[None, :, :, :0, :0])
-    objective = create_objective(ClipConfig(), model).train()
-    step = Step(objective, create_optimizer(objective, OptimizerOptions(lr=LR), device), device, precision)
+    step = create_step(create_objective(ClipConfig(), model), OptimizerOptions(lr=LR), device, precision)
     return lambda: float(step([batch]).loss)
 
 

@@ -60,11 +60,28 @@ def every_case(layout, cases):
 CASES = [(parts, clip_norm) for parts in (1, 2, 4) for clip_norm in (0.0, 0.05)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_steps_equal_those_of_one_process(layout):
+def every_verb(layout, folder):
+    """All that the tests below look at, in one start of two processes, since starting takes seconds."""
+    return {
+        "steps": every_case(layout, CASES),
+        "resumed": saved_and_resumed(layout, folder),
+        "finished": finished(layout, folder / "model.safetensors"),
+        "evaluated": evaluated(layout),
+        "losses": losses_by_rank(layout),
+    }
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def on_two(request, tmp_path_factory):
+    """A folder with what two processes wrote, and the results of both."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, run_in_processes(2, every_verb, request.param, folder)
+
+
+def test_steps_equal_those_of_one_process(on_two):
     expected = every_case("replicated", [(1, clip_norm) for _, clip_norm in CASES])
-    for results in run_in_processes(2, every_case, layout, CASES):
-        for (row, state), (wanted, whole) in zip(results, expected, strict=True):
+    for results in on_two[1]:
+        for (row, state), (wanted, whole) in zip(results["steps"], expected, strict=True):
             assert row == pytest.approx(wanted, rel=1e-5)
             assert state.keys() == whole.keys()
             for name, values in whole.items():
@@ -88,13 +105,13 @@ def saved_and_resumed(layout, folder):
     return plain(step.layout.full_state()), plain(resumed.layout.full_state())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_checkpoint_is_whole_and_resumes_exactly(layout, tmp_path):
-    (whole, resumed), _ = run_in_processes(2, saved_and_resumed, layout, tmp_path)
+def test_a_checkpoint_is_whole_and_resumes_exactly(on_two):
+    folder, (results, _) = on_two
+    whole, resumed = results["resumed"]
     assert whole == resumed
     # It is the same file whatever the layout: one process goes on from it.
     step = make_step("replicated")
-    loaded = checkpoint.load(checkpoint.path_of(tmp_path, 2))
+    loaded = checkpoint.load(checkpoint.path_of(folder, 2))
     step.layout.load_full_state(loaded["weights"])
     step.restore(loaded["step_state"])
     take(step, (2, 3), 2)
@@ -112,13 +129,11 @@ def finished(layout, path):
     return plain(step.layout.model_state())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_final_weights_are_whole(layout, tmp_path):
-    states = run_in_processes(2, finished, layout, tmp_path / "model.safetensors")
-    model = weights.load(tmp_path / "model.safetensors")
-    for name, item in model.state_dict().items():
-        for state in states:
-            assert torch.equal(item.flatten(), torch.tensor(state[name])), name
+def test_final_weights_are_whole(on_two):
+    folder, results = on_two
+    for name, item in weights.load(folder / "model.safetensors").state_dict().items():
+        for rank in results:
+            assert torch.equal(item.flatten(), torch.tensor(rank["finished"][name])), name
 
 
 def evaluated(layout):
@@ -130,18 +145,18 @@ def evaluated(layout):
     with step.layout.evaluating():
         features = encoder.texts(TEXTS, lambda count: None)
         with torch.no_grad():
-            terms = step.layout.validation_terms(batch_for(objective, wants=objective.validation_wants))
+            batch = own_rows(batch_for(objective, 16, wants=objective.validation_wants), step.layout.world)
+            terms = step.layout.validation_terms(batch)
     assert objective.training
-    return features.tolist(), float(terms.losses["sigmoid"])
+    return features.tolist(), process_group.all_reduce_mean_of(terms.losses)["sigmoid"]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_evaluation_gives_every_process_all_features(layout):
-    expected, _ = evaluated("replicated")
-    results = run_in_processes(2, evaluated, layout)
-    for features, _ in results:
+def test_evaluation_gives_every_process_all_features(on_two):
+    expected, loss = evaluated("replicated")
+    for rank in on_two[1]:
+        features, own = rank["evaluated"]
         assert torch.allclose(torch.tensor(features), torch.tensor(expected), atol=1e-5)
-    assert results[0][1] == results[1][1]
+        assert own == pytest.approx(loss, rel=1e-5)
 
 
 def losses_by_rank(layout):
@@ -152,8 +167,8 @@ def losses_by_rank(layout):
     return own, process_group.all_reduce_mean_of({"loss": result.loss, **result.losses})
 
 
-def test_losses_are_means_over_ranks_and_sum_to_the_loss():
-    results = run_in_processes(2, losses_by_rank, "replicated")
+def test_losses_are_means_over_ranks_and_sum_to_the_loss(on_two):
+    results = [rank["losses"] for rank in on_two[1]]
     own = [sum(losses.values()) for losses, _ in results]
     assert own[0] != pytest.approx(own[1], rel=1e-3)
     for _, means in results:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from diptych.objectives import _terms, _tiles
-from diptych.objectives._tiles import tiled_cross_entropy
 from diptych.objectives._terms import Features, contrastive
+from diptych.objectives._tiles import tiled_cross_entropy
 
 
 def features(count, width=16, dtype=torch.float64, seed=0):

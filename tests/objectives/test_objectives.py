@@ -51,7 +51,9 @@ def after_step(name, parts=1, steps=1):
     for number in range(steps):
         batch = own_rows(batch_for(step.layout.objective, 12, seed=number), world)
         result = step(pieces_of(batch, parts))
-        values.append(process_group.all_reduce_mean_of({"loss": result.loss.double(), **result.losses, **result.metrics}))
+        values.append(
+            process_group.all_reduce_mean_of({"loss": result.loss.double(), **result.losses, **result.metrics})
+        )
     return values, gradients(step), buffers(step)
 
 

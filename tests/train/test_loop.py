@@ -408,4 +408,4 @@ def test_zeroshot_has_a_frequency_of_its_own_and_the_end_leaves_pictures(pairs, 
     assert [entry["name"] for entry in results] == ["zeroshot", "val"]
     assert results[0]["count"]["templates"] == 1 and "top5" in results[0]["metrics"]
     titles = [part["title"] for part in json.loads((tmp_path / "a" / "gallery.json").read_text())]
-    assert any(title.startswith("Pictures found by caption") for title in titles)
+    assert any(title.startswith("Images retrieved by caption") for title in titles)

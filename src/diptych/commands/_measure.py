@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych import log, weights
-from diptych.data import SourceOptions
+from diptych.data import VALIDATION_SPLITS, SourceOptions, open_split
 from diptych.devices import get_device
 from diptych.errors import ConfigError
 from diptych.evaluate import AnyEvaluator, DataKind, Encoder, ProbeData, Result, evaluators, open_labeled, paired
@@ -121,11 +121,9 @@ def tasks(options: MeasureOptions) -> list[Task]:
 
 
 def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Any]:
-    from diptych.train.pipeline import VALIDATION_SPLITS, opened
-
     sources: dict[DataKind, Any] = {}
     if data.val_data:
-        sources["pairs"] = opened(data.val_data, data.val_split, VALIDATION_SPLITS, options)
+        sources["pairs"] = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, options, "--val-split")
     if data.imagenet_val:
         sources["labeled"] = open_labeled(data.imagenet_val, options)
     if data.probe_train:
@@ -142,7 +140,7 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
     encoder = Encoder(
         model,
         weights.tokenizer_of(model.config, pretrained),
-        weights.transforms(model.config)[1].transform,
+        weights.eval_transform(model.config),
         device,
         chosen.batch_size,
         chosen.workers,

@@ -16,8 +16,8 @@ from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, 
 from diptych.devices import PRECISIONS, Device, get_device
 from diptych.models import TwoTower, create_model, list_models, model_config
 from diptych.objectives import OBJECTIVES, create_objective
-from diptych.train.optimizer import OptimizerOptions, create_optimizer
-from diptych.train.step import Step
+from diptych.train.optimizer import OptimizerOptions
+from diptych.train.step import Step, create_step
 from diptych.types import Batch
 
 PAIRS = 6
@@ -139,9 +139,8 @@ def micro_batches(device: Device, name: str) -> str:
 
 def training_step(model: TwoTower, device: Device, precision: str, learning_rate: float) -> Step:
     """The very step that ``diptych train`` takes on CLIP's loss, with AdamW and clipping; moves the model to the device."""
-    objective = create_objective(OBJECTIVES.get("clip").Config(), model).to(device.torch_device).train()
-    optimizer = create_optimizer(objective, OptimizerOptions(lr=learning_rate), device)
-    return Step(objective, optimizer, device, precision, clip_norm=1.0)
+    objective = create_objective(OBJECTIVES.get("clip").Config(), model)
+    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=1.0), device, precision)
 
 
 def _losses(

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import collections
 import functools
+import multiprocessing
 import signal
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -83,9 +86,16 @@ class Loader:
 
         Raises RecordError where a bad record stops the run, SourceError above the limit of bad samples.
         """
+        others = multiprocessing.active_children()
         fetched = iter(self._data_loader())
-        for step in self._plan():
-            yield [self._received(next(fetched)) for _ in step.micro_batches], step.after
+        workers = [process for process in multiprocessing.active_children() if process not in others]
+        at_exit = Finalize(None, _kill, args=(workers,), exitpriority=1)
+        try:
+            for step in self._plan():
+                yield [self._received(next(fetched)) for _ in step.micro_batches], step.after
+        finally:
+            del fetched  # ends the loader processes now, also where an error's traceback holds this frame
+            at_exit.cancel()
 
     def __iter__(self) -> Iterator[tuple[Batch, Position]]:
         """Yield each batch with the position after it. Raises ConfigError where a step has several micro-batches."""
@@ -146,6 +156,13 @@ class _MicroBatches:
 
 def _only(fetched: list[Fetched]) -> Fetched:
     return fetched[0]
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    """End loader processes that a leaving program still reads from: they ignore SIGTERM, and Python would wait for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes a killed loader process for a crash
+    for process in workers:
+        process.kill()
 
 
 def _prepare_worker(images: int | None, worker: int) -> None:

@@ -77,7 +77,7 @@ def _format_of(spec: str) -> type[Format]:
         return first[0]
     names = "|".join(SOURCES.names())
     if first:
-        claims = " and ".join(item.__name__ for item in first)
+        claims = " and ".join(sorted(item.__name__ for item in first))
         raise ConfigError(f"{spec}: the formats {claims} both read this name; choose with --dataset-type {names}.")
     if not Path(spec).exists():
         raise SourceError(f"{spec}: no such file or folder.")

@@ -33,12 +33,10 @@ class ParallelOptions:
     """Collective backend under torchrun; empty takes the device's own."""
     precision: str = "auto"
     """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
-    matmul: Literal["auto", "exact", "fast"] = "auto"
+    matmul: Literal["auto", "exact", "fast", "default"] = "auto"
     """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
     deterministic: bool = False
     """Use torch's deterministic algorithms on accelerators; CPU runs are deterministic without it."""
-    grad_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 PRECISIONS = {
@@ -55,17 +53,17 @@ PRECISIONS = {
 class Layout:
     """An objective on one process, or replicated on many (DistributedDataParallel); the contract of all layouts.
 
-    ``objective`` is a ``diptych.objectives.Objective``. ``group`` holds the processes that see different pairs: collectives of
+    ``objective`` is a ``diptych.objectives.Objective``, a type of the layer above. ``group`` holds the processes that see different pairs: collectives of
     losses and metrics run over it. ``collective``: each encode call involves all processes, so that each must make the same
     number of them.
     """
 
     collective = False
 
-    def __init__(self, objective: nn.Module, device: Device, world: World) -> None:
+    def __init__(self, objective: Any, device: Device, world: World) -> None:
         self.device, self.world = device, world
         self.group: Group = None
-        self.objective: Any = objective.to(device.torch_device)
+        self.objective = objective.to(device.torch_device)
         for companion in self.objective.frozen().values():
             companion.to(device.torch_device)
         self.wrapped = self.wrap(objective)
@@ -205,7 +203,7 @@ class Layout:
         return self.objective(*call)
 
 
-def parallelize(objective: nn.Module, device: Device, world: World) -> Layout:
+def parallelize(objective: Any, device: Device, world: World) -> Layout:
     """Lay the objective out for training on this device and these processes."""
     return Layout(objective, device, world)
 

@@ -7,7 +7,7 @@ process calls after features were gathered. No loss is computed: objectives do t
 
 from __future__ import annotations
 
-from diptych.evaluate._base import EVALUATORS, AnyEvaluator, DataKind, Evaluator, evaluators
+from diptych.evaluate._base import EVALUATORS, AnyEvaluator, DataKind, Evaluator, evaluators, options_from
 from diptych.evaluate._cache import image_features
 from diptych.evaluate._classifier import build_classifier
 from diptych.evaluate._decode import Records
@@ -39,6 +39,7 @@ __all__ = [
     "image_features",
     "load_templates",
     "open_labeled",
+    "options_from",
     "paired",
     "retrieval_scores",
     "top_k",

@@ -6,6 +6,7 @@ An evaluator is one file of this folder. Nothing else names it: the command line
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -64,3 +65,10 @@ def evaluators() -> dict[str, AnyEvaluator]:
     kinds = typing.get_args(DataKind)
     entries = {name: EVALUATORS.get(name) for name in EVALUATORS.names()}
     return dict(sorted(entries.items(), key=lambda entry: (kinds.index(entry[1].data), entry[1].title)))
+
+
+def options_from(evaluator: AnyEvaluator, options: Any) -> Any:
+    """The evaluator's options, of which those that the dataclass ``options`` has under the same name are taken from it."""
+    given = {item.name for item in dataclasses.fields(options)}
+    shared = [item.name for item in dataclasses.fields(evaluator.Options) if item.name in given]
+    return evaluator.Options(**{name: getattr(options, name) for name in shared})

@@ -68,7 +68,7 @@ def image_features(
         features = None  # written by a caller that accepts unreadable images, which are errors to this one
     missing = features is None
     if encoder.shared:  # then all must agree whether there is work to share
-        missing = process_group.any_rank(missing, encoder.device.torch_device)
+        missing = process_group.any_rank(missing, encoder.device.torch_device, encoder.group)
     if features is not None and not missing:
         advance(len(indices))
         return features

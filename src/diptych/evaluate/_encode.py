@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.devices import Device
 from diptych.distributed import process_group
 from diptych.distributed.gather import gather
+from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
 from diptych.evaluate._decode import Records, image_batches
 from diptych.image import compile_kernels
@@ -32,6 +33,9 @@ Unreadable = Callable[[RecordError], None]
 
 class LaidOut(Protocol):
     """A model that is laid out over processes, as a ``diptych.distributed.layout.Layout`` is."""
+
+    group: Group
+    """The processes that see different pairs."""
 
     @property
     def shares_prefixes(self) -> bool:
@@ -79,6 +83,11 @@ class Encoder:
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(f"batch size {self.batch_size}, workers {self.workers}: expected at least 1 and 0.")
 
+    @property
+    def group(self) -> Group:
+        """The processes that share the work; None for all."""
+        return None if isinstance(self.model, nn.Module) else self.model.group
+
     def images(
         self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None = None
     ) -> Tensor:
@@ -103,9 +112,8 @@ class Encoder:
 
         features = self.together(len(indices), encode, advance)
         if unreadable is not None and bool(features[:, 0].isnan().all()):
-            error = (
-                process_group.first_not_none(first[0] if first else None) if self.shared else next(iter(first), None)
-            )
+            error = first[0] if first else None
+            error = process_group.first_not_none(error, self.group) if self.shared else error
             if error is not None:
                 raise error
         return features
@@ -164,21 +172,21 @@ class Encoder:
         Positions are dealt out in turn, so that what is sorted by length is fairly shared. Every process gets as many: the
         last position fills up, and its extra rows are dropped. ``units`` is how much a position advances.
         """
-        ranks = process_group.size() if self.shared else 1
+        ranks = process_group.size(self.group) if self.shared else 1
         if ranks == 1:
             return encode(range(count), advance)
-        own = range(process_group.rank(), count, ranks)
+        own = range(process_group.rank(self.group), count, ranks)
         each = -(-count // ranks)
         filled = [*own, *[count - 1] * (each - len(own))]
-        rows = gather(encode(filled, _at_most(len(own) * units, advance)))
+        rows = gather(encode(filled, _at_most(len(own) * units, advance)), self.group)
         advance((count - len(own)) * units)
         position = torch.arange(count, device=rows.device)
         return rows[position % ranks * each + position // ranks]
 
     def _agree(self, error: DataError | None) -> None:
         """Raise the error, in every process where the work is shared: one that went on alone would wait for ever."""
-        if self.shared and process_group.any_rank(error is not None, self.device.torch_device):
-            error = process_group.first_not_none(error)
+        if self.shared and process_group.any_rank(error is not None, self.device.torch_device, self.group):
+            error = process_group.first_not_none(error, self.group)
         if error is not None:
             raise error
 

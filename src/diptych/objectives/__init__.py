@@ -6,6 +6,7 @@ imports no other entry. Objectives know no data source and no optimizer; what th
 
 from __future__ import annotations
 
+from diptych.models import TwoTower
 from diptych.objectives._base import (
     Example,
     LoadModel,
@@ -15,7 +16,6 @@ from diptych.objectives._base import (
     pairs_of,
     view_seeds,
 )
-from diptych.models import TwoTower
 from diptych.registry import Registry
 
 OBJECTIVES: Registry[type[Objective]] = Registry(__name__, "objective")

@@ -157,8 +157,13 @@ class Objective(nn.Module):
 
     def _terms(self, batch: Batch) -> tuple[Terms, Any]:
         features = self.encode(batch, self._frozen(batch))
-        terms = self.compare(features, pairs_of([batch]))
+        terms = self._compared(features, pairs_of([batch]))
         return self._touched(terms), _mapped(features, torch.Tensor.detach)
+
+    def _compared(self, features: Any, pairs: Pairs) -> Terms:
+        # Copied: a metric that is a parameter (a bias) would be freed memory once a sharded parameter is sharded again.
+        terms = self.compare(features, pairs)
+        return terms._replace(metrics={name: item.detach().clone() for name, item in terms.metrics.items()})
 
     def _features(self, batch: Batch) -> tuple[Any, Any]:
         frozen = self._frozen(batch)
@@ -195,7 +200,7 @@ def _encode_text(objective: Objective, tokens: Tensor, lengths: Tensor | None, p
 _CALLS: dict[str, Callable[..., Any]] = {
     "terms": Objective._terms,
     "features": Objective._features,
-    "compare": lambda objective, features, pairs: objective.compare(features, pairs),
+    "compare": Objective._compared,
     "cached_grads": Objective._cached_grads,
     "validation": lambda objective, batch: objective.validation_terms(batch),
     "image": _encode_image,

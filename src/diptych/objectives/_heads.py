@@ -6,6 +6,7 @@ over the layout's group, so that several processes equal one. Not ``torch.nn.Syn
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -56,7 +57,7 @@ def projection_head(widths: Sequence[int], group_of: Callable[[], Group], last_n
     ``widths`` has at least two entries, the input first; ``last_norm`` adds a norm without weights at the end (SimSiam).
     """
     layers: list[nn.Module] = []
-    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (before, after) in enumerate(itertools.pairwise(widths)):
         last = number == len(widths) - 2
         layers.append(nn.Linear(before, after, bias=last and not last_norm))
         if not last:

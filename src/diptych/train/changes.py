@@ -34,6 +34,8 @@ class ModelOptions:
     """Leave the text tower as it is."""
     force_patch_dropout: Share = 0.0
     """Share of patches that a ViT leaves out of every training image (FLIP); another recipe, about twice as fast at 0.5."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     cache_features: bool = False
     """With --lock-image: encode every image once, preprocessed as in evaluation, and never decode it again."""
 
@@ -110,10 +112,22 @@ class PatchDropout(ModelChange):
             raise ConfigError(
                 f"--force-patch-dropout: {model.config.name} has no patches to leave out; it needs a ViT."
             )
-        model.image.patch_dropout = options.force_patch_dropout
+        setattr(model.image, "patch_dropout", options.force_patch_dropout)  # noqa: B010 - a family's own attribute
 
 
-CHANGES: tuple[ModelChange, ...] = (StretchedPositions(), Locks(), PatchDropout())
+class ActivationCheckpointing(ModelChange):
+    """``--grad-checkpointing``: recompute activations in the backward pass (Chen et al. 2016)."""
+
+    def applies(self, options: ModelOptions) -> bool:
+        """Where it is asked for."""
+        return options.grad_checkpointing
+
+    def after_weights(self, model: TwoTower, options: ModelOptions) -> None:
+        """Switch it on in both towers."""
+        model.checkpoint_activations()
+
+
+CHANGES: tuple[ModelChange, ...] = (StretchedPositions(), Locks(), PatchDropout(), ActivationCheckpointing())
 
 
 def changes_of(options: ModelOptions, resumed: bool) -> tuple[ModelChange, ...]:

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.devices import Device
-from diptych.distributed.layout import Layout
-from diptych.objectives import differentiable, pairs_of
+from diptych.distributed.layout import Layout, parallelize
+from diptych.distributed.process_group import World
+from diptych.objectives import Objective, differentiable, pairs_of
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.types import Batch, Terms
 
 
@@ -34,6 +36,20 @@ class StepResult:
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
     gradient_norm: Tensor | None
+
+
+def create_step(
+    objective: Objective,
+    options: OptimizerOptions,
+    device: Device,
+    precision: str = "fp32",
+    world: World | None = None,
+) -> Step:
+    """The step of an objective in training mode, laid out over ``world`` (None: this process alone), with its AdamW."""
+    layout = parallelize(objective, device, world or World())
+    layout.train()
+    optimizer = create_optimizer(layout.trainable(), objective.model, options, device)
+    return Step(layout, optimizer, device, precision, options.grad_clip_norm)
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
@@ -143,7 +159,9 @@ def total(terms: Terms) -> Tensor:
 def _joined(pieces: Sequence[Any]) -> Any:
     """The features of micro-batches as one tuple, every floating-point tensor a leaf that collects its gradient."""
     fields = [None if items[0] is None else _concatenated(items) for items in zip(*pieces, strict=True)]
-    return type(pieces[0])(*(item.requires_grad_() if differentiable(item) else item for item in fields))
+    return type(pieces[0])(
+        *(item.requires_grad_() if item is not None and item.is_floating_point() else item for item in fields)
+    )
 
 
 def _concatenated(items: Sequence[Tensor]) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 
 from diptych.devices import get_device
 from diptych.errors import ConfigError, WeightsError
-from diptych.models import ModelConfig, TwoTower, create_model, model_config
+from diptych.models import ModelConfig, ModelNeeds, TwoTower, create_model, model_config
 from diptych.registry import Registry
 from diptych.text import Tokenizer
 from diptych.text import get_tokenizer as tokenizer_named
 from diptych.weights import _native
-from diptych.weights._preprocess import Preprocess, transforms
+from diptych.weights._preprocess import Preprocess, eval_transform, transforms
 
 CHECKPOINT_FORMATS: Registry[type] = Registry(__name__, "layout of weights")
 WEIGHT_FILE = "model.safetensors"
@@ -29,7 +29,7 @@ WEIGHT_FILE = "model.safetensors"
 def load(
     source: str | Path,
     *,
-    model: str = "",
+    model: str | ModelConfig = "",
     device: str = "cpu",
     precision: Literal["fp32", "fp16", "bf16", "fp64", "file"] = "fp32",
     allow: Iterable[str] = (),
@@ -44,8 +44,9 @@ def load(
     from diptych.weights._catalog import located
     from diptych.weights._open import opened
 
-    place = located(str(source), model)
-    found = opened(place.path, model_config(model) if model else None, allow, place.found)
+    asked = (model_config(model) if model else None) if isinstance(model, str) else model
+    place = located(str(source), asked.name if asked else "")
+    found = opened(place.path, asked, allow, place.found)
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
     if precision != "file":
         if precision not in kinds:
@@ -61,17 +62,23 @@ def _moved(model: TwoTower, **where: Any) -> TwoTower:
     return model if there else model.to(**where)
 
 
+def save_state(path: Path, config: ModelConfig, state: Mapping[str, torch.Tensor], notes: Mapping[str, str]) -> None:
+    _native.write(path, config, state, notes)
+
+
 def save(path: Path, model: TwoTower, notes: Mapping[str, str] | None = None) -> None:
     """Write the weights in one step, with everything needed to use them in the file's metadata. Raises OutputError."""
     _native.write(path, model.config, model.state_dict(), notes or {})
 
 
-def create(name: str, pretrained: str = "") -> TwoTower:
-    """A model to train: architecture ``name`` with random weights, or with those of ``pretrained`` (as ``load`` takes it).
+def create(model: str | ModelConfig, pretrained: str = "", needs: ModelNeeds | None = None) -> TwoTower:
+    """A model to train: an architecture with random weights, or with those of ``pretrained`` (as ``load`` takes it).
 
-    Raises WeightsError when the weights are of another architecture or activation; position tables are resized.
+    ``needs`` is what the loss needs of the model. Raises WeightsError when the weights are of another architecture or activation;
+    position tables are resized.
     """
-    return load(pretrained, model=name).train() if pretrained else create_model(name)
+    config = (model_config(model) if isinstance(model, str) else model).with_needs(needs or ModelNeeds())
+    return load(pretrained, model=config).train() if pretrained else create_model(config)
 
 
 def create_model_and_transforms(
@@ -125,10 +132,12 @@ __all__ = [
     "WeightsError",
     "create",
     "create_model_and_transforms",
+    "eval_transform",
     "get_tokenizer",
     "list_pretrained",
     "load",
     "save",
+    "save_state",
     "tokenizer_of",
     "transforms",
 ]
