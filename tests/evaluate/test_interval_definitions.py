@@ -76,6 +76,8 @@ def test_the_mean_over_classes_ignores_absent_classes_and_weighs_the_others_equa
     assert (low, high) == pytest.approx((0.75 - spread, 0.75 + spread), abs=0.003)
     assert class_mean_interval(right, labels) == (low, high)
     assert len({class_mean_interval(right, labels, seed=seed) for seed in range(8)}) > 1
+    # A class of one image is a class: its accuracy is 1, that of the other 0.
+    assert class_mean_interval(torch.tensor([True, False, False]), torch.tensor([1, 4, 4])) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (3, 3), (5, 1), (1, 6), (9, 2), (40, 20)])
