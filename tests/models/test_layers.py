@@ -172,6 +172,19 @@ def test_checkpointing_changes_neither_results_nor_gradients(only_pooled):
     assert len(calls) == 3  # once plainly, twice where it is recomputed
 
 
+def test_checkpointing_is_off_by_default_and_needs_no_gradient_of_its_input():
+    block = filled(Block(WIDTH, HEADS, HIDDEN, "gelu"))
+    calls = []
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
+    x = random(BATCH, LENGTH, WIDTH, seed=7)
+    run_blocks([block], x, FullAttention()).sum().backward()
+    assert len(calls) == 1
+    expected = [parameter.grad.clone() for parameter in block.parameters()]
+    block.zero_grad()
+    run_blocks([block], x, FullAttention(), checkpointing=True).sum().backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(expected, block.parameters(), strict=True))
+
+
 def test_an_attention_layer_has_four_linears_with_biases():
     layer = Attention(WIDTH, HEADS)
     for linear in (layer.q, layer.k, layer.v, layer.out):
