@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diptych import config as options
 from diptych.errors import ConfigError
@@ -27,13 +27,19 @@ MAY_BE_ZERO = ("pad_id", "resize_to")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What every image tower has: the side of its images in pixels, and the name of its family.
+    """What every image tower has: the side of its images in pixels, its width in channels, and the name of its family.
 
-    A family's file derives its own ``Config`` from it and gives ``family`` its default.
+    A family's file derives its own ``Config`` from it, with a field ``width``, and gives ``family`` its default.
     """
 
     image_size: int
     family: str = field(default="", kw_only=True)
+
+    if TYPE_CHECKING:
+        # A field here would stand before the families' own, and change what their positional arguments mean.
+        @property
+        def width(self) -> int:
+            """Channels of the tower; of a ResNet, after its stem."""
 
     def problem(self, embed_dim: int) -> str:
         """What does not fit together, in a clause, with what was given and expected; "" where all does."""
