@@ -10,7 +10,7 @@ from PIL import Image
 
 from diptych.commands import main
 from diptych.data import Loader, LoaderOptions, build_prepare, open_source
-from diptych.datatools.inspect import gather, look_at_all, look_hash, near
+from diptych.datatools.inspect import difference_hash, inspect_all, near, summarize
 from diptych.datatools.shards import ShardOptions, write_shards
 from diptych.datatools.split import split
 from diptych.errors import ConfigError, OutputError
@@ -47,13 +47,13 @@ def messy(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_check_finds_what_is_wrong(tmp_path, workers):
     source = open_source(messy(tmp_path))
-    found = gather(look_at_all(source, get_tokenizer("bpe"), workers))
+    found = summarize(inspect_all(source, get_tokenizer("bpe"), workers))
     assert [key for key, _ in found.unreadable] == ["img/1.png#1"]
     assert "web page" in found.unreadable[0][1]
     assert found.same_bytes == [["img/2.png", "img/3.png"]]
     assert found.tiny == ["img/4.png#4"]
     assert found.empty == ["img/5.png#5"]
-    assert (found.records, found.usable, found.cut) == (8, 6, 1)
+    assert (found.records, found.usable, found.truncated) == (8, 6, 1)
     assert found.repeated_captions == [("the same words", 5)]
     assert found.scripts["Han"] == 1
     assert max(found.lengths) == 102
@@ -74,10 +74,10 @@ def test_the_look_of_a_picture_survives_resizing_and_jpeg_and_tells_photos_apart
     hashes, again = {}, {}
     for path in some_photos(60):
         picture = Image.open(path).convert("RGB")
-        hashes[path.name] = look_hash(picture)
+        hashes[path.name] = difference_hash(picture)
         buffer = io.BytesIO()
         picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)).save(buffer, "JPEG", quality=60)
-        again[path.name] = look_hash(Image.open(buffer))
+        again[path.name] = difference_hash(Image.open(buffer))
     found = {(one, two) for one, two, _ in near(hashes, again)}
     assert len([name for name in hashes if (name, name) in found]) >= 0.9 * len(hashes)
     assert not [pair for pair in found if pair[0] != pair[1]]
@@ -132,7 +132,7 @@ def test_sharding_goes_on_where_it_was_stopped_and_never_mixes(tmp_path):
         write_shards(source, tmp_path / "out", ShardOptions(5))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").write_text("x")
-    with pytest.raises(OutputError, match="already holds something"):
+    with pytest.raises(OutputError, match="already holds files that are not shards"):
         write_shards(source, tmp_path / "mine", ShardOptions(5))
 
 

@@ -44,13 +44,12 @@ class Measured:
 
 def tasks(options: Options) -> list[Task]:
     """What the options ask for, with sources opened. Raises SourceError and ConfigError."""
-    from diptych.data import open_source
+    from diptych.data import VALIDATION_SPLITS, open_source, open_split
     from diptych.evaluate import class_folder
-    from diptych.train.pipeline import VALIDATION_SPLITS, opened
 
     found = []
     if options.val_data:
-        pairs = opened(options.val_data, options.val_split, VALIDATION_SPLITS, options.source)
+        pairs = open_split(options.val_data, options.val_split, VALIDATION_SPLITS, options.source, "--val-split")
         found.append(
             Task("retrieval", pairs, {"protocol": options.protocol, "captions_per_image": options.captions_per_image})
         )
