@@ -20,13 +20,12 @@ from diptych.data import (
     SourceOptions,
     build_prepare,
     known_data,
-    open_source,
     open_split,
 )
 from diptych.devices import Device
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate import class_folder, class_names, load_templates
+from diptych.evaluate import LabeledImages, open_labeled
 from diptych.image import EvalTransform, TrainTransform, ViewOptions
 from diptych.models import ModelConfig
 from diptych.text import Tokenizer
@@ -48,8 +47,7 @@ class Pipeline:
     views: ViewOptions
     train_source: Source
     val_source: Source | None
-    zeroshot_source: Source | None
-    zeroshot_options: dict[str, str | None]
+    labeled_source: LabeledImages | None
 
     @property
     def train_transform(self) -> TrainTransform:
@@ -128,13 +126,13 @@ def build_pipeline(
     )  # fmt: skip
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
-    named, named_options = _zeroshot(data, source)
+    labeled = None
+    if data.imagenet_val:  # what is wrong with its prompts and class names is said now
+        labeled = open_labeled(data.imagenet_val, source, labels=data.labels, templates=data.templates)
     validation = None
     if data.val_data:
         validation = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, source, "--val-split")
-    return Pipeline(
-        data, wants, validation_wants, tokenizer, views, _train_source(data, source), validation, named, named_options
-    )
+    return Pipeline(data, wants, validation_wants, tokenizer, views, _train_source(data, source), validation, labeled)
 
 
 def _train_source(data: DataOptions, options: SourceOptions) -> Source:
@@ -148,19 +146,6 @@ def _train_source(data: DataOptions, options: SourceOptions) -> Source:
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
         )
     return source
-
-
-def _zeroshot(data: DataOptions, options: SourceOptions) -> tuple[Source | None, dict[str, str | None]]:
-    """The images of --imagenet-val with the prompts and class names to classify them by; errors of those come now."""
-    if not data.imagenet_val:
-        return None, {}
-    folder = class_folder(data.imagenet_val)
-    source = open_source(folder.pictures, options=options)
-    templates, labels = data.templates or folder.templates or "openai80", data.labels or folder.labels
-    load_templates(templates)
-    if labels:
-        class_names(source.classes, labels, source.name)
-    return source, {"templates": templates, "labels": labels}
 
 
 def caption_weights(text: str) -> tuple[tuple[str, float], ...]:
