@@ -12,18 +12,16 @@ import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import regex
 from PIL import Image
 
+from diptych.data import Source
 from diptych.errors import RecordError
 from diptych.image import decode_image
 from diptych.text import Tokenizer
-
-if TYPE_CHECKING:
-    from diptych.data import Source
 
 TINY = 32  # pixels on the short side; below it an image shows nothing
 CHUNK = 64

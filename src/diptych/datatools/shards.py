@@ -14,20 +14,16 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from diptych.data._order import permute
+from diptych.data import OWN_GROUP, OWN_KEY, Source, permute
 from diptych.errors import ConfigError, OutputError, RecordError
 from diptych.files import replacing, write_text
 from diptych.image import decode_image
 from diptych.types import Record
-
-if TYPE_CHECKING:
-    from diptych.data import Source
-from diptych.data._columns import OWN_GROUP, OWN_KEY
 
 PLAN, SIZES, BAD = "shards.json", "sizes.json", "left_out.jsonl"
 

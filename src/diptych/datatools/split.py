@@ -12,16 +12,12 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from diptych.data._order import draw
-from diptych.data._prepare import image_id
+from diptych.data import Source, draw, image_id
 from diptych.errors import ConfigError, SourceError
 from diptych.files import write_text
 from diptych.types import Record
-
-if TYPE_CHECKING:
-    from diptych.data import Source
 
 Number = TypeVar("Number", int, float)
 HEADER = ("img_key", "caption_key")
