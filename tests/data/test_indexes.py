@@ -16,7 +16,7 @@ from diptych.data._line_index import Rows, rows_of
 from diptych.data._tar import members_of
 from diptych.errors import SourceError
 
-from .world import COUNT, add, picture, write_jsonl, write_webdataset
+from .world import COUNT, add, image_bytes, write_jsonl, write_webdataset
 
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60
@@ -53,37 +53,39 @@ def test_members_are_those_that_the_standard_library_finds(tmp_path_factory, mem
             for item in tar
             if item.isfile() and ".." not in item.name.split("/") and not item.name.startswith("/")
         ]
-    found = members_of(str(path))
-    assert [(name, *place) for name, place in zip(found.each_name(), found.spans.tolist(), strict=True)] == expected
-    assert found.whole
+    members_read = members_of(str(path))
+    assert [
+        (name, *number) for name, number in zip(members_read.each_name(), members_read.spans.tolist(), strict=True)
+    ] == expected
+    assert members_read.whole
 
 
 def test_a_tar_is_indexed_once_and_again_when_it_changes(tmp_path, monkeypatch):
     spec = write_webdataset(tmp_path)
     assert len(open_source(spec)) == COUNT
-    import diptych.data._tar as room
+    import diptych.data._tar as tar_index
 
-    monkeypatch.setattr(room, "_scanned", lambda spec: pytest.fail("was indexed again"))
+    monkeypatch.setattr(tar_index, "_scanned", lambda spec: pytest.fail("was indexed again"))
     assert len(open_source(spec)) == COUNT
     monkeypatch.undo()
     with tarfile.open(tmp_path / "shard-000.tar", "w") as tar:
-        add(tar, "new.png", picture(1))
+        add(tar, "new.png", image_bytes(1))
         add(tar, "new.txt", b"x")
     os.utime(tmp_path / "shard-000.tar", ns=(time.time_ns(), time.time_ns()))
     assert len(open_source(spec)) == COUNT - 4 + 1
 
 
-@pytest.mark.parametrize("cut", [100, 512, 700, 1500, 4000])
-def test_the_readable_part_of_a_truncated_tar_is_used(tmp_path, cut, capsys):
+@pytest.mark.parametrize("size", [100, 512, 700, 1500, 4000])
+def test_the_readable_part_of_a_truncated_tar_is_used(tmp_path, size, capsys):
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
         for number in range(4):
-            add(tar, f"{number}.png", picture(number))
+            add(tar, f"{number}.png", image_bytes(number))
             add(tar, f"{number}.txt", b"words")
     data = path.read_bytes()
-    path.write_bytes(data[:cut])
-    # A picture takes 1,024 bytes with its header, a text of five bytes stands 512 behind that.
-    whole = sum(cut >= number * 2048 + 1024 + 512 + 5 for number in range(4))
+    path.write_bytes(data[:size])
+    # An image takes 1,024 bytes with its header, a text of five bytes begins 512 behind it.
+    whole = sum(size >= number * 2048 + 1024 + 512 + 5 for number in range(4))
     if whole:
         assert len(open_source(str(path))) == whole
         assert "truncated" in capsys.readouterr().err
@@ -134,5 +136,5 @@ def test_what_the_standard_library_writes_is_read_back(tmp_path_factory, rows, m
         table.writerows([*row, *(["s"] if split else [])] for row in rows)
     options = SourceOptions(csv_separator=mark)
     source = open_source(str(path), options=options)
-    assert [source.record(place).captions[0] for place in range(len(source))] == [row[1] for row in rows]
+    assert [source.record(number).captions[0] for number in range(len(source))] == [row[1] for row in rows]
     assert source.splits() == ({"s": len(rows)} if split else {})
