@@ -1,4 +1,4 @@
-# The house in four words: make demo · make test · make check · make test-all.
+# The commonest targets: make demo · make test · make docs · make check · make test-all.
 # Everything is installed by plain pip into .venv, with the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PEERS ?= .venv-peers
 DATA ?= ../shared/data
 
-.PHONY: demo test test-all check lint bench clean
+.PHONY: demo test test-all mutants check lint docs bench clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -17,11 +17,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) -e '.[fast,logs]'
+	$(PIP) -e '.[fast,logs,plots]'
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
-	$(PIP) -e '.[fast,logs,test]'
+	$(PIP) -e '.[test]'
 	@touch $@
 
 # Train a small CLIP on emoji, test it on a drawing style it never saw, and write a report (about five minutes).
@@ -35,13 +35,26 @@ test: $(VENV)/installed-for-tests
 test-all: $(VENV)/installed-for-tests
 	$(BIN)/pytest -m 'slow or not slow'
 
+# Would the tests notice? 300 small wrong changes of the core, each against its own tests; about an hour, not part of CI.
+# MUTANTS_FLAGS="--module order --all" and the like; survivors go to build/mutants.md.
+mutants: $(VENV)/installed-for-tests
+	$(BIN)/python scripts/mutants.py $(MUTANTS_FLAGS)
+
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What CI runs, but for the demo.
-check: lint test
+$(VENV)/installed-for-docs: $(VENV)/installed
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+# The documentation site, into site/; a warning is an error.
+docs: $(VENV)/installed-for-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# What to run before a pull request: CI without the wheel and the demo.
+check: lint test docs
 
 # open_clip and others beside ours; torchvision without its CUDA companions (see benchmarks/peers.txt).
 $(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt
@@ -55,4 +68,4 @@ bench: $(PEERS)/installed
 	$(PEERS)/bin/python benchmarks/race/run.py $(DATA)
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -46,20 +46,16 @@ def step_point(batch: int, words: int, side: int) -> dict[str, float]:
 
     import torch
 
+    from diptych.conformance.training import training_step
     from diptych.devices import get_device
     from diptych.models import create_model, model_config
-    from diptych.objectives import create_objective
-    from diptych.objectives.clip import ClipConfig
-    from diptych.train.optimizer import OptimizerOptions, create_optimizer
-    from diptych.train.step import Step
     from diptych.types import Batch
 
     device = get_device("cpu")
     device.prepare_process()
     config = model_config("ViT-B-32")
     config = replace(config, vision=replace(config.vision, image_size=side))
-    objective = create_objective(ClipConfig(), create_model(config)).train()
-    step = Step(objective, create_optimizer(objective, OptimizerOptions(lr=1e-6), device), device, "bf16")
+    step = training_step(create_model(config), device, "bf16", learning_rate=1e-6)
     tokens = torch.randint(1, 40_000, (1, batch, words + 2))
     tokens[:, :, 0], tokens[:, :, -1] = 49_406, 49_407
     lengths = torch.full((1, batch), words + 2)
@@ -90,14 +86,14 @@ def loss_point(pairs: int, tiled: bool) -> dict[str, float]:
 def loader_point(workers: int) -> dict[str, float]:
     """Emoji prepared for training per second."""
     import diptych
-    from diptych.data import Loader, Prepare, open_source
-    from diptych.image import TrainTransform
+    from diptych.data import Loader, LoaderOptions, build_prepare, open_source
+    from diptych.image import ViewOptions
     from diptych.text import get_tokenizer
     from diptych.types import Wants
 
     source = open_source(str(Path(diptych.__file__).parent / "assets" / "emoji" / "train-*.tar.gz"))
     loader = Loader(
-        source, Prepare(TrainTransform(224), get_tokenizer("bpe"), Wants(), True), batch_size=64, workers=workers
+        source, build_prepare(Wants(), get_tokenizer("bpe"), ViewOptions(224)), LoaderOptions(64, workers=workers)
     )
     start, done = 0.0, -5
     for _ in loader:

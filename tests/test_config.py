@@ -1,8 +1,8 @@
-"""Recipes and flags become one typed tree, and every slip is one line that names the mend."""
+"""Recipes and flags become one typed tree, and every slip is one line that names the fix."""
 
 import tomllib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import example, given
@@ -129,3 +129,79 @@ def test_leaf_names_are_unique_over_the_training_tree():
     for objective in OBJECTIVES.names():
         names = [leaf for _, leaf in config.leaves(tree_for(objective))]
         assert len(names) == len(set(names)), sorted(name for name in names if names.count(name) > 1)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    max_steps: Annotated[int, config.Range(0), config.Alias("--num-steps"), config.Alias("--steps")] = 0
+    """Has two old names."""
+    shuffle: Annotated[bool, config.Alias("--permute")] = True
+    """A renamed switch."""
+    text_lr: config.NotNegative | None = None
+    """Optional and bounded."""
+
+
+@dataclass(frozen=True)
+class RenamedTree:
+    run: Renamed = field(default_factory=Renamed)
+
+
+def parse_renamed(*argv):
+    return config.parse(RenamedTree, argv, program="diptych x").run
+
+
+@pytest.mark.parametrize("argv", [["--num-steps", "7"], ["--num_steps", "7"], ["--steps=7"], ["--max-steps", "7"]])
+def test_an_old_flag_still_parses(argv):
+    assert parse_renamed(*argv).max_steps == 7
+
+
+def test_an_old_switch_still_parses_both_ways():
+    assert parse_renamed("--no-permute").shuffle is False
+    assert parse_renamed("--permute").shuffle is True
+
+
+def test_an_old_name_never_replaces_a_value():
+    assert config.parse(Tree, ["--label", "steps"], program="x").moving.label == "steps"
+    with pytest.raises(ConfigError, match="stands alone"):
+        parse_renamed("steps", "7")
+
+
+def test_an_old_key_of_a_recipe_still_reads():
+    assert config.from_dict(RenamedTree, {"run": {"num_steps": 7}}, "r.toml").run.max_steps == 7
+    with pytest.raises(ConfigError, match="old name of 'max_steps'"):
+        config.from_dict(RenamedTree, {"run": {"max_steps": 1, "num_steps": 7}}, "r.toml")
+    with pytest.raises(ConfigError, match=r"belongs in the table \[run\]"):
+        config.from_dict(RenamedTree, {"num_steps": 7}, "r.toml")
+
+
+def test_every_name_of_a_flag_is_listed():
+    assert config.flags(RenamedTree) == {
+        "--max-steps": "max_steps",
+        "--num-steps": "max_steps",
+        "--steps": "max_steps",
+        "--shuffle": "shuffle",
+        "--permute": "shuffle",
+        "--text-lr": "text_lr",
+    }
+
+
+def test_the_range_of_an_optional_number_is_checked():
+    assert parse_renamed().text_lr is None
+    assert parse_renamed("--text-lr", "0").text_lr == 0.0
+    with pytest.raises(ConfigError, match=r"--text-lr -1.0: expected a number of at least 0"):
+        parse_renamed("--text-lr", "-1")
+    with pytest.raises(ConfigError, match="--max-steps -1: expected a number of at least 0"):
+        parse_renamed("--num-steps", "-1")
+
+
+@pytest.mark.parametrize(("value", "fits"), [("0.0", True), ("1.0", True), ("-0.001", False), ("1.001", False)])
+def test_a_range_holds_both_its_ends(value, fits):
+    @dataclass(frozen=True)
+    class Bounded:
+        share: config.Share = 0.5
+
+    if fits:
+        assert config.parse(Bounded, ["--share", value], program="x").share == float(value)
+    else:
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            config.parse(Bounded, ["--share", value], program="x")

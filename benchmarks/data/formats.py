@@ -23,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from diptych.data import CaptionPerRecord, Loader, Position, Prepare, open_source
+from diptych.data import CaptionPerRecord, Loader, LoaderOptions, Position, build_prepare, open_source
 from diptych.datatools.shards import ShardOptions, write_shards
-from diptych.image import TrainTransform
+from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "formats.json"
 BATCH, SEED = 64, 11
-PREPARE = Prepare(TrainTransform(96), get_tokenizer("bpe"), Wants(), True)
+PREPARE = build_prepare(Wants(), get_tokenizer("bpe"), ViewOptions(96))
 
 
 def written(base: Path, out: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -83,7 +83,8 @@ def batches(source, start: Position, steps: int, ranks: int = 1) -> tuple[list[s
     """A digest of the pixels and tokens of each global batch, and the position after it."""
     parts = []
     for rank in range(ranks):
-        loader = Loader(source, PREPARE, batch_size=BATCH // ranks, seed=SEED, rank=rank, ranks=ranks, start=start)
+        options = LoaderOptions(BATCH // ranks, seed=SEED, rank=rank, ranks=ranks, start=start)
+        loader = Loader(source, PREPARE, options)
         parts.append([found for found, _ in zip(iter(loader), range(steps), strict=False)])
     digests = []
     for step in range(steps):

@@ -27,8 +27,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _peers import machine, open_clip
 
-from diptych.data import Loader, Prepare, collate, open_source
-from diptych.image import TrainTransform, compile_kernels
+from diptych.data import Loader, LoaderOptions, build_prepare, collate, open_source
+from diptych.image import TrainTransform, ViewOptions, compile_kernels
 from diptych.text import get_tokenizer
 from diptych.types import Sample, Wants
 
@@ -90,8 +90,8 @@ def theirs(csv: Path):
 
 def ours(csv: Path, kernel: str, kind: str = "csv"):
     compile_kernels(None)  # as a training does, which reads more than these few photos
-    prepare = Prepare(TrainTransform(SIDE, kernel=kernel), get_tokenizer("bpe"), Wants(), True)
-    return Loader(open_source(str(csv.with_suffix("." + kind))), prepare, batch_size=BATCH, workers=1, epochs=1)
+    prepare = build_prepare(Wants(), get_tokenizer("bpe"), ViewOptions(SIDE, kernel=kernel))
+    return Loader(open_source(str(csv.with_suffix("." + kind))), prepare, LoaderOptions(BATCH, workers=1, epochs=1))
 
 
 def rate(loader) -> float:

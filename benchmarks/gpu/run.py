@@ -27,17 +27,16 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _peers import machine, open_clip
 
-from diptych.data import Loader, Prepare, open_source
+from diptych.conformance.training import training_step
+from diptych.data import Loader, LoaderOptions, build_prepare, open_source
 from diptych.devices import get_device
 from diptych.evaluate import Encoder, build_classifier
 from diptych.evaluate._prompts import class_set, load_templates
-from diptych.image import TrainTransform
+from diptych.image import ViewOptions
 from diptych.models import create_model, model_config
-from diptych.objectives import create_objective
-from diptych.objectives.clip import ClipConfig, Features, contrastive
+from diptych.objectives.clip import Features, contrastive
 from diptych.profile import count as counted
 from diptych.text import get_tokenizer
-from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 from diptych.types import Batch, Wants
 
@@ -105,8 +104,7 @@ def batch_of(name: str, size: int) -> Batch:
 def our_step(name: str, dropout: float = 0.0) -> Step:
     model: Any = create_model(name, device=DEVICE.torch_device)
     model.image.patch_dropout = dropout
-    objective = create_objective(ClipConfig(), model).train()
-    return Step(objective, create_optimizer(objective, OptimizerOptions(), DEVICE), DEVICE, PRECISION)
+    return training_step(model, DEVICE, PRECISION, learning_rate=5e-4)
 
 
 def their_step(name: str, size: int, best: bool, dropout: float | None = None) -> Callable[..., Any] | None:
@@ -177,19 +175,10 @@ def end_to_end(pairs: Path) -> list[dict[str, Any]]:
     """G2: from JPEG files to weights moved."""
     name, size = SIZES["G1"][-1]
     config = model_config(name)
-    prepare = Prepare(
-        TrainTransform(config.vision.image_size, kernel="fast"),
-        get_tokenizer("bpe", config.text.context_length),
-        Wants(),
-        True,
-    )
-    loader = Loader(
-        open_source(str(pairs)),
-        prepare,
-        batch_size=size,
-        workers=2 if REDUCED else 14,
-        pin_memory=DEVICE.abilities.pin_memory,
-    )
+    views = ViewOptions(config.vision.image_size, kernel="fast")
+    prepare = build_prepare(Wants(), get_tokenizer("bpe", config.text.context_length), views)
+    options = LoaderOptions(size, workers=2 if REDUCED else 14, pin_memory=DEVICE.abilities.pin_memory)
+    loader = Loader(open_source(str(pairs)), prepare, options)
     step = our_step(name)
     ours = rate((batch for batch, _ in loader), lambda batch: step([batch]), size)
     row = {"race": "G2", "model": name, "batch": size, "pairs_per_second": ours}

@@ -3,7 +3,8 @@
 Every option is declared once, as a typed field in the dataclass of its owner, with a line of documentation under it.
 A recipe groups fields in tables named after the tree's branches; a flag is the leaf's name alone (``--batch-size``), so
 leaf names are unique over a tree. Later wins: default, recipe, flag. An unknown key or flag is an error that names the
-nearest known one. This file knows no option by name and holds no defaults.
+nearest known one. An option that was renamed keeps its old names (``Alias``). This file knows no option by name and holds
+no defaults.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from typing import Any, TypeVar
 from diptych.errors import ConfigError
 from diptych.registry import did_you_mean
 
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Tree = TypeVar("Tree")
 
 
@@ -36,6 +40,18 @@ class Range:
 
     def __str__(self) -> str:
         return f"at least {self.least:g}" if self.most == math.inf else f"from {self.least:g} to {self.most:g}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Alias:
+    """An old name of an option, as flag and as key of a recipe: ``max_steps: Annotated[int, Alias("--num-steps")] = 0``."""
+
+    flag: str
+
+    @property
+    def leaf(self) -> str:
+        """The old name as a field is spelled: num_steps."""
+        return self.flag.lstrip("-").replace("-", "_")
 
 
 Share = typing.Annotated[float, Range(0, 1)]
@@ -52,6 +68,23 @@ def leaves(tree: type, branch: str = "") -> Iterator[tuple[str, str]]:
             yield from leaves(hints[item.name], item.name)
         else:
             yield branch, item.name
+
+
+def aliases(tree: type) -> dict[str, str]:
+    """Old name -> leaf name of every renamed option in a tree of dataclasses."""
+    hints = typing.get_type_hints(tree, include_extras=True)
+    renamed: dict[str, str] = {}
+    for item in dataclasses.fields(tree):
+        if dataclasses.is_dataclass(hints[item.name]):
+            renamed |= aliases(typing.cast(type, hints[item.name]))
+        renamed |= {mark.leaf: item.name for mark in _marks(hints[item.name]) if isinstance(mark, Alias)}
+    return renamed
+
+
+def _marks(hint: Any) -> list[Any]:
+    """What ``Annotated`` adds to a type; of an optional one too (``NotNegative | None``)."""
+    inner = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    return [*getattr(hint, "__metadata__", ()), *(mark for item in inner for mark in _marks(item))]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -84,8 +117,12 @@ def from_dict(tree: type[Tree], values: Mapping[str, Any], where: str) -> Tree:
     """
     hints = typing.get_type_hints(tree)
     known = {item.name for item in dataclasses.fields(tree)}  # type: ignore[arg-type]
+    renamed = {old: new for old, new in aliases(tree).items() if new in known}
     built: dict[str, Any] = {}
-    for key, value in values.items():
+    for given, value in values.items():
+        key = renamed.get(given, given)
+        if key in built:
+            raise ConfigError(f"{where}: {given!r} is the old name of {key!r}; give one of them.")
         if key not in known:
             raise ConfigError(f"{where}: {_unknown_key(tree, key, known)}")
         if dataclasses.is_dataclass(hints[key]):
@@ -95,35 +132,36 @@ def from_dict(tree: type[Tree], values: Mapping[str, Any], where: str) -> Tree:
         else:
             built[key] = _convert(value, hints[key], f"{where}: {key}")
     try:
-        made = tree(**built)
+        result = tree(**built)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
-    check(made, f"{where}: ")
-    return made
+    check(typing.cast("DataclassInstance", result), f"{where}: ")
+    return result
 
 
-def check(tree: Any, before: str = "--") -> None:
+def check(tree: DataclassInstance, before: str = "--") -> None:
     """Raise ConfigError for a number of the tree that is not finite, or outside of its ``Range``; ``before`` begins the line."""
     hints = typing.get_type_hints(type(tree), include_extras=True)
     for item in dataclasses.fields(tree):
         value = getattr(tree, item.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check(value, before)
             continue
         name = item.name.replace("_", "-") if before == "--" else item.name
-        inside = [one for one in getattr(hints[item.name], "__metadata__", ()) if isinstance(one, Range)]
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, float) and not math.isfinite(one):
-                raise ConfigError(f"{before}{name} {one}: expected a finite number.")
-            for limits in inside:
-                if not limits.least <= one <= limits.most:
-                    raise ConfigError(f"{before}{name} {one}: expected a number of {limits}.")
+        ranges = [mark for mark in _marks(hints[item.name]) if isinstance(mark, Range)]
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{before}{name} {number}: expected a finite number.")
+            for limits in ranges:
+                if number is not None and not limits.least <= number <= limits.most:
+                    raise ConfigError(f"{before}{name} {number}: expected a number of {limits}.")
 
 
 def _unknown_key(tree: type, key: str, known: set[str]) -> str:
-    homes = [branch for branch, leaf in leaves(tree) if leaf == key and branch]
-    if homes:
-        return f"the option {key!r} belongs in the table [{homes[0]}]."
+    leaf_name = aliases(tree).get(key, key)
+    tables = [branch for branch, leaf in leaves(tree) if leaf == leaf_name and branch]
+    if tables:
+        return f"the option {key!r} belongs in the table [{tables[0]}]."
     return did_you_mean(key, known, "key")
 
 
@@ -153,12 +191,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def to_dict(tree: Any) -> dict[str, Any]:
+def to_dict(tree: DataclassInstance) -> dict[str, Any]:
     """Return the tree as nested plain mappings; None values are left out, since TOML has no null."""
     result: dict[str, Any] = {}
     for item in dataclasses.fields(tree):
         value = getattr(tree, item.name)
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
             result[item.name] = to_dict(value)
         elif value is not None:
             result[item.name] = value
@@ -196,7 +234,7 @@ def parse(
     import tyro
 
     errors = io.StringIO()
-    options: dict[str, Any] = {"prog": program, "description": description, "args": list(argv)}
+    options: dict[str, Any] = {"prog": program, "description": description, "args": _current_flags(tree, argv)}
     if default is not None:
         options["default"] = default
     try:
@@ -213,21 +251,40 @@ def parse(
         raise ConfigError(f"{_one_line(errors.getvalue())} (see {program} --help)") from None
     if unknown:
         raise ConfigError(_unknown_flag(tree, unknown[0]) + f" (see {program} --help)")
-    check(built)
+    check(typing.cast("DataclassInstance", built))
     return built
 
 
-def _unknown_flag(tree: type, word: str) -> str:
-    if not word.startswith("-"):
-        return f"{word!r} stands alone: every value follows its flag."
-    flags = ["--" + leaf.replace("_", "-") for _, leaf in leaves(tree)]
-    return did_you_mean(word.split("=", maxsplit=1)[0].replace("_", "-"), flags, "flag")
+def flags(tree: type) -> dict[str, str]:
+    """Flag -> leaf name of every option of a tree, old names included; ``--no-...`` of switches is not listed."""
+    names = {leaf: leaf for _, leaf in leaves(tree)} | aliases(tree)
+    return {"--" + name.replace("_", "-"): leaf for name, leaf in names.items()}
+
+
+def _current_flags(tree: type, argv: Sequence[str]) -> list[str]:
+    """The arguments with old names of flags replaced by the current ones, ``--no-...`` of switches too."""
+    renamed = {}
+    for old, new in aliases(tree).items():
+        for negation in ("", "no_"):
+            renamed[f"{negation}{old}"] = f"--{negation}{new}".replace("_", "-")
+    current = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        flag = renamed.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        current.append(f"{flag}{equals}{value}" if flag else argument)
+    return current
+
+
+def _unknown_flag(tree: type, argument: str) -> str:
+    if not argument.startswith("-"):
+        return f"{argument!r} stands alone: every value follows its flag."
+    return did_you_mean(argument.split("=", maxsplit=1)[0].replace("_", "-"), flags(tree), "flag")
 
 
 def _one_line(text: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     plain = re.sub(r"[\u2500-\u257f]+", " ", plain)
     lines = [line.strip() for line in plain.splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("For full helptext", "Parsing error", "Required options"))]
-    flat = re.sub(r"\s+", " ", " ".join(kept))
+    lines = [line for line in lines if not line.startswith(("For full helptext", "Parsing error", "Required options"))]
+    flat = re.sub(r"\s+", " ", " ".join(lines))
     return re.sub(r" Argument helptext:.*", ".", flat)[:300]

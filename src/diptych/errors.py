@@ -1,11 +1,11 @@
 """Every exception that Diptych raises on purpose.
 
-    DiptychError                  exit code 2: something given to us was wrong, and the message says how to mend it
+    DiptychError                  exit code 2: what was given is wrong, and the message says how to fix it
     ├── ConfigError               a flag, a recipe key, a name, a combination of options
     ├── DataError                 what was read
     │   ├── RecordError           one record: an unreadable image, an empty caption
     │   └── SourceError           a whole file or folder: missing, empty, without the named column
-    ├── WeightsError              a weight file: its layout, its shapes, its safety
+    ├── WeightsError              a weight file: its format, its shapes, its safety
     ├── DeviceError               an accelerator or its plug-in
     ├── DistributedError          ranks that do not agree, an impossible split
     ├── OutputError               what was to be written: a full disk, a folder that may not be written
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 
 class DiptychError(Exception):
-    """The root: catch this to catch everything that a user can mend."""
+    """The root: catch this to catch everything that a user can fix."""
 
     exit_code = 2
 
@@ -66,7 +66,7 @@ class DistributedError(DiptychError):
 
 
 class OutputError(DiptychError):
-    """Something could not be written; what stood there before is whole."""
+    """Something could not be written; the previous file is whole."""
 
 
 class ServeError(DiptychError):

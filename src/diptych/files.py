@@ -16,7 +16,7 @@ from diptych.errors import OutputError
 
 @contextlib.contextmanager
 def replacing(path: Path, what: str = "file") -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on success it takes the place of ``path``, on failure it is removed.
+    """Yield a path beside ``path`` to write to; on success it replaces ``path``, on failure it is removed.
 
     ``what`` names the thing in the message. Raises OutputError when the system refuses to write (a full disk, a
     read-only folder); other exceptions pass through after the clean-up.
@@ -29,10 +29,10 @@ def replacing(path: Path, what: str = "file") -> Iterator[Path]:
         os.replace(beside, path)
         _flush_to_disk(path.parent)
     except OSError as error:
-        kept = " The one that stood there before is whole." if path.exists() else ""
+        earlier = " The previous one is whole." if path.exists() else ""
         reason = error.strerror or str(error)
         raise OutputError(
-            f"the {what} {path} could not be written: {reason}.{kept} Free some space or choose another folder."
+            f"the {what} {path} could not be written: {reason}.{earlier} Free some space or choose another folder."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -46,7 +46,7 @@ def write_text(path: Path, text: str, what: str = "file") -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: DIPTYCH_CACHE, else diptych/ in the user's cache folder."""
+    """The folder of what can be computed or downloaded again: DIPTYCH_CACHE, else diptych/ in the user's cache folder."""
     named = os.environ.get("DIPTYCH_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
 

@@ -1,6 +1,6 @@
 """A folder that lists itself: name -> file -> class, imported on first use.
 
-An open folder of the house (devices, text, data, models, objectives, weights, evaluate, commands, migrate) makes one
+An open folder of the project (devices, text, data, models, objectives, weights, evaluate, commands, migrate) makes one
 ``Registry``. Its entries are the folder's files; the file's name is the name that users type; the class inside registers
 itself with the decorator. Files that begin with ``_`` are shared code, not entries. There is no central list to edit.
 ``my_lab.losses:Sharp`` takes a class of somebody else's.
@@ -14,11 +14,12 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from diptych.errors import ConfigError
 
 Entry = TypeVar("Entry")
+Decorated = TypeVar("Decorated")
 
 
 def did_you_mean(given: str, known: Iterable[str], what: str) -> str:
@@ -35,7 +36,7 @@ def did_you_mean(given: str, known: Iterable[str], what: str) -> str:
 class Registry(Generic[Entry]):
     """The entries of one package folder.
 
-    ``package`` is the dotted name of the folder, ``what`` the word for an entry in messages ("device", "objective").
+    ``package`` is the dotted name of the folder, ``what`` the noun for an entry in messages ("device", "objective").
     """
 
     def __init__(self, package: str, what: str) -> None:
@@ -43,18 +44,18 @@ class Registry(Generic[Entry]):
         self.what = what
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str) -> Callable[[Any], Any]:
+    def register(self, name: str) -> Callable[[Decorated], Decorated]:
         """Decorate the class (or function) of an entry; ``name`` is the file's name."""
 
-        def keep(entry: Any) -> Any:
+        def add(entry: Decorated) -> Decorated:
             if name in self._entries and self._entries[name].__module__ != entry.__module__:
                 raise ConfigError(
                     f"two {self.what} entries claim the name {name!r}: {self._entries[name]} and {entry}."
                 )
-            self._entries[name] = entry
+            self._entries[name] = cast(Entry, entry)
             return entry
 
-        return keep
+        return add
 
     def names(self) -> list[str]:
         """All names, sorted; nothing is imported to know them."""

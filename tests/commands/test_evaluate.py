@@ -1,16 +1,23 @@
-"""``diptych evaluate`` on folders as users have them: what is printed, what is kept, and two models side by side."""
+"""``diptych evaluate`` on folders as users have them: what is printed, what is written, and two models side by side."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
-from diptych import weights
-from diptych.commands import main
+import diptych
+from diptych import config, weights
+from diptych.commands import COMMANDS, main
+from diptych.commands._measure import MeasureOptions, measure, tasks, with_evaluators, write_results
+from diptych.evaluate import EVALUATORS, Evaluator, Result
 from diptych.models import create_model
-from tests.evaluate.colours import COLOURS, png
+from tests.evaluate.colors import COLORS, png
 
 
 @pytest.fixture(autouse=True)
@@ -27,29 +34,29 @@ def models(tmp_path):
 
 
 def class_folders(root, each=3):
-    for name in COLOURS:
+    for name in COLORS:
         (root / name).mkdir(parents=True)
         for number in range(each):
             (root / name / f"{number}.png").write_bytes(png(name, (32 + number, 24)))
     return str(root)
 
 
-def evaluated(capsys, *words):
-    assert main(["evaluate", "--device", "cpu", "--json", *words]) == 0
+def evaluated(capsys, *flags):
+    assert main(["evaluate", "--device", "cpu", "--json", *flags]) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_two_models_probes_and_a_folder_of_results(tmp_path, models, capsys):
     photos = class_folders(tmp_path / "photos")
     out = tmp_path / "out"
-    found = evaluated(
+    entries = evaluated(
         capsys, "--pretrained", models[0], "--against", models[1], "--imagenet-val", photos, "--templates", "simple",
         "--probe-train", photos, "--knn-k", "3", "--output", str(out),
     )  # fmt: skip
-    assert [entry["evaluator"] for entry in found] == ["zeroshot", "linear_probe", "knn"]
-    zeroshot, probe, _ = found
+    assert [entry["evaluator"] for entry in entries] == ["zeroshot", "linear_probe", "knn"]
+    zeroshot, probe, _ = entries
     assert zeroshot["count"] == {"images": 30, "classes": 10, "templates": 1} and zeroshot["chance"]["top1"] == 0.1
-    assert probe["metrics"]["top1"] > 0.9  # even a random tower tells colours apart
+    assert probe["metrics"]["top1"] > 0.9  # even a random tower separates colors
     against = zeroshot["against"]
     assert against["metrics"]["top1"] - zeroshot["metrics"]["top1"] == pytest.approx(
         against["differences"]["top1"]["difference"]
@@ -61,40 +68,102 @@ def test_two_models_probes_and_a_folder_of_results(tmp_path, models, capsys):
     right = sum(line["label"] == line["prediction"] for line in lines) / 30
     assert right == pytest.approx(zeroshot["metrics"]["top1"])
     page = (out / "report.html").read_text()
-    assert "Most frequent confusions" in page and "nearest neighbours" in page
+    assert "Most frequent confusions" in page and "nearest neighbors" in page
     assert main(["evaluate", "--pretrained", models[0], "--imagenet-val", photos, "--output", str(out)]) == 2
 
 
-def test_paddlemix_lays_names_and_prompts_beside_the_images(tmp_path, models, capsys):
+def test_names_and_prompts_lie_beside_the_images_as_in_paddlemix(tmp_path, models, capsys):
     class_folders(tmp_path / "set" / "images", 1)
-    (tmp_path / "set" / "labels.txt").write_text("\n".join(f"the colour {name}" for name in sorted(COLOURS)))
+    (tmp_path / "set" / "labels.txt").write_text("\n".join(f"the color {name}" for name in sorted(COLORS)))
     (tmp_path / "set" / "templates.txt").write_text("a photo of {}.\nsome {}\n")
-    found = evaluated(capsys, "--pretrained", models[0], "--imagenet-val", str(tmp_path / "set"))[0]
-    assert found["count"]["templates"] == 2 and found["name"] == "set/images"
-    assert all(name.startswith("the colour ") for name, _ in found["per_class"])
+    entries = evaluated(capsys, "--pretrained", models[0], "--imagenet-val", str(tmp_path / "set"))
+    assert entries[0]["count"]["templates"] == 2 and entries[0]["name"] == "set/images"
+    assert all(name.startswith("the color ") for name, _ in entries[0]["per_class"])
 
 
-def test_imagenet_folders_are_named_by_themselves(tmp_path, models, capsys):
-    for wnid, colour in (("n01440764", "red"), ("n01443537", "blue")):
+def test_imagenet_folders_need_no_class_names(tmp_path, models, capsys):
+    for wnid, color in (("n01440764", "red"), ("n01443537", "blue")):
         (tmp_path / "val" / wnid).mkdir(parents=True)
-        (tmp_path / "val" / wnid / "1.png").write_bytes(png(colour))
-    found = evaluated(capsys, "--pretrained", models[0], "--imagenet-val", str(tmp_path / "val"), "--templates", "cc")[
-        0
-    ]
-    assert {name for name, _ in found["per_class"]} == {"tench", "goldfish"}
+        (tmp_path / "val" / wnid / "1.png").write_bytes(png(color))
+    flags = ["--imagenet-val", str(tmp_path / "val"), "--templates", "cc"]
+    (entry,) = evaluated(capsys, "--pretrained", models[0], *flags)
+    assert {name for name, _ in entry["per_class"]} == {"tench", "goldfish"}
 
 
 def test_the_table_shows_intervals_and_differences(tmp_path, models, capsys):
-    lines = [json.dumps({"image": f"{name}.png", "caption": f"a {name} thing"}) for name in COLOURS]
-    for name in COLOURS:
+    lines = [json.dumps({"image": f"{name}.png", "caption": f"a {name} thing"}) for name in COLORS]
+    for name in COLORS:
         (tmp_path / f"{name}.png").write_bytes(png(name))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    words = ["--pretrained", models[0], "--against", models[0], "--val-data", str(tmp_path / "pairs.jsonl")]
-    assert main(["evaluate", "--device", "cpu", *words]) == 0
-    said = capsys.readouterr().out
-    assert "95 % interval" in said and "+0.00" in said and "text_to_image_R@1" in said
+    flags = ["--pretrained", models[0], "--against", models[0], "--val-data", str(tmp_path / "pairs.jsonl")]
+    assert main(["evaluate", "--device", "cpu", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "95 % interval" in printed and "+0.00" in printed and "text_to_image_R@1" in printed
 
 
-def test_a_probe_without_a_test_set_is_one_clear_line(tmp_path, models, capsys):
+def test_a_probe_without_a_test_set_is_a_clear_line(tmp_path, models, capsys):
     assert main(["evaluate", "--pretrained", models[0], "--val-data", "x.csv", "--probe-train", "y"]) == 2
     assert "tested on --imagenet-val" in capsys.readouterr().err
+
+
+def test_flags_come_from_the_evaluators_and_all_are_there():
+    flags = {"--" + leaf.replace("_", "-") for _, leaf in config.leaves(COMMANDS.get("evaluate").options)}
+    known = """--pretrained --model --against --val-data --val-split --imagenet-val --templates --labels --probe-train --knn-k
+        --protocol --captions-per-image --batch-size --workers --device --precision --json --output
+        --dataset-type --csv-separator --csv-img-key --csv-caption-key --image-root"""
+    assert set(known.split()) <= flags
+
+
+def test_an_evaluator_of_another_file_gets_its_flags_and_runs(tmp_path, models, capsys, monkeypatch):
+    """An evaluator needs no edit of any list: a class with the contract, registered, is measured and drawn."""
+
+    @dataclass(frozen=True)
+    class CountOptions:
+        count_by: int = 1
+
+    class Counts(Evaluator):
+        Options = CountOptions
+        data = "labeled"
+        title = "counts"
+
+        def run(self, encoder, source, options, progress=None):
+            return Result(source.name, {"images": len(source) / options.count_by}, {}, {"images": len(source)})
+
+        def predictions(self, result, source):
+            yield {"counted": result.count["images"]}
+
+    monkeypatch.setitem(EVALUATORS._entries, "counts", Counts)
+    options = with_evaluators(MeasureOptions)
+    photos = class_folders(tmp_path / "photos", 1)
+    flags = ["--pretrained", models[0], "--imagenet-val", photos, "--count-by", "2", "--templates", "simple"]
+    parsed = config.parse(options, [*flags, "--device", "cpu"], program="diptych evaluate")
+    measured = measure(parsed, models[0], tasks(parsed))
+    assert [item.entry()["evaluator"] for item in measured] == ["zeroshot", "counts"]
+    assert measured[1].entry()["name"] == "photos · counts" and measured[1].result.metrics["images"] == 5
+    write_results(str(tmp_path / "out"), [item.entry() for item in measured], measured)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 11 and json.loads(lines[-1]) == {"counted": 10}
+
+
+@pytest.mark.parametrize(
+    "file", ["commands/_measure.py", "commands/evaluate.py", "train/validate.py", "commands/demo.py"]
+)
+def test_nothing_outside_of_the_folder_names_an_evaluator(file):
+    tree = ast.parse((Path(diptych.__file__).parent / file).read_text(encoding="utf-8"))
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings, and help of flags
+    for node in ast.walk(tree):
+        texts = []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            texts = [node.value]
+        elif isinstance(node, ast.ImportFrom):
+            texts = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            texts = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Name | ast.Attribute | ast.arg):
+            texts = [getattr(node, "id", getattr(node, "attr", getattr(node, "arg", "")))]
+        for name in EVALUATORS.names():
+            assert not any(re.search(rf"(?<![a-z]){name}(?![a-z])", text.lower()) for text in texts), (
+                file,
+                name,
+                texts,
+            )

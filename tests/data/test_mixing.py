@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data import CaptionPerRecord, Loader, Mixture, Position, Prepare, open_source
+from diptych.data import CaptionPerRecord, Loader, LoaderOptions, Mixture, Position, build_prepare, open_source
 from diptych.data._order import permute
 from diptych.errors import ConfigError, RecordError, SourceError
-from diptych.image import EvalTransform
+from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 
 from .world import COUNT, FORMATS, write_images, write_jsonl
 
-PREPARE = Prepare(EvalTransform(8), get_tokenizer("bpe"), Wants(), training=True)
+EVAL = Wants(images=("eval",))
+PREPARE = build_prepare(EVAL, get_tokenizer("bpe"), ViewOptions(8))
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def specs(tmp_path_factory):
 def stream(spec, batch, ranks, start, steps, workers=0, **options):
     """The keys that all ranks together see, in global order, and the last position."""
     loaders = [
-        Loader(open_source(spec), PREPARE, batch_size=batch // ranks, rank=rank, ranks=ranks, seed=5, start=start,
-               workers=workers, **options)
+        Loader(open_source(spec), PREPARE, LoaderOptions(batch_size=batch // ranks, rank=rank, ranks=ranks, seed=5, start=start,
+               workers=workers, **options))
         for rank in range(ranks)
     ]  # fmt: skip
     parts = [[found for found, _ in zip(iter(loader), range(steps), strict=False)] for loader in loaders]
@@ -71,7 +72,7 @@ def test_loader_processes_change_neither_padding_nor_mixtures(workers, specs):
 
 
 def test_a_padded_epoch_shows_every_record_and_fills_up_from_its_beginning(specs):
-    loader = Loader(open_source(specs["jsonl"]), PREPARE, batch_size=5, pad_last=True, seed=1)
+    loader = Loader(open_source(specs["jsonl"]), PREPARE, LoaderOptions(batch_size=5, pad_last=True, seed=1))
     assert loader.steps_per_epoch == 5
     found = [(batch, position) for (batch, position), _ in zip(iter(loader), range(5), strict=False)]
     keys = [key for batch, _ in found for key in batch.keys]
@@ -119,13 +120,13 @@ def test_captions_are_drawn_by_weight_over_keys(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     record = open_source(str(tmp_path / "pairs.jsonl")).record(0)
     weights = (("caption", 1.0), ("blip", 3.0), ("empty", 9.0), ("absent", 9.0))
-    prepare = Prepare(EvalTransform(8), get_tokenizer("bpe"), Wants(), True, weights=weights)
+    prepare = build_prepare(EVAL, get_tokenizer("bpe"), ViewOptions(8), weights=weights)
     tokenizer = get_tokenizer("bpe")
     counts = collections.Counter(tokenizer.decode(prepare(record, seed).tokens[0]) for seed in range(400))
     assert counts["two"] == pytest.approx(300, abs=40)
     assert counts["one"] + counts["two"] == 400
     with pytest.raises(RecordError, match="none of the captions x"):
-        Prepare(EvalTransform(8), tokenizer, Wants(), True, weights=(("x", 1.0),))(record, 0)
+        build_prepare(EVAL, tokenizer, ViewOptions(8), weights=(("x", 1.0),))(record, 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -145,7 +146,7 @@ def test_above_the_limit_the_run_stops_and_names_the_worst_reasons(tmp_path):
     spec = write_jsonl(tmp_path)
     for number in range(0, COUNT, 4):
         (tmp_path / "img" / f"{number:02d}.png").write_bytes(b"<html>not found</html>")
-    loader = Loader(open_source(spec), PREPARE, batch_size=10, bad_samples="skip", bad_limit=0.1)
+    loader = Loader(open_source(spec), PREPARE, LoaderOptions(batch_size=10, bad_samples="skip", bad_limit=0.1))
     with pytest.raises(SourceError, match=r"more than --bad-samples-max 10\.00%: .*not an image") as caught:
         for _, _ in zip(loader, range(50), strict=False):
             pass

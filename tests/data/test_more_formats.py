@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych.data import Loader, Prepare, SourceOptions, open_source
+from diptych.data import Loader, LoaderOptions, SourceOptions, build_prepare, open_source
 from diptych.data._line_index import Rows, rows_of
 from diptych.data._tar import members_of
 from diptych.errors import RecordError, SourceError
-from diptych.image import EvalTransform
+from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 
@@ -153,7 +153,7 @@ def test_members_are_those_that_the_standard_library_finds(tmp_path_factory, mem
             if item.isfile() and ".." not in item.name.split("/") and not item.name.startswith("/")
         ]
     found = members_of(str(path))
-    assert [(name, *place) for name, place in zip(found.each_name(), found.places.tolist(), strict=True)] == expected
+    assert [(name, *place) for name, place in zip(found.each_name(), found.spans.tolist(), strict=True)] == expected
     assert found.whole
 
 
@@ -185,7 +185,7 @@ def test_the_readable_part_of_a_truncated_tar_is_used(tmp_path, cut, capsys):
     whole = sum(cut >= number * 2048 + 1024 + 512 + 5 for number in range(4))
     if whole:
         assert len(open_source(str(path))) == whole
-        assert "cut short" in capsys.readouterr().err
+        assert "truncated" in capsys.readouterr().err
     else:
         with pytest.raises(SourceError):
             open_source(str(path))
@@ -282,8 +282,10 @@ def test_bad_samples_in_every_shape_are_one_ledger(tmp_path):
     (tmp_path / names[4]).unlink()
     rows = [{"image": name, "captions": [" " if place == 5 else "words"]} for place, name in enumerate(names)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare = Prepare(EvalTransform(8), get_tokenizer("bpe"), Wants(), True)
-    loader = Loader(open_source(str(tmp_path / "pairs.jsonl")), prepare, batch_size=20, bad_samples="skip", epochs=1)
+    prepare = build_prepare(Wants(images=("eval",)), get_tokenizer("bpe"), ViewOptions(8))
+    loader = Loader(
+        open_source(str(tmp_path / "pairs.jsonl")), prepare, LoaderOptions(batch_size=20, bad_samples="skip", epochs=1)
+    )
     assert [len(batch.keys) for batch, _ in loader] == [20]
     reasons = {key.partition("#")[0]: reason for key, reason in loader.bad}
     assert set(reasons) == set(names[1:6])

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from diptych.data import SOURCES, Loader, Position, Prepare, SourceOptions, open_source
-from diptych.image import EvalTransform, TrainTransform
+from diptych.data import SOURCES, Loader, LoaderOptions, Position, SourceOptions, build_prepare, open_source
+from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 
@@ -20,8 +20,9 @@ def specs(tmp_path_factory):
 
 
 def prepare(training=True, views=1):
-    transform = TrainTransform(8, (0.5, 1.0)) if training else EvalTransform(8)
-    return Prepare(transform, get_tokenizer("bpe"), Wants(images=("crop",) * views), training)
+    wants = Wants(images=("crop" if training else "eval",) * views)
+    options = ViewOptions(8, scale=(0.5, 1.0))
+    return build_prepare(wants, get_tokenizer("bpe"), options, captions="random" if training else "first")
 
 
 @pytest.mark.parametrize("name", FORMAT_NAMES)
@@ -54,8 +55,9 @@ def seen(name, specs, ranks, workers, start=None, batches=9):
     parts = []
     for rank in range(ranks):
         loader = Loader(
-            open_source(specs[name]), prepare(), batch_size=6 // ranks, workers=workers, seed=3, rank=rank, ranks=ranks,
-            start=start or Position(0, 0),
+            open_source(specs[name]), prepare(),
+            LoaderOptions(6 // ranks, workers=workers, seed=3, rank=rank, ranks=ranks,
+            start=start or Position(0, 0))
         )  # fmt: skip
         iterator = iter(loader)
         parts.append([next(iterator) for _ in range(batches)])
@@ -94,7 +96,7 @@ def test_resuming_continues_with_the_very_next_batch(name, killed_after, ranks, 
 
 def test_an_epoch_shows_every_record_once_and_epochs_differ(specs):
     source = open_source(specs["jsonl"])
-    loader = Loader(source, prepare(False), batch_size=5, drop_last=False, epochs=2, seed=1)
+    loader = Loader(source, prepare(False), LoaderOptions(batch_size=5, drop_last=False, epochs=2, seed=1))
     keys = [batch.keys for batch, _ in loader]
     assert loader.steps_per_epoch == 5
     assert [len(part) for part in keys] == [5, 5, 5, 5, 3] * 2

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from diptych.commands import main
-from diptych.data import Loader, Prepare, open_source
+from diptych.data import Loader, LoaderOptions, build_prepare, open_source
 from diptych.datatools.inspect import gather, look_at_all, look_hash, near
 from diptych.datatools.shards import ShardOptions, write_shards
 from diptych.datatools.split import split
 from diptych.errors import ConfigError, OutputError
-from diptych.image import EvalTransform
+from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 from tests.data.world import COUNT, write_images, write_jsonl
@@ -99,11 +99,11 @@ def test_shards_read_back_as_their_source(tmp_path, kind, workers):
     done = write_shards(source, tmp_path / "out", ShardOptions(5, kind), workers)
     assert [one.samples for one in done] == [5, 5, 5, 5, 3]
     again = open_source(str(tmp_path / "out" / f"*.{kind}"))
-    prepare = Prepare(EvalTransform(8), get_tokenizer("bpe"), Wants(), True)
+    prepare = build_prepare(Wants(images=("eval",)), get_tokenizer("bpe"), ViewOptions(8))
 
     def batches(one):
         return [(batch.keys, batch.images.tolist(), batch.tokens.tolist(), batch.groups.tolist())
-                for batch, _ in Loader(one, prepare, batch_size=4, epochs=2, seed=9)]  # fmt: skip
+                for batch, _ in Loader(one, prepare, LoaderOptions(batch_size=4, epochs=2, seed=9))]  # fmt: skip
 
     assert batches(again) == batches(source)
     assert json.loads((tmp_path / "out" / "sizes.json").read_text())[f"00004.{kind}"] == 3

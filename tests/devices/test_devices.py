@@ -1,8 +1,9 @@
-"""The contract of a device, over every registered one, and the words told when one is not there.
+"""The contract of a device, over every registered one, and the messages when one is absent.
 
 The entries "cpu", "cuda", "mps", "npu", "sdaa" and "xpu" run where their hardware is; the CPU always.
 """
 
+import os
 import sys
 
 import pytest
@@ -119,6 +120,75 @@ def test_random_state_and_seed_bring_numbers_back(device):
     device.seed(3)
     assert draw() == first
     assert state.device.type == "cpu"
+
+
+@pytest.fixture
+def deterministic_settings():
+    """Restores what ``set_deterministic`` changes for the process."""
+    fill, cudnn = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark
+    variables = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(variables)
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn, False
+
+
+def without_hardware(name):
+    """A device of this class that was never selected: for methods which only change settings of the process."""
+    entry = DEVICES.get(name)
+    return entry.__new__(entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "variables"),
+    [
+        ("cpu", {}),
+        ("xpu", {}),
+        ("cuda", {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}),
+        ("npu", {"HCCL_DETERMINISTIC": "true", "LCCL_DETERMINISTIC": "1", "CLOSE_MATMUL_K_SHIFT": "1"}),
+    ],
+)
+def test_deterministic_mode_is_torchs_with_what_the_device_adds(monkeypatch, deterministic_settings, name, variables):
+    for variable in ("CUBLAS_WORKSPACE_CONFIG", "HCCL_DETERMINISTIC", "LCCL_DETERMINISTIC", "CLOSE_MATMUL_K_SHIFT"):
+        monkeypatch.delenv(variable, raising=False)
+    torch.use_deterministic_algorithms(False)  # the first call of a process sets a variable of the compiler
+    before = dict(os.environ)
+    without_hardware(name).set_deterministic()
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert {key: value for key, value in os.environ.items() if before.get(key) != value} == variables
+
+
+def test_a_cublas_setting_that_is_not_deterministic_is_refused(monkeypatch, deterministic_settings):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    without_hardware("cuda").set_deterministic()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    torch.use_deterministic_algorithms(False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(ConfigError, match="CUBLAS_WORKSPACE_CONFIG=:0:0 is set; unset it"):
+        without_hardware("cuda").set_deterministic()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", ["mps", "sdaa"])
+def test_a_device_without_a_deterministic_mode_refuses_it(name):
+    with pytest.raises(ConfigError, match=f"--deterministic: .* {name} .* leave the flag out"):
+        without_hardware(name).set_deterministic()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_library_of_products_is_a_choice_of_cpus_only(capsys):
+    device = Chip()
+    before = torch.get_float32_matmul_precision()
+    assert [device.prepare_process(), device.prepare_process("default")] == ["default", "default"]
+    assert capsys.readouterr().err == ""
+    assert device.prepare_process("fast") == "default"
+    assert "--matmul fast chooses between libraries of the CPU" in capsys.readouterr().err
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ConfigError, match="unknown matmul 'slow'"):
+        device.prepare_process("slow")
 
 
 def test_seeding_the_cpu_device_touches_the_cpu_generator_alone():

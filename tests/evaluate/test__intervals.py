@@ -24,14 +24,14 @@ def test_the_interval_of_single_queries_is_the_binomials():
     assert interval(outcome(10, 0)) == (1.0, 1.0)
 
 
-def test_queries_of_one_picture_are_resampled_together():
+def test_queries_of_an_image_are_resampled_together():
     rng = np.random.default_rng(1)
-    pictures = rng.random(300) < 0.6  # all five captions of a picture succeed or fail together
-    right, cluster = torch.tensor(np.repeat(pictures, 5)), torch.arange(300).repeat_interleave(5)
+    images = rng.random(300) < 0.6  # all five captions of an image succeed or fail together
+    right, cluster = torch.tensor(np.repeat(images, 5)), torch.arange(300).repeat_interleave(5)
     low, high = interval(Outcome(right, cluster))
     naive_low, naive_high = interval(Outcome(right))
     assert (high - low) / (naive_high - naive_low) == pytest.approx(math.sqrt(5), rel=0.1)
-    plain = [pictures[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
+    plain = [images[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
     assert [low, high] == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.01)
 
 
@@ -49,22 +49,24 @@ def test_mean_per_class_resamples_within_classes():
 
 
 def test_the_paired_test_is_mcnemars():
-    one = torch.tensor([1] * 50 + [0] * 50).bool()
-    two = one.clone()
-    two[50:60] = True  # ten gained,
-    two[:2] = False  # two lost
-    found = paired(Outcome(one), Outcome(two))
+    first = torch.tensor([1] * 50 + [0] * 50).bool()
+    second = first.clone()
+    second[50:60] = True  # ten gained,
+    second[:2] = False  # two lost
+    difference = paired(Outcome(first), Outcome(second))
     exact = 2 * sum(math.comb(12, k) for k in (10, 11, 12)) / 2**12
-    assert found.value == pytest.approx(0.08) and found.p == pytest.approx(exact)
-    assert found.low > 0 and paired(Outcome(one), Outcome(one)).p == 1.0
+    assert difference.value == pytest.approx(0.08) and difference.p == pytest.approx(exact)
+    assert difference.low > 0 and paired(Outcome(first), Outcome(first)).p == 1.0
 
 
-def test_clustered_pairs_flip_whole_pictures():
+def test_clustered_pairs_flip_whole_images():
     cluster = torch.arange(6).repeat_interleave(2)
-    one = torch.zeros(12, dtype=torch.bool)
-    two = torch.ones(12, dtype=torch.bool)
-    two[-1] = False  # five pictures gain both captions, one gains one: of 2^6 signs only two are as far
-    assert paired(Outcome(one, cluster), Outcome(two, cluster)).p == pytest.approx(2 / 64, abs=0.003)
+    first = torch.zeros(12, dtype=torch.bool)
+    second = torch.ones(12, dtype=torch.bool)
+    second[-1] = (
+        False  # five images gain both captions, the last gains a single caption: of 2^6 signs only two are as far
+    )
+    assert paired(Outcome(first, cluster), Outcome(second, cluster)).p == pytest.approx(2 / 64, abs=0.003)
 
 
 def test_other_queries_are_refused():

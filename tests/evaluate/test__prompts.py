@@ -31,7 +31,7 @@ def test_a_file_has_one_template_per_line(tmp_path):
 
 
 @pytest.mark.parametrize("lines", ["a photo\n", "{} and {}\n", "\n"])
-def test_a_template_needs_one_place_for_the_name(tmp_path, lines):
+def test_a_template_holds_the_name_once(tmp_path, lines):
     path = tmp_path / "mine.txt"
     path.write_text(lines)
     with pytest.raises(ConfigError, match=r"mine\.txt"):

@@ -15,14 +15,14 @@ from diptych.evaluate import chance, retrieval_scores, top_k
 
 
 def reference(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
-    """The ten lines: sort candidates by score, equal ones by index; look up the best place of a right one."""
+    """The ten lines: sort candidates by score, equal ones by index; look up the best rank of a right candidate."""
     result = {}
     for name, table, right in (
         ("image_to_text", scores, lambda i: np.flatnonzero(owner == i)),
         ("text_to_image", scores.T, lambda j: owner[[j]]),
     ):
-        places = [np.argsort(-row, kind="stable") for row in table]
-        ranks = [1 + np.isin(place, right(q)).argmax() for q, place in enumerate(places) if len(right(q))]
+        orders = [np.argsort(-row, kind="stable") for row in table]
+        ranks = [1 + np.isin(order, right(q)).argmax() for q, order in enumerate(orders) if len(right(q))]
         result |= {f"{name}_R@{k}": float(np.mean(np.array(ranks) <= k)) for k in (1, 5, 10)}
         result[f"{name}_mean_rank"] = float(np.mean(ranks))
         result[f"{name}_median_rank"] = float(np.floor(np.median(ranks)))
@@ -82,11 +82,11 @@ def test_paired_scores_equal_the_reference_on_copied_rows(seed, n, each, chunk):
 
 
 @pytest.mark.parametrize("copies", [True, False])
-def test_five_rows_of_a_picture_hold_paired_recall_at_one_fifth(copies):
-    """SOURCES 4.4: even a perfect model has R@1 = 0.2 and R@5 = 1 when every picture stands in five rows."""
-    pictures = torch.eye(40).repeat_interleave(5, dim=0) if copies else torch.eye(40)
+def test_five_rows_of_an_image_hold_paired_recall_at_one_fifth(copies):
+    """SOURCES 4.4: even a perfect model has R@1 = 0.2 and R@5 = 1 when every image has five rows."""
+    images = torch.eye(40).repeat_interleave(5, dim=0) if copies else torch.eye(40)
     owner = torch.arange(200) // 5
-    got = retrieval_scores(pictures, torch.eye(40)[owner], None if copies else owner, "paired")
+    got = retrieval_scores(images, torch.eye(40)[owner], None if copies else owner, "paired")
     assert got["image_to_text_R@1"] == pytest.approx(0.2) and got["text_to_image_R@1"] == pytest.approx(0.2)
     assert got["image_to_text_R@5"] == 1.0 and got["text_to_image_R@5"] == 1.0
     grouped = retrieval_scores(torch.eye(40), torch.eye(40)[owner], owner)
@@ -122,7 +122,7 @@ def test_an_image_without_text_distracts_but_is_no_query():
     images, texts = torch.eye(3), torch.tensor([[0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
     got = retrieval_scores(images, texts, torch.tensor([0, 2]))
     assert got["image_to_text_mean_rank"] == 1.0  # two queries
-    assert got["text_to_image_mean_rank"] == 1.5  # the picture in the middle comes before the first
+    assert got["text_to_image_mean_rank"] == 1.5  # the image in the middle comes before the first
 
 
 def test_scores_do_not_follow_the_callers_autocast():
@@ -172,7 +172,7 @@ def test_chance_is_exact_against_the_binomial_and_a_simulation():
         expected = 1 - math.comb(25000 - 5, k) / math.comb(25000, k)
         assert got[f"image_to_text_R@{k}"] == pytest.approx(expected, rel=1e-9)
     rng = torch.Generator().manual_seed(0)
-    owner = torch.tensor([0, 0, 0, 1, 2, 2, 3, 5])  # the fifth picture has no text
+    owner = torch.tensor([0, 0, 0, 1, 2, 2, 3, 5])  # the fifth image has no text
     trials = [
         retrieval_scores(torch.randn(6, 64, generator=rng), torch.randn(8, 64, generator=rng), owner)
         for _ in range(1500)

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diptych.objectives import _tiles, clip
+from diptych.objectives import _terms, _tiles
+from diptych.objectives._terms import Features, contrastive
 from diptych.objectives._tiles import tiled_cross_entropy
-from diptych.objectives.clip import Features, contrastive
 
 
 def features(count, width=16, dtype=torch.float64, seed=0):
@@ -17,7 +17,7 @@ def features(count, width=16, dtype=torch.float64, seed=0):
 
 
 def both(monkeypatch, limit, rows, columns, scale, offset=0):
-    monkeypatch.setattr(clip, "MATRIX_LIMIT", limit)
+    monkeypatch.setattr(_terms, "MATRIX_LIMIT", limit)
     loss, correct = contrastive(rows, columns, scale, offset)
     leaves = list(dict.fromkeys([*rows, *columns, scale]))
     return loss.detach(), correct, torch.autograd.grad(3 * loss, leaves)

@@ -17,7 +17,7 @@ from diptych.errors import ConfigError, RecordError, SourceError, WeightsError
 from diptych.train.config import read
 from diptych.train.loop import Clock, train
 from tests.data.world import write_jsonl
-from tests.evaluate.colours import png
+from tests.evaluate.colors import png
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_a_changed_model_or_objective_is_refused(pairs, tmp_path):
     run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
     with pytest.raises(ConfigError, match="the model changed"):
         run(pairs, tmp_path / "a", "--resume", "latest", "--model", "tiny-test-resnet")
-    with pytest.raises(ConfigError, match=r"the objective changed .local_loss: True there, False here"):
+    with pytest.raises(ConfigError, match=r"the objective changed .local_loss: True in the checkpoint, False now"):
         run(pairs, tmp_path / "a", "--resume", "latest", "--no-local-loss")
 
 
@@ -408,4 +408,4 @@ def test_zeroshot_has_a_frequency_of_its_own_and_the_end_leaves_pictures(pairs, 
     assert [entry["name"] for entry in results] == ["zeroshot", "val"]
     assert results[0]["count"]["templates"] == 1 and "top5" in results[0]["metrics"]
     titles = [part["title"] for part in json.loads((tmp_path / "a" / "gallery.json").read_text())]
-    assert any(title.startswith("Pictures found by caption") for title in titles)
+    assert any(title.startswith("Images retrieved by caption") for title in titles)

@@ -35,3 +35,29 @@ def test_length_comes_from_epochs_or_steps():
     assert total_steps(ScheduleOptions(epochs=3, max_steps=7), 10) == 7
     with pytest.raises(ConfigError, match="at least 1"):
         total_steps(ScheduleOptions(epochs=0), 10)
+
+
+def test_the_cosine_ends_at_the_least_rate():
+    options = ScheduleOptions(warmup=0, min_lr=0.2)
+    assert learning_rate(0, options, 1.0, 100) == pytest.approx(1.0)
+    assert learning_rate(50, options, 1.0, 100) == pytest.approx(0.6)
+    assert learning_rate(100, options, 1.0, 100) == pytest.approx(0.2)
+
+
+def test_warm_up_begins_where_it_was_asked_to():
+    options = ScheduleOptions(warmup=4, warmup_start_lr=0.2)
+    assert [learning_rate(step, options, 1.0, 100) for step in range(4)] == pytest.approx([0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_group_whose_peak_is_lower_than_the_bounds_stays_at_its_peak():
+    options = ScheduleOptions(warmup=4, warmup_start_lr=0.2, min_lr=0.2)
+    assert {learning_rate(step, options, 0.1, 100) for step in (0, 3, 4, 50, 100)} == {0.1}
+
+
+def test_after_the_end_the_rate_stays():
+    options = ScheduleOptions(warmup=0, min_lr=0.1)
+    assert learning_rate(200, options, 1.0, 100) == pytest.approx(0.1)
+
+
+def test_a_run_of_one_step():
+    assert learning_rate(0, ScheduleOptions(warmup=0), 2.0, 1) == 2.0

@@ -1,4 +1,4 @@
-"""A step over micro-batches equals a step over the whole batch, whatever the number of processes."""
+"""One optimizer step: clipping, the range of the scale, precisions, statistics, and what an overflow skips."""
 
 import copy
 
@@ -6,109 +6,157 @@ import pytest
 import torch
 
 from diptych.devices import get_device
-from diptych.distributed import process_group
-from diptych.distributed.wrap import wrap
+from diptych.distributed.layout import parallelize
+from diptych.distributed.process_group import World
+from diptych.errors import ConfigError
 from diptych.models import create_model
 from diptych.objectives import create_objective
-from diptych.objectives.clip import ClipConfig
-from diptych.train.optimizer import OptimizerOptions, create_optimizer, decays
+from diptych.objectives.clip import Clip, ClipConfig
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
-from tests.distributed._processes import run_in_processes
-from tests.objectives.worlds import make_batch, rows_of
+from tests.objectives.worlds import make_batch, pieces_of
 
 
-def make_step(model="tiny-test", dtype=torch.float64, precision="fp32", clip_norm=0.0):
+class Counting(Clip):
+    """CLIP, counting its steps."""
+
+    def __init__(self, config, model, load=None):
+        super().__init__(config, model, load)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def after_step(self, features, pairs):
+        assert not features.image.requires_grad and len(pairs.keys) == len(features.image)
+        self.steps += 1
+
+
+def make_step(model="tiny-test", dtype=torch.float64, precision="fp32", clip_norm=0.0, objective=None):
     torch.manual_seed(0)
     device = get_device("cpu")
-    objective = create_objective(ClipConfig(), create_model(model, dtype=dtype))
-    wrapped = wrap(objective, device, process_group.world_from_environment())
-    return Step(wrapped, create_optimizer(wrapped, OptimizerOptions(lr=1e-2), device), device, precision, clip_norm)
-
-
-def after_steps(parts, clip_norm=0.0, steps=3):
-    """Losses, gradient norms and weights after some steps, this process's share of each batch cut into ``parts``."""
-    here = process_group.world_from_environment()
-    step = make_step(clip_norm=clip_norm)
-    losses, norms = [], []
-    for number in range(steps):
-        batch = make_batch(12, seed=number)
-        share = 12 // here.size
-        own = rows_of(batch, here.rank * share, (here.rank + 1) * share)
-        size = share // parts
-        result = step([rows_of(own, start, start + size) for start in range(0, share, size)])
-        losses.append(float(process_group.all_reduce_mean(result.loss)))
-        norms.append(float(step.gradient_norm() if result.gradient_norm is None else result.gradient_norm))
-    return losses, norms, {key: item.flatten().tolist() for key, item in step.objective.state_dict().items()}
-
-
-def assert_same(one, other):
-    assert one[0] == pytest.approx(other[0], abs=1e-10)
-    assert one[1] == pytest.approx(other[1], rel=1e-8)
-    for key, values in one[2].items():
-        # Adam divides by the gradient's size: where that is nearly zero, rounding shows. Hence not 1e-12.
-        assert torch.allclose(torch.tensor(other[2][key]), torch.tensor(values), atol=1e-5), key
+    built = create_model(model, dtype=dtype)
+    layout = parallelize((objective or create_objective)(ClipConfig(), built), device, World())
+    optimizer = create_optimizer(layout.trainable(), built, OptimizerOptions(lr=1e-2), device)
+    return Step(layout, optimizer, device, precision, clip_norm)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
-@pytest.mark.parametrize("clip_norm", [0.0, 0.1])
-def test_micro_batches_equal_the_full_batch(parts, clip_norm):
-    assert_same(after_steps(1, clip_norm), after_steps(parts, clip_norm))
+def test_micro_batches_equal_the_whole_batch_when_clipped(parts):
+    results = []
+    for count in (1, parts):
+        step = make_step(clip_norm=0.1)
+        norms = [float(step(pieces_of(make_batch(12, seed=seed), count)).gradient_norm) for seed in range(3)]
+        results.append((norms, step.layout.full_state()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-8)
+    for key, item in results[0][1].items():
+        # Adam divides by the gradient's size: where that is nearly zero, rounding shows. Hence not 1e-12.
+        assert torch.allclose(results[1][1][key], item, atol=1e-5), key
 
 
-def test_micro_batches_on_two_processes_equal_one_process():
-    expected = after_steps(1)
-    for parts in (1, 3):
-        for found in run_in_processes(2, after_steps, parts):
-            assert_same(expected, found)
-
-
-def test_the_logit_scale_is_capped_at_one_hundred():
+@pytest.mark.parametrize(("start", "expected"), [(9.0, 100.0), (-3.0, 1.0)])
+def test_the_logit_scale_stays_in_its_range(start, expected):
     step = make_step()
     with torch.no_grad():
-        step.objective.model.logit_scale.fill_(9.0)
+        step.layout.objective.model.logit_scale.fill_(start)
     step([make_batch()])
-    assert step.objective.model.logit_scale.exp().item() == pytest.approx(100.0)
+    assert step.layout.objective.model.logit_scale.exp().item() == pytest.approx(expected)
+
+
+def test_an_objective_may_leave_the_scale_free():
+    class Free(Clip):
+        scale_range = None
+
+    step = make_step(objective=Free)
+    with torch.no_grad():
+        step.layout.objective.model.logit_scale.fill_(6.0)
+    step([make_batch()])
+    assert step.layout.objective.model.logit_scale.item() > 5.5
 
 
 def test_gradients_are_clipped_to_the_norm_that_was_asked():
     step = make_step(clip_norm=0.01)
     result = step([make_batch()])
-    left = torch.linalg.vector_norm(torch.stack([item.grad.norm() for item in step.objective.parameters()]))
+    norm = torch.linalg.vector_norm(torch.stack([item.grad.norm() for _, item in step.layout.trainable()]))
     assert float(result.gradient_norm) > 0.01
-    assert float(left) == pytest.approx(0.01, rel=1e-3)
+    assert float(norm) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_gradients_below_the_norm_are_left_alone():
+    plain, clipped = make_step(), make_step(clip_norm=1e6)
+    plain([make_batch()])
+    result = clipped([make_batch()])
+    assert float(result.gradient_norm) == pytest.approx(float(plain.gradient_norm()))
+    for (name, item), (_, other) in zip(plain.layout.trainable(), clipped.layout.trainable(), strict=True):
+        assert torch.equal(item.grad, other.grad), name
+
+
+def test_the_gradient_norm_is_that_of_all_gradients():
+    step = make_step()
+    result = step([make_batch()])
+    expected = sum(float(item.grad.square().sum()) for _, item in step.layout.trainable()) ** 0.5
+    assert result.gradient_norm is None
+    assert float(step.gradient_norm()) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_every_precision_learns_one_batch_by_heart(precision):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_precision_learns_one_batch_by_heart(precision, parts):
     step = make_step(dtype=torch.float32, precision=precision)
-    losses = [float(step([make_batch()]).loss) for _ in range(25)]
+    losses = [float(step(pieces_of(make_batch(), parts)).loss) for _ in range(25)]
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_accumulating_updates_batch_norm_once_per_micro_batch():
-    step = make_step("tiny-test-resnet", torch.float32)
-    batch = make_batch()
-    step([rows_of(batch, 0, 3), rows_of(batch, 3, 6)])
-    counts = {int(item) for key, item in step.objective.state_dict().items() if key.endswith("num_batches_tracked")}
-    assert counts == {2}
+def test_an_overflow_in_fp16_moves_neither_weights_nor_state():
+    step = make_step(dtype=torch.float32, precision="fp16", objective=Counting)
+    step([make_batch()])
+    assert int(step.layout.objective.steps) == 1
+    before = copy.deepcopy(step.layout.full_state())
+    step.scaler.update(2.0**120)  # gradients times this overflow
+    scale = step.scaler.get_scale()
+    step([make_batch(seed=1)])
+    assert step.scaler.get_scale() < scale
+    for key, item in step.layout.full_state().items():
+        assert torch.equal(item, before[key]), key
 
 
-def test_only_matrices_decay():
-    model = create_model("tiny-test")
-    kept = {name for name, item in model.named_parameters() if decays(name, item)}
-    assert "logit_scale" not in kept
-    assert "image.class_embedding" not in kept
-    assert "image.layers.0.ln_1.weight" not in kept
-    assert "text.layers.0.mlp_in.bias" not in kept
-    assert {"text.token_embedding.weight", "image.positional_embedding", "image.patch_embedding.weight"} <= kept
+def test_after_step_runs_once_per_step_whatever_the_number_of_micro_batches():
+    step = make_step(objective=Counting)
+    step([make_batch()])
+    step(pieces_of(make_batch(), 3))
+    assert int(step.layout.objective.steps) == 2
 
 
-def test_state_restores_the_optimiser():
-    one, other = make_step(), make_step()
-    one([make_batch(seed=1)])
-    other.objective.load_state_dict(one.objective.state_dict())
-    other.restore(copy.deepcopy(one.state()))
-    one([make_batch(seed=2)])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_batch_norm_statistics_move_once_per_micro_batch(parts):
+    # The reference: the same micro-batches encoded once each, in a graph of their own.
+    step, other = (make_step("tiny-test-resnet", torch.float32).layout.objective for _ in range(2))
+    trained = make_step("tiny-test-resnet", torch.float32)
+    pieces = pieces_of(make_batch(), parts)
+    trained(pieces)
+    with torch.no_grad():
+        for piece in pieces:
+            other.encode(piece)
+    statistics = dict(other.named_buffers())
+    moved = 0
+    for key, item in trained.layout.objective.named_buffers():
+        assert torch.equal(item, statistics[key]), key
+        moved += not torch.equal(item, dict(step.named_buffers())[key])
+    assert moved > 0
+
+
+def test_state_restores_the_optimizer():
+    step, other = make_step(), make_step()
+    step([make_batch(seed=1)])
+    other.layout.load_full_state(step.layout.full_state())
+    other.restore(copy.deepcopy(step.state()))
+    step([make_batch(seed=2)])
     other([make_batch(seed=2)])
-    for key, item in one.objective.state_dict().items():
-        assert torch.equal(item, other.objective.state_dict()[key]), key
+    for key, item in step.layout.full_state().items():
+        assert torch.equal(item, other.layout.full_state()[key]), key
+
+
+def test_state_of_other_parameters_is_refused():
+    step, other = make_step(), make_step()
+    step([make_batch(seed=1)])
+    state = step.state()
+    state["optimizer"]["groups"][0]["parameters"].pop()
+    with pytest.raises(ConfigError, match="other parameters are trained"):
+        other.restore(state)

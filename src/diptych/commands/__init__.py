@@ -4,7 +4,7 @@ A command is a frozen dataclass of options and a ``main(options) -> exit code``,
 handle arguments and print; the work is done by the layers below, which any program can import. Heavy imports stand
 inside functions, so that ``diptych --help`` answers at once.
 
-Exit codes: 0 done · 1 the work failed · 2 the user's mistake, told in one line (``--debug`` shows the traceback).
+Exit codes: 0 done · 1 the work failed · 2 the user's mistake, reported in one line (``--debug`` shows the traceback).
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from diptych import config
 from diptych.errors import DiptychError
 from diptych.registry import Registry
+
+Main = TypeVar("Main", bound=Callable[[Any], int])
 
 
 @dataclass(frozen=True)
@@ -50,40 +52,41 @@ class Command:
 COMMANDS: Registry[Command] = Registry(__name__, "command")
 
 
-def command(name: str, *, example: str, parse: Callable[[Sequence[str]], Any] | None = None) -> Callable[[Any], Any]:
+def command(name: str, *, example: str, parse: Callable[[Sequence[str]], Any] | None = None) -> Callable[[Main], Main]:
     """Decorate ``main(options: Options) -> int`` of a command's file."""
 
-    def keep(main: Callable[[Any], int]) -> Callable[[Any], int]:
+    def register(main: Main) -> Main:
         options = typing.get_type_hints(main)["options"]
         COMMANDS.register(name)(Command(main, options, example, parse))
         return main
 
-    return keep
+    return register
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    if not words or words[0] in ("-h", "--help"):
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
-    if words[0] == "--version":
+    if arguments[0] == "--version":
         from diptych import __version__
 
         print(f"diptych {__version__}")
         return 0
     try:
-        chosen = COMMANDS.get(words[0])
-        return chosen.main(chosen.read(words[0], words[1:]))
+        name, *flags = arguments
+        chosen = COMMANDS.get(name)
+        return chosen.main(chosen.read(name, flags))
     except DiptychError as error:
         if debug:
             raise
         print(f"diptych: {error.line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our output went away (``diptych models | head``): nobody is left to tell.
+        # The reader of our output went away (``diptych models | head``): nobody reads on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -104,6 +107,6 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "diptych NAME --help tells each command's options; --debug shows tracebacks; --version.",
+            "diptych NAME --help lists each command's options; --debug shows tracebacks; --version.",
         ]
     )

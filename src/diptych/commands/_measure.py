@@ -1,146 +1,198 @@
-"""What ``diptych evaluate`` does: open the data once, measure weights on it, compare two, keep what was found.
+"""What ``diptych evaluate`` does: open the data once, measure weights on it, compare two, write what came of it.
 
-Knows no score; the evaluate room measures.
+Knows no score and names no evaluator: ``diptych.evaluate`` measures.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-from diptych import log
+from diptych import log, weights
+from diptych.data import VALIDATION_SPLITS, SourceOptions, open_split
+from diptych.devices import get_device
 from diptych.errors import ConfigError
+from diptych.evaluate import (
+    AnyEvaluator,
+    DataKind,
+    Encoder,
+    ProbeData,
+    Records,
+    Result,
+    evaluators,
+    open_labeled,
+    paired,
+)
+from diptych.files import write_text
+from diptych.report import write_report
 
-if TYPE_CHECKING:
-    from diptych.commands.evaluate import Options
-    from diptych.evaluate import Result
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to measure on."""
+
+    val_data: str = ""
+    """Pairs for retrieval: .jsonl, .csv, .tsv, shards, a folder."""
+    val_split: str = ""
+    """Split of the pairs; empty takes "val", "validation", "dev" or "test", the first there is."""
+    imagenet_val: str = ""
+    """Images to classify: class folders, a .jsonl, .csv or shards with labels, or a folder with images/ and labels.txt."""
+    probe_train: str = ""
+    """Labeled images for a linear probe and nearest neighbors, which are then tested on --imagenet-val."""
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How images and captions are encoded."""
+
+    batch_size: int = 64
+    """Images, or captions, encoded at a time."""
+    workers: int = 1
+    """Processes that decode images."""
+    device: str = "auto"
+    """Accelerator: auto, or the name of one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic inside the towers; scores are always fp32."""
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, and on what; ``with_evaluators`` adds a branch for each evaluator."""
+
+    pretrained: str
+    """Weights in any checkpoint format: a file, a folder, a run, or a name of the catalog (diptych models --pretrained)."""
+    model: str = ""
+    """Architecture, where the weights do not say it."""
+    against: str = ""
+    """Other weights, measured on the same queries: each difference is shown with its interval and p-value."""
+    data: DataOptions = field(default_factory=DataOptions)
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    json: bool = False
+    """One JSON list instead of a table."""
+    output: str = ""
+    """Folder for results.json, predictions.jsonl and report.html with the worst mistakes as pictures."""
+    source: SourceOptions = field(default_factory=SourceOptions)
+
+    def of(self, evaluator: str) -> Any:
+        """The options of an evaluator, by its name."""
+        return getattr(self, evaluator)
+
+
+def with_evaluators(options: type[MeasureOptions]) -> type[MeasureOptions]:
+    """The options with a branch for each evaluator, named after it, of the type that it declares."""
+    branches: list[Any] = [
+        (name, entry.Options, field(default_factory=entry.Options)) for name, entry in evaluators().items()
+    ]
+    tree = dataclasses.make_dataclass("Options", branches, bases=(options,), frozen=True)
+    tree.__module__, tree.__doc__ = options.__module__, options.__doc__
+    return tree
 
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluator on one source."""
+    """An evaluator with its options and what it measures on."""
 
-    evaluator: str
-    source: Any
-    options: dict[str, Any]
+    name: str
+    evaluator: AnyEvaluator
+    options: Any
+    source: Records | ProbeData
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A task and what came of it."""
+    """A task and its result."""
 
     task: Task
     result: Result
 
     def entry(self) -> dict[str, Any]:
-        """As ``results.json`` lists it; the evaluator is named, since several may look at one source."""
-        found = self.result.entry()
-        kind = {"linear_probe": " · linear probe", "knn": " · nearest neighbours"}.get(self.task.evaluator, "")
-        return {**found, "name": found["name"] + kind, "evaluator": self.task.evaluator}
+        """As ``results.json`` lists it, with the evaluator, since several may measure on the same data."""
+        entry, title = self.result.entry(), self.task.evaluator.title
+        return {**entry, "name": entry["name"] + (f" · {title}" if title else ""), "evaluator": self.task.name}
 
 
-def tasks(options: Options) -> list[Task]:
-    """What the options ask for, with sources opened. Raises SourceError and ConfigError."""
-    from diptych.data import open_source
-    from diptych.evaluate import class_folder
-    from diptych.train.pipeline import VALIDATION_SPLITS, opened
-
-    found = []
-    if options.val_data:
-        pairs = opened(options.val_data, options.val_split, VALIDATION_SPLITS, options.source)
-        found.append(
-            Task("retrieval", pairs, {"protocol": options.protocol, "captions_per_image": options.captions_per_image})
-        )
-    if options.imagenet_val:
-        folder = class_folder(options.imagenet_val)
-        pictures = open_source(folder.pictures, options=options.source)
-        texts = {
-            "templates": options.templates or folder.templates or "openai80",
-            "labels": options.labels or folder.labels,
-        }
-        found.append(Task("zeroshot", pictures, texts))
-        if options.probe_train:
-            train = open_source(class_folder(options.probe_train).pictures, options=options.source)
-            found += [Task("linear_probe", pictures, {"train": train})]
-            found += [Task("knn", pictures, {"train": train, "k": options.knn_k})]
-    return found
+def tasks(options: MeasureOptions) -> list[Task]:
+    """An evaluation for every evaluator whose data was given, with sources opened. Raises SourceError and ConfigError."""
+    data = options.data
+    if not (data.val_data or data.imagenet_val):
+        raise ConfigError("nothing to measure on: give --val-data PAIRS, --imagenet-val FOLDER, or both.")
+    if data.probe_train and not data.imagenet_val:
+        raise ConfigError("--probe-train is tested on --imagenet-val: give both.")
+    sources = _open(data, options.source)
+    return [
+        Task(name, evaluator, options.of(name), sources[evaluator.data])
+        for name, evaluator in evaluators().items()
+        if evaluator.data in sources
+    ]
 
 
-def measure(options: Options, pretrained: str, wanted: Sequence[Task]) -> list[Measured]:
+def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records | ProbeData]:
+    sources: dict[DataKind, Records | ProbeData] = {}
+    if data.val_data:
+        sources["pairs"] = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, options, "--val-split")
+    if data.imagenet_val:
+        sources["labeled"] = labeled = open_labeled(data.imagenet_val, options)
+        if data.probe_train:
+            sources["probe"] = ProbeData(open_labeled(data.probe_train, options), labeled)
+    return sources
+
+
+def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) -> list[Measured]:
     """Load weights once and run every task."""
-    from diptych import weights
-    from diptych.devices import get_device
-    from diptych.evaluate import EVALUATORS
-
-    device = get_device(options.device)
+    chosen = options.encode
+    device = get_device(chosen.device)
     device.prepare_process()
     model = weights.load(pretrained, model=options.model).to(device.torch_device)
-    look = weights.transforms(model.config)[1].transform
-    tokenizer = weights.tokenizer_of(model.config, pretrained)
-    precision = device.default_precision() if options.precision == "auto" else options.precision
-    shared: dict[str, Any] = {"batch_size": options.batch_size, "workers": options.workers, "precision": precision}
-    found = []
-    for task in wanted:
-        with log.progress(f"{task.evaluator} on {task.source.name}", 1) as tell:
-            result = EVALUATORS.get(task.evaluator)(
-                model, task.source, tokenizer, look, device,
-                progress=lambda done, total, tell=tell: tell(done, total=total), **shared, **task.options,
-            )  # fmt: skip
-        found.append(Measured(task, result))
-    return found
+    encoder = Encoder(
+        model,
+        weights.tokenizer_of(model.config, pretrained),
+        weights.eval_transform(model.config),
+        device,
+        chosen.batch_size,
+        chosen.workers,
+        device.default_precision() if chosen.precision == "auto" else chosen.precision,
+    )
+    return [_run(task, encoder) for task in wanted]
 
 
-def compared(one: Measured, two: Measured) -> dict[str, Any]:
+def _run(task: Task, encoder: Encoder) -> Measured:
+    with log.progress(task.name, 1) as report:
+        result = task.evaluator().run(encoder, task.source, task.options, lambda done, total: report(done, total=total))
+    return Measured(task, result)
+
+
+def compared(first: Measured, second: Measured) -> dict[str, Any]:
     """The second weights' scores, and for each the difference, its interval and p-value."""
-    from diptych.evaluate import paired
-
     differences = {}
-    for metric, outcome in one.result.outcomes.items():
-        found = paired(outcome, two.result.outcomes[metric])
+    for metric, outcome in first.result.outcomes.items():
+        difference = paired(outcome, second.result.outcomes[metric])
         differences[metric] = {
-            "difference": found.value, "low": found.low, "high": found.high, "p": found.p,
+            "difference": difference.value, "low": difference.low, "high": difference.high, "p": difference.p,
         }  # fmt: skip
-    return {"metrics": dict(two.result.metrics), "differences": differences}
+    return {"metrics": dict(second.result.metrics), "differences": differences}
 
 
-def keep(output: str, entries: list[dict[str, Any]], measured: Sequence[Measured]) -> Path:
-    """Write results, predictions, mistakes as pictures and the report into a folder; return the report's path.
+def write_results(output: str, entries: Sequence[Mapping[str, Any]], measured: Sequence[Measured]) -> Path:
+    """Write results, predictions, drawings and the report into a folder; return the report's path.
 
     Raises ConfigError when the folder holds results of its own already.
     """
-    from diptych.evaluate import gallery, mistakes
-    from diptych.files import write_text
-    from diptych.report import write_report
-
     folder = Path(output)
     if (folder / "results.json").exists():
         raise ConfigError(f"{folder} already holds results; choose another --output.")
-    pictures = []
-    for one in measured:
-        draw: Any = {"retrieval": gallery, "zeroshot": mistakes}.get(one.task.evaluator)
-        if draw is not None:
-            pictures += draw(one.result, one.task.source, title=one.result.name)
-    lines = [line for one in measured if one.task.evaluator == "zeroshot" for line in _predictions(one)]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in _predictions(measured)]
     if lines:
         write_text(folder / "predictions.jsonl", "".join(lines), "predictions")
-    write_text(folder / "gallery.json", json.dumps(pictures), "gallery")
+    drawings = [part for item in measured for part in item.task.evaluator().images(item.result, item.task.source)]
+    write_text(folder / "gallery.json", json.dumps(drawings), "gallery")
     write_text(folder / "results.json", json.dumps(entries, indent=1) + "\n", "results")
     return write_report(folder)
 
 
-def _predictions(one: Measured) -> list[str]:
-    """One line per picture: its key, class, and the five best answers with their cosines."""
-    result: Any = one.result
-    lines = []
-    for place, index in enumerate(result.indices):
-        label, answers = int(result.labels[place]), result.answers[place].tolist()
-        row = {
-            "image": one.task.source.record(index).key, "label": label, "label_name": result.classes[label],
-            "prediction": answers[0], "prediction_name": result.classes[answers[0]],
-            "best": answers, "scores": [round(score, 6) for score in result.scores[place].tolist()],
-        }  # fmt: skip
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    return lines
+def _predictions(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+    for item in measured:
+        yield from item.task.evaluator().predictions(item.result, item.task.source)

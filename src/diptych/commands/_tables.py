@@ -1,10 +1,13 @@
-"""How scores look on a terminal: one table per data set, interval and chance beside every score."""
+"""Tables of scores on a terminal: a table per data set, interval and chance beside every score. It measures nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from diptych.report import Summary
 
 
@@ -46,25 +49,25 @@ def print_differences(entries: list[dict[str, Any]]) -> None:
         table = Table(box=None, header_style="bold")
         for head in ("metric", "difference", "95 % interval", "p"):
             table.add_column(head, justify="left" if head == "metric" else "right")
-        for name, found in against["differences"].items():
-            spread = f"{100 * found['low']:+.2f} to {100 * found['high']:+.2f}"
-            p = f"{found['p']:.2g}" if found["p"] >= 1e-4 else "< 0.0001"
-            table.add_row(name, f"{100 * found['difference']:+.2f}", spread, p)
+        for name, row in against["differences"].items():
+            spread = f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}"
+            p = f"{row['p']:.2g}" if row["p"] >= 1e-4 else "< 0.0001"
+            table.add_row(name, f"{100 * row['difference']:+.2f}", spread, p)
         console.print(table)
 
 
-def _confusions(console: Any, entry: dict[str, Any]) -> None:
+def _confusions(console: Console, entry: dict[str, Any]) -> None:
     worst = [item for item in entry.get("confusions", []) if item[2] > 1][:5]
     if worst:
-        said = "; ".join(f"{true} called {answer} {times} times" for true, answer, times in worst)
-        console.print(f"most often confused: {said}", markup=False, soft_wrap=True)
+        listed = "; ".join(f"{true} classified as {answer} {times} times" for true, answer, times in worst)
+        console.print(f"most often confused: {listed}", markup=False, soft_wrap=True)
 
 
 def _shown(name: str, value: float) -> str:
     return f"{value:.1f}" if name.endswith("_rank") else f"{100 * value:.2f} %"
 
 
-def print_summaries(found: list[Summary], stderr: bool = False) -> None:
+def print_summaries(summaries: list[Summary], stderr: bool = False) -> None:
     """Print a row per run: name, metrics, FPS, waiting for data, epochs, precision, batch size.
 
     Where the screen is too narrow for that, a column per run.
@@ -73,11 +76,11 @@ def print_summaries(found: list[Summary], stderr: bool = False) -> None:
 
     from diptych.report import HEADS, columns
 
-    metrics = columns(found)
+    metrics = columns(summaries)
     lines = [[HEADS[0], *metrics, *HEADS[1:]]]
-    for one in found:
-        name, *rest = one.cells()
-        scores = [_shown(key, one.metrics[key]) if key in one.metrics else "–" for key in metrics]
+    for summary in summaries:
+        name, *rest = summary.cells()
+        scores = [_shown(key, summary.metrics[key]) if key in summary.metrics else "–" for key in metrics]
         lines.append([name, *scores, *rest])
     console = Console(stderr=stderr)
     table = _table(lines)
@@ -86,13 +89,13 @@ def print_summaries(found: list[Summary], stderr: bool = False) -> None:
     console.print(table)
 
 
-def _table(lines: list[list[str]]) -> Any:
+def _table(lines: list[list[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, header_style="bold")
-    for place, head in enumerate(lines[0]):
-        table.add_column(Text(head), justify="right" if place else "left", no_wrap=True)
+    for number, head in enumerate(lines[0]):
+        table.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
     for line in lines[1:]:
         table.add_row(*map(Text, line))
     return table

@@ -1,18 +1,25 @@
-"""``diptych demo``: the whole life of a small model in a few minutes, on data that ships with Diptych."""
+"""``diptych demo``: the whole life of a small model in a few minutes, on data that ships with Diptych.
+
+Training's validation and the scores at the end share one protocol, the recipe's: the recall curve ends at the headline.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diptych.commands import command
 from diptych.commands._tables import print_results
 
+if TYPE_CHECKING:
+    from diptych.train.config import TrainConfig
+
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
-# Name of the test split -> what its title says in the report.
-SPLITS = {"unseen_style": "unseen drawing style", "held_out_names": "names never seen"}
+SHORT = "--max-steps 30 --val-every-steps 0 --val-frequency 0"
+# Name of the test split -> its title in the report.
+SPLITS = {"unseen_style": "unseen drawing style", "held_out_names": "unseen names"}
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,14 @@ def main(options: Options) -> int:
     from diptych.train.loop import train
 
     folder = Path(options.output) if options.output else _free_folder()
-    outcome = train(_config(folder, options))
+    config = run_config(folder, options.device, SHORT if options.short else "")
+    outcome = train(config)
     if not outcome.main:
         return 0
     if not outcome.finished:
         log.info(f"stopped and saved; continue with: diptych train --output {folder} --resume latest")
         return 130
-    entries = _evaluate(folder, options.device)
+    entries = evaluate_splits(folder, config)
     report = write_report(folder)
     print_results(entries)
     print(f"report: {report}")
@@ -55,44 +63,39 @@ def _free_folder() -> Path:
     return folder
 
 
-def _config(folder: Path, options: Options) -> Any:
+def run_config(folder: Path, device: str, flags: str = "") -> TrainConfig:
+    """The training run of the demo, in ``folder``; ``flags`` come after the recipe."""
     from diptych.train.config import read
 
-    words = [
-        "--recipe",
-        "emoji",
-        "--train-data",
-        str(EMOJI / "train-*.tar.gz"),
-        "--val-data",
-        str(EMOJI / "unseen_style-*.tar.gz"),
-    ]
-    words += ["--output", str(folder), "--device", options.device]
-    if options.short:
-        words += ["--max-steps", "30", "--val-every-steps", "0", "--val-frequency", "0"]
-    return read(words, program="diptych demo")
+    argv = ["--train-data", str(EMOJI / "train-*.tar.gz"), "--val-data", str(EMOJI / "unseen_style-*.tar.gz")]
+    argv += ["--recipe", "emoji", "--output", str(folder), "--device", device, *flags.split()]
+    return read(argv, program="diptych demo")
 
 
-def _evaluate(folder: Path, device_name: str) -> list[dict[str, Any]]:
+def evaluate_splits(folder: Path, config: TrainConfig) -> list[dict[str, Any]]:
+    """Measure the run's weights on the test splits as its validation did; leaves ``results.json`` and ``gallery.json``."""
     from diptych import log, weights
-    from diptych.data import SourceOptions, open_source
+    from diptych.data import open_source
     from diptych.devices import get_device
-    from diptych.evaluate import EVALUATORS, gallery
+    from diptych.evaluate import Encoder, evaluators, options_from
     from diptych.files import write_text
 
-    device = get_device(device_name)
+    device = get_device(config.parallel.device)
     model = weights.load(folder).to(device.torch_device)
-    tokenizer = weights.tokenizer_of(model.config)
-    look = weights.transforms(model.config)[1].transform
-    entries, pictures = [], []
+    encoder = Encoder(
+        model, weights.tokenizer_of(model.config), weights.eval_transform(model.config), device,
+        workers=min(1, config.data.workers), precision=device.default_precision(),
+    )  # fmt: skip
+    entries, drawings = [], []
     for split, title in SPLITS.items():
-        source = open_source(str(EMOJI / f"{split}-*.tar.gz"), options=SourceOptions())
-        with log.progress(f"evaluating: {title}", len(source)) as tell:
-            result: Any = EVALUATORS.get("retrieval")(
-                model, source, tokenizer, look, device, captions_per_image=1,
-                progress=lambda done, total, tell=tell: tell(done, total=total),
-            )  # fmt: skip
-        entries.append(result.entry(title))
-        pictures += gallery(result, source, title=title)
+        source = open_source(str(EMOJI / f"{split}-*.tar.gz"))
+        for entry in (item for item in evaluators().values() if item.data == "pairs"):
+            with log.progress(f"evaluating: {title}", len(source)) as report:
+                result = entry().run(
+                    encoder, source, options_from(entry, config.evaluate), lambda done, total: report(done, total=total)
+                )
+            entries.append(result.entry(title))
+            drawings += entry().images(result, source, title)
     write_text(folder / "results.json", json.dumps(entries, indent=1) + "\n", "results")
-    write_text(folder / "gallery.json", json.dumps(pictures), "gallery")
+    write_text(folder / "gallery.json", json.dumps(drawings), "gallery")
     return entries

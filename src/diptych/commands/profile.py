@@ -1,6 +1,6 @@
-"""``diptych profile``: parameters and operations of architectures, in open_clip's columns; with --measure also the clock.
+"""``diptych profile``: parameters and operations of architectures, in open_clip's columns; with --measure also their speed.
 
-Words and files only; the counting is ``diptych.profile``'s.
+Arguments, tables and files only; the counting is ``diptych.profile``'s.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import dataclasses
 import io
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from diptych.commands import command
 
 if TYPE_CHECKING:
-    from diptych.profile import Counts
+    from diptych.profile import Counts, Measured
 
 
 @dataclass(frozen=True)
@@ -29,78 +29,90 @@ class Options:
     measure: bool = False
     """Also run each: latency, items per second, memory, share of this device's matrix speed."""
     batch_size: int = 8
-    """measure: pictures and texts at a time."""
+    """measure: images and texts at a time."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """measure: arithmetic inside the towers."""
     caption_tokens: int = 16
-    """measure: tokens of a caption, start and end included."""
+    """measure: tokens of a caption, begin and end token included."""
     device: str = "auto"
     """measure: accelerator."""
+    matmul: Literal["auto", "exact", "fast"] = "auto"
+    """measure: fp32 products on a CPU: exact (MKL), fast (oneDNN, the same accuracy to rounding), or what suits this CPU."""
     json: bool = False
     """One JSON list instead of a table."""
 
 
 @command("profile", example="diptych profile --model ViT-L-14 --results-file profile.csv")
 def main(options: Options) -> int:
-    """Count parameters (millions) and floating-point operations (billions, one picture, one full text) of architectures."""
-    from diptych import log
-    from diptych.files import write_text
+    """Count parameters (millions) and floating-point operations (billions, one image, one full text) of architectures."""
     from diptych.models import list_models
-    from diptych.profile import COLUMNS, count
 
     names = list_models() if options.model == "all" else [name.strip() for name in options.model.split(",")]
-    with log.progress("counting", len(names)) as tell:
-        rows = []
-        for place, name in enumerate(names, start=1):
-            rows.append(count(name))
-            tell(place)
-    rows.sort(key=lambda row: (row.gflops, row.mparams, row.model))
+    rows = _counted(names)
     if options.results_file:
-        from pathlib import Path
-
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(COLUMNS)
-        table.writerows(row.row() for row in rows)
-        write_text(Path(options.results_file), text.getvalue(), "table")
+        _write(rows, options.results_file)
     measured = {row.model: _measured(row, options) for row in rows} if options.measure else {}
     if options.json:
-        print(json.dumps([{**dataclasses.asdict(row), "measured": measured.get(row.model, [])} for row in rows]))
-        return 0
-    _print(rows, measured)
+        tables = {name: [dataclasses.asdict(part) for part in parts] for name, parts in measured.items()}
+        print(json.dumps([{**dataclasses.asdict(row), "measured": tables.get(row.model, [])} for row in rows]))
+    else:
+        _print(rows, measured)
     return 0
 
 
-def _measured(row: Counts, options: Options) -> list[dict[str, Any]]:
+def _counted(names: list[str]) -> list[Counts]:
+    """A row per architecture, the cheapest first."""
+    from diptych import log
+    from diptych.profile import count
+
+    rows = []
+    with log.progress("counting", len(names)) as report:
+        for done, name in enumerate(names, start=1):
+            rows.append(count(name))
+            report(done)
+    return sorted(rows, key=lambda row: (row.gflops, row.mparams, row.model))
+
+
+def _write(rows: list[Counts], path: str) -> None:
+    from pathlib import Path
+
+    from diptych.files import write_text
+    from diptych.profile import COLUMNS
+
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows(row.row() for row in rows)
+    write_text(Path(path), text.getvalue(), "table")
+
+
+def _measured(row: Counts, options: Options) -> list[Measured]:
     from diptych.devices import get_device
     from diptych.profile import measure
 
     device = get_device(options.device)
-    found = measure(
+    device.prepare_process(options.matmul)
+    return measure(
         row.model,
         device,
         batch_size=options.batch_size,
         precision=options.precision,
         caption_tokens=options.caption_tokens,
     )
-    return [dataclasses.asdict(one) for one in found]
 
 
-def _print(rows: list[Counts], measured: dict[str, list[dict[str, Any]]]) -> None:
+def _print(rows: list[Counts], measured: dict[str, list[Measured]]) -> None:
     from diptych.profile import COLUMNS
 
-    cells = [list(COLUMNS), *(row.row() for row in rows)]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(COLUMNS))]
-    for line in cells:
-        print(
-            line[0].ljust(widths[0])
-            + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        )
+    lines = [list(COLUMNS), *(row.row() for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    for first, *rest in lines:
+        print(first.ljust(widths[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(rest, widths[1:], strict=True)))
     for name, parts in measured.items():
         print(f"{name}:")
-        for one in parts:
-            memory = f"  {one['memory'] / 1e6:8.0f} MB" if one["memory"] else ""
+        for part in parts:
+            memory = f"  {part.memory / 1e6:8.0f} MB" if part.memory else ""
             print(
-                f"  {one['part']:<14} {1000 * one['seconds']:9.1f} ms a batch  {one['per_second']:9.1f} per second"
-                f"  {one['share_of_peak']:6.1%} of the matrix speed here{memory}"
+                f"  {part.part:<14} {1000 * part.seconds:9.1f} ms a batch  {part.per_second:9.1f} per second"
+                f"  {part.share_of_peak:6.1%} of this device's matrix speed{memory}"
             )

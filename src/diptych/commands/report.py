@@ -1,4 +1,4 @@
-"""``diptych report``: make a run's page again from the files in its folder, or lay several runs over each other."""
+"""``diptych report``: rewrite a run's page from the files in its folder, or compare several runs on a page."""
 
 from __future__ import annotations
 

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from diptych.commands import command
 from diptych.train.config import TrainConfig, read
+
+if TYPE_CHECKING:
+    from diptych.train.loop import Outcome
 
 EXAMPLE = "diptych train --model ViT-B-32 --train-data photos.csv --val-data val.csv --batch-size 128 --epochs 8 --output runs/a"
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
     """Flags, over a recipe (``--recipe NAME|FILE.toml``) or a resumed run's own config."""
-    about = (
+    description = (
         f"Example: {EXAMPLE}\n\n{(main.__doc__ or '').strip()}\n\n"
-        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options here."
+        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options."
     )
-    return read(argv, program="diptych train", description=about)
+    return read(argv, program="diptych train", description=description)
 
 
 @command("train", example=EXAMPLE, parse=parse)
 def main(options: TrainConfig) -> int:
     """Train a model on image-text pairs; leaves a folder with weights, checkpoints, metrics and a report."""
-    from diptych.train.loop import Outcome, train
+    from diptych.train.loop import train
 
-    outcome: Outcome = train(options)
+    outcome = train(options)
     if outcome.main:
-        _tell(outcome)
+        _print_outcome(outcome)
     return 0
 
 
-def _tell(outcome: Any) -> None:
+def _print_outcome(outcome: Outcome) -> None:
     from diptych import log
     from diptych.commands._tables import print_summaries
     from diptych.report import read_run, summary, write_report
 
     report = write_report(outcome.folder)
     print_summaries([summary(read_run(outcome.folder))], stderr=True)
-    place = f"{outcome.steps}/{outcome.total_steps} steps"
+    steps = f"{outcome.steps}/{outcome.total_steps} steps"
     if outcome.finished:
-        log.info(f"trained {place}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
+        log.info(f"trained {steps}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
     else:
         log.info(
-            f"stopped and saved at {place}; continue with: diptych train --output {outcome.folder} --resume latest"
+            f"stopped and saved at {steps}; continue with: diptych train --output {outcome.folder} --resume latest"
         )
     results = outcome.folder / "results.json"
     entries = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []

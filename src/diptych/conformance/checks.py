@@ -1,6 +1,6 @@
-"""What a conformance check is, and how one is run: the ground under ``_conformance`` and ``_conformance_training``.
+"""What a conformance check is, and how it is run: the base of ``suite`` and ``training``.
 
-A check is a function of a device that returns a few words, or raises. Nothing here knows what is checked.
+A check is a function of a device that returns a short description of its result, or raises. What is checked is not known here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HALF_LIMIT = {"bf16": 4e-2, "fp16": 1e-2}
 
 
 class Mismatch(Exception):
-    """The accelerator did something else than it should; the message says what, with figures."""
+    """The accelerator did not do what it should; the message says what, with figures."""
 
 
 class NotClaimed(Exception):
@@ -29,7 +29,7 @@ class NotClaimed(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. ``required`` False: a failure is shown but does not fail the suite."""
+    """A line of the table. ``required`` False: a failure is shown but does not fail the suite."""
 
     group: str
     name: str
@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Check:
-    """``run(device)`` returns a few words on what was seen; it raises Mismatch, NotClaimed, or whatever the device raises."""
+    """``run(device)`` describes its result in a few words; it raises Mismatch, NotClaimed, or whatever the device raises."""
 
     group: str
     name: str
@@ -50,21 +50,20 @@ class Check:
 
 
 def outcome(check: Check, device: Device) -> Row:
-    """Run one check and say how it went."""
+    """Run a check and report how it went."""
     start = time.perf_counter()
     row = Row(check.group, check.name, "passed", "", 0.0, check.required)
     try:
         detail = check.run(device)
-        # Errors of work still queued must be told in this row, not in a later one.
+        # Errors of work still queued must appear in this row, not in a later one.
         device.synchronize()
         row = replace(row, detail=detail)
     except NotClaimed as reason:
         row = replace(row, outcome="skipped", detail=str(reason))
-    except Exception as error:  # whatever a vendor's operator raises is the finding
-        told = " ".join(str(error).split())
-        row = replace(
-            row, outcome="failed", detail=told if isinstance(error, Mismatch) else f"{type(error).__name__}: {told}"
-        )
+    except Exception as error:  # whatever a vendor's operator raises is the result
+        message = " ".join(str(error).split())
+        prefix = "" if isinstance(error, Mismatch) else f"{type(error).__name__}: "
+        row = replace(row, outcome="failed", detail=prefix + message)
     return replace(row, seconds=time.perf_counter() - start)
 
 
@@ -74,13 +73,13 @@ def expect(true: bool, message: str) -> None:
         raise Mismatch(message)
 
 
-def compare(found: Tensor, wanted: Tensor, limit: float, what: str) -> float:
-    """The largest difference over the largest wanted value. Raises Mismatch above ``limit``, or for another shape."""
-    expect(found.shape == wanted.shape, f"{what}: shape {list(found.shape)}, expected {list(wanted.shape)}")
-    here, there = found.detach().cpu().double(), wanted.detach().cpu().double()
-    expect(bool(torch.isfinite(here).all()), f"{what}: not finite")
-    if not there.numel():
+def compare(actual: Tensor, expected: Tensor, limit: float, what: str) -> float:
+    """The largest difference over the largest expected value. Raises Mismatch above ``limit``, or for another shape."""
+    expect(actual.shape == expected.shape, f"{what}: shape {list(actual.shape)}, expected {list(expected.shape)}")
+    result, reference = actual.detach().cpu().double(), expected.detach().cpu().double()
+    expect(bool(torch.isfinite(result).all()), f"{what}: not finite")
+    if not reference.numel():
         return 0.0
-    error = float((here - there).abs().max() / there.abs().max().clamp_min(1e-12))
+    error = float((result - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
     expect(error <= limit, f"{what}: error {error:.1e}, limit {limit:.0e}")
     return error

@@ -1,8 +1,8 @@
-"""Every operator that the models, the loss and the scores use, with inputs that show their faults: data for ``selftest``.
+"""Every operator that the models, the loss and the scores use, with inputs that reveal faults: data for ``selftest``.
 
 Each case is a function of tensors. Its reference is the same function on the CPU in float64; forward and backward must
-agree to ``limit`` times the largest value. A limit is not a claim on accuracy: sums of products may be taken in the
-shorter formats (10 bits of mantissa) that accelerators use for fp32 unless told otherwise.
+agree to ``limit`` times the largest value. A limit is not a claim of accuracy: accelerators may compute sums of fp32 products
+in shorter formats (10 bits of mantissa) by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRODUCTS = 4e-3
 
 @dataclass(frozen=True)
 class Operator:
-    """One case: ``function`` of ``inputs``. Floating-point inputs get a gradient, integers and bools do not."""
+    """A case: ``function`` of ``inputs``. Floating-point inputs get a gradient, integers and bools do not."""
 
     name: str
     function: Callable[..., Tensor]
@@ -30,7 +30,7 @@ class Operator:
 
 
 def operators() -> Iterator[Operator]:
-    """All cases, with the same numbers each time."""
+    """All cases, with the same values each time."""
     source = torch.Generator().manual_seed(20_231)
 
     def normal(*shape: int) -> Tensor:
@@ -48,7 +48,7 @@ def operators() -> Iterator[Operator]:
 
 def _products(normal: Callable[..., Tensor]) -> Iterator[Operator]:
     heads = (normal(2, 3, 7, 8), normal(2, 3, 7, 8), normal(2, 3, 7, 8))
-    seen = torch.arange(7) < torch.tensor([7, 4])[:, None]
+    mask = torch.arange(7) < torch.tensor([7, 4])[:, None]
     yield Operator("linear", F.linear, (normal(5, 16), normal(12, 16), normal(12)), PRODUCTS)
     yield Operator("matmul", torch.matmul, (normal(6, 16), normal(16, 10)), PRODUCTS)
     yield Operator("matmul, batched", torch.matmul, (normal(3, 6, 16), normal(3, 16, 10)), PRODUCTS)
@@ -74,11 +74,14 @@ def _products(normal: Callable[..., Tensor]) -> Iterator[Operator]:
     yield Operator(
         "attention, masked",
         lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
-        (*heads, seen[:, None, None]),
+        (*heads, mask[:, None, None]),
         PRODUCTS,
     )
     yield Operator(
-        "attention, one query", F.scaled_dot_product_attention, (heads[0][:, :, :1].contiguous(), *heads[1:]), PRODUCTS
+        "attention, single query",
+        F.scaled_dot_product_attention,
+        (heads[0][:, :, :1].contiguous(), *heads[1:]),
+        PRODUCTS,
     )
 
 
@@ -86,7 +89,7 @@ def _norms_and_activations(normal: Callable[..., Tensor]) -> Iterator[Operator]:
     def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         mean, variance = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
         trained = F.batch_norm(x, mean, variance, weight, bias, training=True)
-        # The running figures are part of the answer: used at once, as evaluation does.
+        # The running statistics are part of the result: used at once, as evaluation does.
         return trained + F.batch_norm(x, mean, variance, weight, bias, training=False)
 
     yield Operator(
@@ -107,7 +110,7 @@ def _norms_and_activations(normal: Callable[..., Tensor]) -> Iterator[Operator]:
 def _pixels(normal: Callable[..., Tensor], below: Callable[..., Tensor]) -> Iterator[Operator]:
     mean, deviation = normal(3, 1, 1).abs(), 0.2 + normal(3, 1, 1).abs()
     yield Operator(
-        "uint8 to normalised",
+        "uint8 to normalized",
         lambda x, m, s: (x.to(m.dtype) / 255 - m) / s,
         (below(256, 2, 3, 8, 8).to(torch.uint8), mean, deviation),
     )
@@ -120,12 +123,12 @@ def _pixels(normal: Callable[..., Tensor], below: Callable[..., Tensor]) -> Iter
 
 
 def _selection(normal: Callable[..., Tensor], below: Callable[..., Tensor]) -> Iterator[Operator]:
-    rows, places = below(9, 6), below(9, 4, 2)
+    rows, columns = below(9, 6), below(9, 4, 2)
     shuffled = torch.argsort(normal(40))
     yield Operator("embedding", F.embedding, (below(20, 3, 5), normal(20, 8)))
     yield Operator("index_select", lambda x, i: x.index_select(0, i), (normal(9, 5), rows))
     yield Operator("index by two tensors", lambda x, i: x[torch.arange(6, device=i.device), i], (normal(6, 9, 4), rows))
-    yield Operator("gather", lambda x, i: x.gather(1, i), (normal(4, 9), places))
+    yield Operator("gather", lambda x, i: x.gather(1, i), (normal(4, 9), columns))
     yield Operator("cat and split", lambda x, y: torch.cat([*x.split([2, 3]), y], dim=0), (normal(5, 4), normal(2, 4)))
     yield Operator("stack", lambda x, y: torch.stack([x, y]).sum(dim=0), (normal(3), normal(3)))
     yield Operator("transpose and flatten", lambda x: x.transpose(1, 2).flatten(2).contiguous(), (normal(2, 3, 4, 5),))
@@ -143,8 +146,8 @@ def _selection(normal: Callable[..., Tensor], below: Callable[..., Tensor]) -> I
 def _losses(normal: Callable[..., Tensor], below: Callable[..., Tensor]) -> Iterator[Operator]:
     def contrastive(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         logits = scale.exp() * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T
-        own = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     yield Operator("cross entropy", F.cross_entropy, (5 * normal(6, 11), below(11, 6)))
     yield Operator("log sigmoid", F.logsigmoid, (5 * normal(6, 11),))

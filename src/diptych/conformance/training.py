@@ -1,7 +1,7 @@
-"""The part of the conformance suite that trains: gradient scaler, optimiser, clipping, and two steps of a small CLIP.
+"""The part of the conformance suite that trains: gradient scaler, optimizer, clipping, and two steps of a small CLIP.
 
 Everything runs twice, on the accelerator and on the CPU, from the same weights and the same batch, through the very step
-that ``diptych train`` takes. Two steps, because a wrong first update shows in the second loss.
+that ``diptych train`` takes. Two steps, because a wrong first update shows in the second loss. It measures no speed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
+from diptych.distributed.process_group import World
+from diptych.models import TwoTower, create_model, list_models, model_config
+from diptych.objectives import OBJECTIVES, create_objective
+from diptych.train.optimizer import OptimizerOptions
+from diptych.train.step import Step, create_step
 from diptych.types import Batch
 
 PAIRS = 6
-MOST_STEPS = 12
+SHAPES = ((7, 5), (5,), (1,))  # of the parameters in checks of optimizer and clipping
+MAX_STEPS = 12
 LOSS_LIMIT = {"fp32": 5e-3, **{name: 2 * limit for name, limit in HALF_LIMIT.items()}}
 
 
 def training_checks() -> Iterator[Check]:
-    """All checks of this file, the cheapest first."""
+    """All checks of this file, from cheap to expensive."""
     yield Check("training", "gradient scaler", gradient_scaler)
     yield Check("training", "AdamW", partial(adamw, fused=False))
     yield Check("training", "AdamW, fused", partial(adamw, fused=True))
@@ -37,10 +43,8 @@ def training_checks() -> Iterator[Check]:
 
 def smallest_models() -> list[str]:
     """The smallest architecture of each image tower family."""
-    from diptych.models import list_models, model_config
-
     configs = sorted(
-        map(model_config, list_models()), key=lambda one: (one.vision.image_size, one.vision.width, one.text.width)
+        map(model_config, list_models()), key=lambda c: (c.vision.image_size, c.vision.width, c.text.width)
     )
     smallest: dict[str, str] = {}
     for config in configs:
@@ -49,7 +53,7 @@ def smallest_models() -> list[str]:
 
 
 def gradient_scaler(device: Device) -> str:
-    """A step with finite gradients is taken; one with an infinite gradient is left out, and the scale falls."""
+    """A step with finite gradients is taken; a step with an infinite gradient is skipped, and the scale falls."""
     if not device.abilities.float16:
         raise NotClaimed("the device does not claim fp16")
     expect(not device.scaler("bf16").is_enabled(), "the scaler is on for bf16")
@@ -57,13 +61,13 @@ def gradient_scaler(device: Device) -> str:
     optimizer = torch.optim.SGD([weight], lr=0.5)
     scaler = device.scaler("fp16")
     before = scaler.get_scale()
-    for gradient, wanted in ((1.0, 0.5), (float("inf"), 0.5)):
+    for gradient, expected in ((1.0, 0.5), (float("inf"), 0.5)):
         optimizer.zero_grad()
         scaler.scale((weight * gradient).sum()).backward()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
         scaler.update()
-        compare(weight, torch.full((4,), wanted), 1e-6, f"after a gradient of {gradient}")
+        compare(weight, torch.full((4,), expected), 1e-6, f"after a gradient of {gradient}")
     expect(scaler.get_scale() < before, f"the scale stayed at {before} after an infinite gradient")
     return f"scale {before:.0f}, then {scaler.get_scale():.0f}"
 
@@ -73,40 +77,39 @@ def adamw(device: Device, fused: bool) -> str:
     if fused and not device.abilities.fused_adamw:
         raise NotClaimed("the device does not claim it")
 
-    def stepped(place: torch.device, dtype: torch.dtype, kernel: bool) -> list[Tensor]:
+    def stepped(on: torch.device, dtype: torch.dtype, fused: bool) -> list[Tensor]:
         source = torch.Generator().manual_seed(5)
-        weights = [
-            nn.Parameter(torch.randn(shape, generator=source).to(place, dtype)) for shape in ((7, 5), (5,), (1,))
-        ]
+        weights = [nn.Parameter(torch.randn(shape, generator=source).to(on, dtype)) for shape in SHAPES]
         optimizer = torch.optim.AdamW(
-            weights, lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=kernel or None
+            weights, lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, fused=fused or None
         )
         for _ in range(3):
             for weight in weights:
-                weight.grad = torch.randn(weight.shape, generator=source).to(place, dtype)
+                weight.grad = torch.randn(weight.shape, generator=source).to(on, dtype)
             optimizer.step()
         return [weight.detach() for weight in weights]
 
-    wanted = stepped(torch.device("cpu"), torch.float64, False)
-    found = stepped(device.torch_device, torch.float32, fused)
-    return f"error {max(compare(one, two, 1e-5, 'weights') for one, two in zip(found, wanted, strict=True)):.0e}"
+    expected = stepped(torch.device("cpu"), torch.float64, False)
+    return _largest_error(stepped(device.torch_device, torch.float32, fused), expected, "weights")
 
 
 def clipping(device: Device) -> str:
-    """The global norm of gradients of several shapes, and the gradients after it was brought down to 1."""
+    """The global norm of gradients of several shapes, and the gradients once clipped to a norm of 1."""
 
-    def clipped(place: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    def clipped(on: torch.device, dtype: torch.dtype) -> list[Tensor]:
         source = torch.Generator().manual_seed(6)
-        weights = [nn.Parameter(torch.zeros(shape, device=place, dtype=dtype)) for shape in ((7, 5), (5,), (1,))]
+        weights = [nn.Parameter(torch.zeros(shape, device=on, dtype=dtype)) for shape in SHAPES]
         for weight in weights:
-            weight.grad = torch.randn(weight.shape, generator=source).to(place, dtype)
+            weight.grad = torch.randn(weight.shape, generator=source).to(on, dtype)
         norm = nn.utils.clip_grad_norm_(weights, 1.0)
         return [norm, *(weight.grad for weight in weights if weight.grad is not None)]
 
-    wanted, found = clipped(torch.device("cpu"), torch.float64), clipped(device.torch_device, torch.float32)
-    return (
-        f"error {max(compare(one, two, 1e-5, 'norm or gradient') for one, two in zip(found, wanted, strict=True)):.0e}"
-    )
+    expected = clipped(torch.device("cpu"), torch.float64)
+    return _largest_error(clipped(device.torch_device, torch.float32), expected, "norm or gradient")
+
+
+def _largest_error(actual: list[Tensor], expected: list[Tensor], what: str) -> str:
+    return f"error {max(compare(a, b, 1e-5, what) for a, b in zip(actual, expected, strict=True)):.0e}"
 
 
 def two_steps(device: Device, name: str, precision: str) -> str:
@@ -114,56 +117,66 @@ def two_steps(device: Device, name: str, precision: str) -> str:
     ability = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
     if ability and not getattr(device.abilities, ability):
         raise NotClaimed(f"the device does not claim {precision}")
-    found, wanted = _losses(device, name, precision), _losses(get_device("cpu"), name, "fp32")
-    error = compare(
-        torch.tensor(found), torch.tensor(wanted), LOSS_LIMIT[precision], f"losses {found}, expected {wanted}"
-    )
-    expect(found[1] < found[0], f"the loss rose from {found[0]:.4f} to {found[1]:.4f}")
-    return f"loss {found[0]:.3f}, then {found[1]:.3f}; error {error:.0e}"
+    losses, expected = _losses(device, name, precision), _losses(get_device("cpu"), name, "fp32")
+    error = _loss_error(losses, expected, LOSS_LIMIT[precision])
+    expect(losses[1] < losses[0], f"the loss rose from {losses[0]:.4f} to {losses[1]:.4f}")
+    return f"loss {losses[0]:.3f}, then {losses[1]:.3f}; error {error:.0e}"
+
+
+def _loss_error(losses: list[float], expected: list[float], limit: float) -> float:
+    return compare(torch.tensor(losses), torch.tensor(expected), limit, f"losses {losses}, expected {expected}")
 
 
 def micro_batches(device: Device, name: str) -> str:
     """The step that caches features over two micro-batches, whose loss sees the whole batch, as the CPU takes it."""
     halves = [slice(0, PAIRS // 2), slice(PAIRS // 2, PAIRS)]
 
-    def cut(batch: Batch) -> list[Batch]:
+    def split(batch: Batch) -> list[Batch]:
         return [part_of(batch, half) for half in halves]
 
-    found, wanted = (_losses(place, name, "fp32", cut) for place in (device, get_device("cpu")))
-    error = compare(torch.tensor(found), torch.tensor(wanted), LOSS_LIMIT["fp32"], f"losses {found}, expected {wanted}")
-    return f"error {error:.0e}"
+    losses, expected = (_losses(each, name, "fp32", split) for each in (device, get_device("cpu")))
+    return f"error {_loss_error(losses, expected, LOSS_LIMIT['fp32']):.0e}"
+
+
+def training_step(
+    model: TwoTower,
+    device: Device,
+    precision: str,
+    *,
+    learning_rate: float,
+    clip_norm: float = 0.0,
+    world: World | None = None,
+) -> Step:
+    """The step that ``diptych train`` takes on CLIP's loss, with its AdamW; moves the model to the device."""
+    objective = create_objective(OBJECTIVES.get("clip").Config(), model)
+    return create_step(
+        objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=clip_norm), device, precision, world
+    )
 
 
 def _losses(
-    device: Device, name: str, precision: str, cut: Callable[[Batch], list[Batch]] = lambda batch: [batch]
+    device: Device, name: str, precision: str, split: Callable[[Batch], list[Batch]] = lambda batch: [batch]
 ) -> list[float]:
-    from diptych.models import create_model
-    from diptych.objectives import OBJECTIVES, create_objective
-    from diptych.train.optimizer import OptimizerOptions, create_optimizer
-    from diptych.train.step import Step
-
-    kept = torch.get_rng_state()
+    state = torch.get_rng_state()
     torch.manual_seed(11)
     model = create_model(name)
-    torch.set_rng_state(kept)
-    objective = create_objective(OBJECTIVES.get("clip").Config(), model).to(device.torch_device).train()
-    optimizer = create_optimizer(objective, OptimizerOptions(lr=1e-3), device)
-    step = Step(objective, optimizer, device, precision, clip_norm=1.0)
-    batch = example_batch(model.config.vision.image_size, model.config.text.context_length)
+    torch.set_rng_state(state)
+    step = training_step(model, device, precision, learning_rate=1e-3, clip_norm=1.0)
+    batches = split(example_batch(model.config.vision.image_size, model.config.text.context_length))
     losses: list[float] = []
-    # The scaler starts high and leaves out steps until its scale fits fp16's range: those do not count.
-    for _ in range(MOST_STEPS):
+    # The scaler starts high and skips steps until its scale fits fp16's range: those do not count.
+    for _ in range(MAX_STEPS):
         scale = step.scaler.get_scale()
-        loss = float(step(cut(batch)).loss)
+        loss = float(step(batches).loss)
         if step.scaler.get_scale() >= scale:
             losses.append(loss)
         if len(losses) == 2:
             return losses
-    raise Mismatch(f"the gradient scaler left out {MOST_STEPS - len(losses)} of {MOST_STEPS} steps")
+    raise Mismatch(f"the gradient scaler skipped {MAX_STEPS - len(losses)} of {MAX_STEPS} steps")
 
 
 def example_batch(size: int, context: int) -> Batch:
-    """Random pictures and captions of unequal lengths, padded, as ``collate`` makes them."""
+    """Random images and captions of unequal lengths, padded, as ``collate`` makes them."""
     source = torch.Generator().manual_seed(12)
     images = torch.randint(0, 256, (1, PAIRS, 3, size, size), generator=source).to(torch.uint8)
     lengths = torch.tensor([[5, 9, 3, 9, 5, 4]]).clamp_max(context)
@@ -172,8 +185,8 @@ def example_batch(size: int, context: int) -> Batch:
     tokens = tokens.masked_fill(torch.arange(longest) >= lengths[..., None], 0)
     tokens.scatter_(2, lengths[..., None] - 1, 49_407)
     keys = tuple(str(number) for number in range(PAIRS))
-    rows = torch.arange(PAIRS)
-    return Batch(images, tokens, lengths, keys, rows, rows, rows)
+    numbers = torch.arange(PAIRS)
+    return Batch(images, tokens, lengths, keys, numbers, numbers, numbers)
 
 
 def part_of(batch: Batch, rows: slice) -> Batch:

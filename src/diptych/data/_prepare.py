@@ -1,76 +1,104 @@
-"""A record becomes a sample: decode, transform, choose a caption, tokenise.
+"""A record becomes a sample: decode, make the image views, choose captions, make the text views, tokenize.
 
-All chance comes from the seed that is handed in, so the same record with the same seed gives the same sample in any process.
-Training draws one caption per text view and a crop per image view; evaluation takes the first caption and the fixed transform.
+All randomness comes from the sample's seed. Each view draws from a stream of its own, made of (seed, kind and name of the view,
+its number among views of that name): a name that stands twice gives two different views, and asking for one view more changes
+none of the others.
 """
 
 from __future__ import annotations
 
+import collections
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from diptych.data._columns import captions_of
-from diptych.errors import RecordError
-from diptych.image import EvalTransform, TrainTransform, decode_pixels
-from diptych.text import Tokenizer
-from diptych.types import Record, Sample, Wants
+from diptych.data._order import draw
+from diptych.errors import ConfigError, RecordError
+from diptych.image import VIEWS as IMAGE_VIEWS
+from diptych.image import ImageView, ViewOptions, decode_pixels
+from diptych.registry import did_you_mean
+from diptych.text import VIEWS as TEXT_VIEWS
+from diptych.text import TextView, Tokenizer, mask_tokens
+from diptych.types import MaskedSample, Record, Sample, Wants
 
-PRECOMPUTED_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its picture, fp32 [D]
-EMPTY = np.empty((3, 0, 0), dtype=np.uint8)
+PRECOMPUTED_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its image, fp32 [D]
+NO_PIXELS = np.empty((3, 0, 0), dtype=np.uint8)
+Recipe = TypeVar("Recipe")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream of randomness that all samples share the number of, and each draws differently from."""
+
+    number: int
+
+    def of(self, seed: int) -> np.random.Generator:
+        """The generator of one sample."""
+        return np.random.default_rng(draw(seed, self.number))
+
+
+def stream(kind: str, name: str, number: int) -> Stream:
+    """The stream of the ``number``-th view of a name; ``kind`` is image, text or mask."""
+    return Stream(_id_of(f"{kind}/{name}/{number}"))
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """How records become samples, decided once for a whole run; ``captions`` says which one training takes of several.
+    """How records become samples, decided once for a whole run; ``build_prepare`` makes it of what an objective wants.
 
+    ``image_views`` and ``text_views`` with the stream that each draws from. ``captions`` chooses among several of a record;
     ``weights`` draws among the texts that a record's own keys hold, e.g. (("caption", 0.3), ("blip_caption", 0.7)).
+    ``mask`` the stream of masked tokens, where they are wanted; the tokenizer then has a mask token.
     """
 
-    transform: TrainTransform | EvalTransform
+    image_views: tuple[tuple[ImageView, Stream], ...]
+    text_views: tuple[tuple[TextView, Stream], ...]
     tokenizer: Tokenizer
-    wants: Wants
-    training: bool
     captions: Literal["random", "first"] = "random"
     weights: tuple[tuple[str, float], ...] = ()
+    mask: Stream | None = None
 
     def __call__(self, record: Record, seed: int, index: int = 0) -> Sample:
         """Raises RecordError for an unreadable image or an empty caption."""
-        rng = np.random.default_rng(seed)
-        captions = [self._caption(record, rng) for _ in self.wants.texts]
-        known = record.extra.get(PRECOMPUTED_FEATURES)
-        views = [EMPTY] * len(self.wants.images) if known is not None else self._views(record, rng)
-        encoded = [self.tokenizer.encode(caption) for caption in captions]
+        encoded = [self.tokenizer.encode(self._text(record, view, of.of(seed))) for view, of in self.text_views]
+        features = record.extra.get(PRECOMPUTED_FEATURES)
+        images = [NO_PIXELS] * len(self.image_views) if features is not None else self._images(record, seed)
         return Sample(
-            images=np.stack(views),
+            images=np.stack(images),
             tokens=tuple(item.ids for item in encoded),
             lengths=tuple(item.length for item in encoded),
             index=index,
             seed=seed,
             label=record.label,
             key=record.key,
-            group=picture_id(record),
+            group=image_id(record),
+            masked=self._masked(encoded[0].ids, encoded[0].length, self.mask.of(seed)) if self.mask else None,
             num_truncated=sum(item.num_truncated for item in encoded),
-            features=known,
+            features=features,
             source=record.source,
         )
 
-    def _views(self, record: Record, rng: np.random.Generator) -> list[np.ndarray]:
+    def _images(self, record: Record, seed: int) -> list[np.ndarray]:
         """uint8 [3, H, W] of each view, from one decoding."""
-        transform, pixels = self.transform, decode_pixels(record.image, record.key)
-        if isinstance(transform, TrainTransform):
-            return [transform(pixels, rng) for _ in self.wants.images]
-        return [transform(pixels).numpy() for _ in self.wants.images]
+        pixels = decode_pixels(record.image, record.key)
+        return [view(pixels, of.of(seed)) for view, of in self.image_views]
+
+    def _text(self, record: Record, view: TextView, rng: np.random.Generator) -> str:
+        return view(self._caption(record, rng), rng)
+
+    def _masked(self, ids: np.ndarray, length: int, rng: np.random.Generator) -> MaskedSample:
+        return mask_tokens(ids, length, self.tokenizer, rng)
 
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:
             raise RecordError(record.key, "has no caption", "give it one, or leave it out")
-        if self.weights and self.training:
+        if self.weights:
             return self._by_weight(record, rng)
-        drawn = self.training and self.captions == "random"
-        chosen = record.captions[int(rng.integers(len(record.captions))) if drawn else 0]
+        chosen = record.captions[int(rng.integers(len(record.captions))) if self.captions == "random" else 0]
         if not chosen.strip():
             raise RecordError(record.key, "the caption is empty", "write one, or leave the record out")
         return chosen
@@ -78,16 +106,56 @@ class Prepare:
     def _by_weight(self, record: Record, rng: np.random.Generator) -> str:
         """One of the named texts that this record has, and that are not empty."""
         texts = [(captions_of(record.extra.get(key)), weight) for key, weight in self.weights]
-        there = [(found, weight) for found, weight in texts if any(text.strip() for text in found)]
-        if not there:
+        usable = [(captions, weight) for captions, weight in texts if any(caption.strip() for caption in captions)]
+        if not usable:
             named = ", ".join(key for key, _ in self.weights)
             raise RecordError(record.key, f"has none of the captions {named}", "give it one, or leave the record out")
-        shares = np.array([weight for _, weight in there])
-        found = [text for text in there[int(rng.choice(len(there), p=shares / shares.sum()))][0] if text.strip()]
-        return found[int(rng.integers(len(found)))]
+        shares = np.array([weight for _, weight in usable])
+        drawn = usable[int(rng.choice(len(usable), p=shares / shares.sum()))][0]
+        captions = [caption for caption in drawn if caption.strip()]
+        return captions[int(rng.integers(len(captions)))]
 
 
-def picture_id(record: Record) -> int:
-    """A stable 63-bit id of the picture: equal for records that show the same one."""
-    name = record.group if record.group is not None else record.key
+def build_prepare(
+    wants: Wants,
+    tokenizer: Tokenizer,
+    options: ViewOptions,
+    captions: Literal["random", "first"] = "random",
+    weights: tuple[tuple[str, float], ...] = (),
+) -> Prepare:
+    """The preparation that gives what an objective wants.
+
+    Raises ConfigError for a view of no known name, and for masked tokens of a tokenizer that has no mask token.
+    """
+    if wants.masked and not wants.texts:
+        raise ConfigError("masked tokens are those of the first text view, and no text view is wanted.")
+    if wants.masked and tokenizer.mask_id is None:
+        raise ConfigError(
+            f"the objective masks tokens, and the tokenizer {tokenizer.name!r} has no mask token; choose a model with one."
+        )
+    images = [(recipe(options), of) for recipe, of in _named(wants.images, IMAGE_VIEWS, "image")]
+    return Prepare(
+        tuple(images), tuple(_named(wants.texts, TEXT_VIEWS, "text")), tokenizer, captions, weights,
+        stream("mask", "", 0) if wants.masked else None,
+    )  # fmt: skip
+
+
+def _named(names: Sequence[str], table: dict[str, Recipe], kind: str) -> list[tuple[Recipe, Stream]]:
+    """The recipe of each name, and the stream that its view draws from. Raises ConfigError for an unknown name."""
+    count: collections.Counter[str] = collections.Counter()
+    views = []
+    for name in names:
+        if name not in table:
+            raise ConfigError(did_you_mean(name, table, f"{kind} view"))
+        views.append((table[name], stream(kind, name, count[name])))
+        count[name] += 1
+    return views
+
+
+def image_id(record: Record) -> int:
+    """A stable 63-bit id of the image: equal for records that show the same image."""
+    return _id_of(record.group if record.group is not None else record.key)
+
+
+def _id_of(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1

@@ -10,10 +10,11 @@ import base64
 import binascii
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
-from diptych.data import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import captions_of
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._line_index import Built, line_bounds, not_blank, rows_of
@@ -28,6 +29,8 @@ CAPTIONS = ("caption_en", "blip_caption_en")
 class Laion:
     """A file list, or one shard, as a source."""
 
+    priority: ClassVar[int] = 30
+    example: ClassVar[str] = "laion.filelist or part-00000"
     classes: tuple[str, ...] | None = None
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
@@ -42,8 +45,8 @@ class Laion:
         self._readers = [Reader(path) for path in paths]
         self._ends = np.cumsum([len(rows) for rows in self._rows])
 
-    @staticmethod
-    def matches(spec: str) -> bool:
+    @classmethod
+    def matches(cls, spec: str) -> bool:
         """By "laion" in the name of a list, or a shard's own: part-00000."""
         name = Path(spec).name.lower()
         return Path(spec).is_file() and (
@@ -63,7 +66,7 @@ class Laion:
         return {}
 
     def record(self, index: int) -> Record:
-        """One line. Raises RecordError for one that has too few columns, or no picture."""
+        """One line. Raises RecordError for one that has too few columns, or no image."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
         offset, size = map(int, self._rows[shard].bounds[row])
@@ -74,7 +77,7 @@ class Laion:
         try:
             image = base64.b64decode(columns[IMAGE], validate=True)
         except binascii.Error as error:
-            raise RecordError(key, f"its picture is not base64 ({error})") from error
+            raise RecordError(key, f"its image is not base64 ({error})") from error
         return Record(key, image, _caption(columns[TEXT], key))
 
 
@@ -84,11 +87,13 @@ def _caption(column: bytes, key: str) -> tuple[str, ...]:
     except UnicodeDecodeError:
         text = column.decode("gb18030", errors="replace")
     try:
-        about = json.loads(text)
+        metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(key, f"its third column is not JSON ({error})") from error
-    found = next((about[name] for name in CAPTIONS if about.get(name)), None) if isinstance(about, dict) else None
-    return captions_of(found)
+    captions = (
+        next((metadata[name] for name in CAPTIONS if metadata.get(name)), None) if isinstance(metadata, dict) else None
+    )
+    return captions_of(captions)
 
 
 def _shards(listed: Path, root: Path) -> list[Path]:
@@ -109,4 +114,4 @@ def _shards(listed: Path, root: Path) -> list[Path]:
 
 def _build(path: Path, built: Built) -> None:
     for bounds, _, _ in line_bounds(path):
-        built.keep(bounds[not_blank(bounds)])
+        built.append(bounds[not_blank(bounds)])

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from diptych.data import Loader, Prepare, Source
+from diptych.data import Loader, LoaderOptions, Source, build_prepare
 from diptych.errors import RecordError
-from diptych.image import TrainTransform, compile_kernels, decode_pixels
+from diptych.image import TrainTransform, ViewOptions, compile_kernels, decode_pixels
 from diptych.text import get_tokenizer
 from diptych.types import Wants
 
@@ -82,9 +82,10 @@ def _rate(call: Callable[[Any], Any], items: list[Any]) -> float:
 
 
 def _loader_rate(source: Source, image_size: int, workers: int) -> float:
-    prepare = Prepare(TrainTransform(image_size), get_tokenizer("bpe"), Wants(), True)
+    prepare = build_prepare(Wants(), get_tokenizer("bpe"), ViewOptions(image_size))
     size = min(BATCH, len(source))
-    batches = iter(Loader(source, prepare, batch_size=size, workers=workers, bad_samples="skip", pad_last=True))
+    options = LoaderOptions(size, workers=workers, bad_samples="skip", pad_last=True)
+    batches = iter(Loader(source, prepare, options))
     next(batches)  # starting the processes is not what is measured
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:

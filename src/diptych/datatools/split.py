@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from diptych.data._order import draw
-from diptych.data._prepare import picture_id
+from diptych.data._prepare import image_id
 from diptych.errors import ConfigError, SourceError
 from diptych.files import write_text
 from diptych.types import Record
@@ -94,7 +94,7 @@ def _random(source: Source, share: float, seed: int) -> dict[str, list[tuple[str
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     for record, image, caption in _rows(source):
         # By the picture's name, so that a picture always falls on the same side, whatever else the file holds.
-        chance = draw(seed, picture_id(record)) / 2**63
+        chance = draw(seed, image_id(record)) / 2**63
         parts["test" if chance < share else "train"].append((image, caption))
     return parts
 

@@ -1,7 +1,7 @@
-"""Accelerators: one per file, chosen by name; the rest of the house names none of them.
+"""Accelerators: one per file, chosen by name; no other package names any of them.
 
-``get_device("auto")`` takes the first accelerator that answers, else the CPU. A new accelerator is one file here, or a
-class of somebody else's given as ``module:Class``: it subclasses ``Device``. See ``_base.py`` for the contract.
+``get_device("auto")`` takes the first accelerator that is available, else the CPU. A new accelerator is one file of this folder,
+or a third party's class given as ``module:Class``: it subclasses ``Device``. See ``_base.py`` for the contract.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import torch
 
 from diptych import log
 from diptych.devices._base import PRECISIONS, Abilities, Device
+from diptych.devices._matmul import Matmul
 from diptych.errors import DeviceError
 from diptych.registry import Registry, did_you_mean
 
-__all__ = ["DEVICES", "PRECISIONS", "Abilities", "Device", "get_device", "list_devices"]
+__all__ = ["DEVICES", "PRECISIONS", "Abilities", "Device", "Matmul", "get_device", "list_devices"]
 
 DEVICES: Registry[type[Device]] = Registry(__name__, "device")
 FALLBACK = "cpu"
@@ -27,16 +28,16 @@ def list_devices() -> list[str]:
 def get_device(name: str | torch.device = "auto", index: int | None = None) -> Device:
     """Return the accelerator called ``name``, ready to use.
 
-    ``name``: "auto", a known name, ``module:Class``, or any of these with an index behind, "NAME:1". ``index`` says
-    which one where the name does not; the CPU ignores it. Raises DeviceError for a name that is unknown, a plug-in
-    that is missing, an accelerator that is absent, an index too high; ConfigError for a ``module:Class`` that is not there.
+    ``name``: "auto", a known name, ``module:Class``, or any of these followed by an index, "NAME:1". ``index`` is the
+    default where the name has none; the CPU ignores it. Raises DeviceError for an unknown name, a missing plug-in, an absent
+    accelerator, an index too high; ConfigError for a ``module:Class`` that does not exist.
     """
-    given, in_name = _split(str(name))
-    entry = _first_available() if given == "auto" else _entry(given)
+    stem, own_index = _split(str(name))
+    entry = _first_available() if stem == "auto" else _entry(stem)
     if entry.indexed:
-        return entry(index if in_name is None else in_name)
-    if in_name:
-        raise DeviceError(f"--device {name}: there is only one {given}; write --device {given}.")
+        return entry(index if own_index is None else own_index)
+    if own_index:
+        raise DeviceError(f"--device {name}: there is only one {stem}; write --device {stem}.")
     return entry()
 
 
@@ -69,6 +70,6 @@ def _first_available() -> type[Device]:
         if reason is None:
             return entry
         if entry.plugin:
-            # Someone installed this plug-in to use it: a silent run on the CPU would be a bad surprise.
+            # The plug-in was installed to be used: a silent run on the CPU would be a bad surprise.
             log.warn(reason)
     return DEVICES.get(FALLBACK)

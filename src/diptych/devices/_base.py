@@ -1,8 +1,8 @@
-"""Everything the code may ask of an accelerator, done once through PyTorch's own device-neutral doors.
+"""The contract of an accelerator: everything the other packages may ask of it, through PyTorch's device-neutral functions.
 
-``torch.get_device_module(name)``, ``torch.amp`` and ``torch.accelerator`` answer for every accelerator that follows
-PyTorch's conventions, built in or from a vendor's plug-in. An entry of this folder subclasses ``Device`` and says only
-what is special to it. This is not a list of device speeds, and it moves no tensors: that is ``tensor.to(device)``.
+``torch.get_device_module(name)``, ``torch.amp`` and ``torch.accelerator`` work for every accelerator that follows PyTorch's
+conventions, built in or from a vendor's plug-in. An entry of this folder subclasses ``Device`` and overrides only what is
+special to it. This is not a list of device speeds, and it moves no tensors: that is ``tensor.to(device)``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from diptych import log
+from diptych.devices._matmul import MATMUL_OPTIONS, Matmul
 from diptych.errors import ConfigError, DeviceError
 from diptych.registry import did_you_mean
 
@@ -30,7 +33,7 @@ class Abilities:
 
     ``bfloat16`` and ``float16``: autocast in that type · ``fused_adamw``: AdamW in one kernel · ``pin_memory``:
     page-locked host memory, from which copies overlap with computing · ``varlen_attention``: attention over packed
-    sequences of unequal length in one kernel.
+    sequences of unequal length in one kernel · ``deterministic``: ``set_deterministic`` makes equal runs equal bit for bit.
     """
 
     bfloat16: bool = False
@@ -38,14 +41,15 @@ class Abilities:
     fused_adamw: bool = False
     pin_memory: bool = False
     varlen_attention: bool = False
+    deterministic: bool = False
 
 
 class Device:
     """One accelerator of this machine, made by ``get_device``.
 
-    A subclass sets ``name`` (PyTorch's device type), and where they differ from what stands here ``backend`` (the
-    collective library), ``plugin`` (the module whose import brings the device), ``package`` (what pip installs) and
-    ``fused_adamw``; it overrides a method where the device departs from PyTorch's conventions.
+    A subclass sets ``name`` (PyTorch's device type), and where they differ from the values below ``backend`` (the
+    collective library), ``plugin`` (the module whose import brings the device), ``package`` (what pip installs),
+    ``fused_adamw`` and ``deterministic``; it overrides a method where the device departs from PyTorch's conventions.
     """
 
     name: ClassVar[str]
@@ -53,13 +57,15 @@ class Device:
     plugin: ClassVar[str] = ""
     package: ClassVar[str] = ""
     fused_adamw: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
+    """Whether the device has deterministic algorithms for everything that training does: a claim, checked by selftest."""
     indexed: ClassVar[bool] = True
-    """False where there is always exactly one, such as the CPU."""
+    """False where a machine always has exactly one, such as the CPU."""
 
     torch_device: torch.device
 
     def __init__(self, index: int | None = None) -> None:
-        """Number ``index``, or the one that this process uses already.
+        """Device number ``index``; without it the process's current one.
 
         Raises DeviceError, in one line, when the accelerator is absent or has no such index.
         """
@@ -75,7 +81,7 @@ class Device:
 
     @classmethod
     def installed(cls) -> bool:
-        """Whether the plug-in is on this machine; costs no import of it."""
+        """Whether the plug-in is installed; does not import it."""
         return not cls.plugin or importlib.util.find_spec(cls.plugin) is not None
 
     @classmethod
@@ -107,7 +113,7 @@ class Device:
 
     @classmethod
     def why_absent(cls) -> str | None:
-        """Why the accelerator cannot be used, as one line with advice; None when it can."""
+        """Why the accelerator cannot be used, on one line with advice; None when it can."""
         try:
             cls.load_plugin()
         except DeviceError as error:
@@ -120,7 +126,7 @@ class Device:
         )
 
     def select(self, index: int) -> None:
-        """Make number ``index`` the one that this object, and this process by default, uses. Raises DeviceError."""
+        """Make number ``index`` this object's device, and the process's current one. Raises DeviceError."""
         count = self.count()
         if not 0 <= index < count:
             raise DeviceError(
@@ -132,12 +138,12 @@ class Device:
             self.module.set_device(index)
 
     def _current(self) -> int:
-        # A program that calls the library may have chosen before us. torch.cpu answers with a word, mps not at all.
+        # A program that calls the library may have chosen before us. torch.cpu returns a string, mps has no such function.
         number = getattr(self.module, "current_device", lambda: 0)()
         return number if isinstance(number, int) else 0
 
     @property
-    def module(self) -> Any:
+    def module(self) -> ModuleType:
         """PyTorch's module of this device type, such as ``torch.cpu``."""
         return torch.get_device_module(self.name)
 
@@ -152,6 +158,7 @@ class Device:
             fused_adamw=self.fused_adamw,
             pin_memory=self.pins_memory(),
             varlen_attention=self.has_varlen_attention(),
+            deterministic=self.deterministic,
         )
 
     def computes_in(self, dtype: torch.dtype) -> bool:
@@ -164,7 +171,7 @@ class Device:
         return dtype is torch.float16
 
     def pins_memory(self) -> bool:
-        """Whether host memory can be page-locked for this device: found by trying."""
+        """Whether host memory can be page-locked for this device: tried once."""
         try:
             return torch.empty(1).pin_memory().is_pinned()
         except (RuntimeError, NotImplementedError):
@@ -178,7 +185,7 @@ class Device:
         """The precision that ``--precision auto`` means: bf16, else fp16, else fp32."""
         return "bf16" if self.abilities.bfloat16 else "fp16" if self.abilities.float16 else "fp32"
 
-    def autocast(self, precision: str) -> contextlib.AbstractContextManager[Any]:
+    def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
         """Context in which towers compute in ``precision`` ("fp32" changes nothing). Raises DeviceError, ConfigError."""
         if precision not in PRECISIONS:
             raise ConfigError(did_you_mean(precision, PRECISIONS, "precision"))
@@ -205,7 +212,7 @@ class Device:
     def memory(self) -> dict[str, int]:
         """Bytes: ``allocated`` to tensors, its ``peak``, ``reserved`` by the allocator, ``free`` and ``total`` of the device.
 
-        A figure that the device does not tell is left out.
+        A figure that the device does not report is left out.
         """
         names = {"allocated": "memory_allocated", "peak": "max_memory_allocated", "reserved": "memory_reserved"}
         figures = {key: self._figure(name) for key, name in names.items()}
@@ -215,13 +222,13 @@ class Device:
         return {key: int(value) for key, value in figures.items() if value is not None}
 
     def reset_peak_memory(self) -> None:
-        """Let ``peak`` of ``memory`` count from now on, where the device can."""
+        """Restart the count of ``peak``, where the device can."""
         self._figure("reset_peak_memory_stats")
 
     def _figure(self, function: str) -> Any:
         # The device's own module first; the neutral functions came with torch 2.9, and plug-ins may leave them out.
-        for place in (self.module, torch.accelerator):
-            own = getattr(place, function, None)
+        for module in (self.module, torch.accelerator):
+            own = getattr(module, function, None)
             if own is not None:
                 try:
                     return own(self.torch_device.index)
@@ -229,11 +236,36 @@ class Device:
                     continue
         return None
 
-    def prepare_process(self) -> None:
-        """Set this process up for long work on the device; once, before the model is built. Nothing, where nothing helps."""
+    def prepare_process(self, matmul: str = "auto") -> Matmul:
+        """Set this process up for long work on the device; call it once, before the model is built.
+
+        ``matmul`` ("auto", "exact", "fast", or a recorded "default") chooses the library of fp32 products on a CPU; the
+        choice is returned, for the run's config and checkpoints. Other devices compute as PyTorch is set: "default".
+        Raises ConfigError for an unknown option, and for "fast" where it would lose accuracy.
+        """
+        if matmul not in MATMUL_OPTIONS:
+            raise ConfigError(did_you_mean(matmul, MATMUL_OPTIONS[:3], "matmul"))
+        if matmul in ("exact", "fast"):
+            log.info(f"--matmul {matmul} chooses between libraries of the CPU; on {self.name} it changes nothing.")
+        return "default"
+
+    def set_deterministic(self) -> None:
+        """Make equal runs equal bit for bit, for the rest of this process; call it before the device has computed anything.
+
+        An operator without a deterministic algorithm then raises RuntimeError when it runs. Raises ConfigError where the
+        device has no such mode.
+        """
+        if not self.deterministic:
+            raise ConfigError(
+                f"--deterministic: equal runs on {self.name} are not known to be equal, with any setting; "
+                "leave the flag out, or choose --device cpu."
+            )
+        torch.use_deterministic_algorithms(True)
+        # Filling new tensors finds reads of uninitialized memory, costs time, and changes no result of a correct program.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def seed(self, number: int) -> None:
-        """Seed the accelerator's random numbers; the CPU's are a matter of ``torch.manual_seed``."""
+        """Seed the accelerator's random numbers; ``torch.manual_seed`` seeds the CPU's."""
         seed = getattr(self.module, "manual_seed_all", None) or getattr(self.module, "manual_seed", None)
         (seed or torch.manual_seed)(number)
 
@@ -242,5 +274,5 @@ class Device:
         return self.module.get_rng_state(self.torch_device).cpu()
 
     def set_random_state(self, state: Tensor) -> None:
-        """Go back to what ``random_state`` gave."""
+        """Restore what ``random_state`` returned."""
         self.module.set_rng_state(state, self.torch_device)

@@ -1,7 +1,7 @@
-"""The CPU: always there, one per process, and the reference that every accelerator is tested against.
+"""The CPU: always available, the same one for all processes, and the reference that every accelerator is tested against.
 
-Left to itself it computes in bf16 where it has units for that (three times as fast there, slower elsewhere), else in
-fp32. It needs no plug-in and no page-locked memory.
+By default it computes in bf16 where it has units for that (three times as fast there, slower elsewhere), else in fp32. It needs
+no plug-in and no page-locked memory. Equal runs are equal bit for bit without further settings (docs/determinism.md).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diptych.devices import DEVICES
 from diptych.devices._base import Device
+from diptych.devices._matmul import PRECISION, Matmul, choose_matmul
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's numbers of its malloc options
 
@@ -26,10 +27,11 @@ class Cpu(Device):
 
     name = "cpu"
     fused_adamw = True
+    deterministic = True
     indexed = False
 
     def select(self, index: int) -> None:
-        """There is one; any index is it, because processes under torchrun share it."""
+        """Any index is the same CPU, because processes under torchrun share it."""
         self.torch_device = torch.device("cpu")
 
     def computes_in(self, dtype: torch.dtype) -> bool:
@@ -37,7 +39,7 @@ class Cpu(Device):
         return dtype in (torch.bfloat16, torch.float16)
 
     def pins_memory(self) -> bool:
-        """Never: there is nowhere to copy to."""
+        """Never: there is no other memory to copy to."""
         return False
 
     def default_precision(self) -> str:
@@ -57,21 +59,26 @@ class Cpu(Device):
         return {"peak": peak, "total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
 
     def reset_peak_memory(self) -> None:
-        """The operating system keeps the peak; it cannot be reset."""
+        """Nothing: the operating system counts the peak, and it cannot be reset."""
 
-    def prepare_process(self) -> None:
-        """Have freed memory kept rather than given back to the system (glibc only).
+    def prepare_process(self, matmul: str = "auto") -> Matmul:
+        """Keep freed memory in the process (glibc only), and choose the library of fp32 products (see ``_matmul``).
 
-        A step frees and takes again the same gigabytes. Given back, they come again as untouched pages, each of which
-        costs a fault: up to a fifth of a bf16 step of ViT-B-32 (benchmarks/race).
+        A step frees and allocates the same gigabytes. Given back to the system, they return as untouched pages, each of
+        which costs a fault: up to a fifth of a bf16 step of ViT-B-32 (benchmarks/race). Raises ConfigError for "fast" where
+        that would lose accuracy.
         """
         with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library: nothing to set
             set_option = ctypes.CDLL(None).mallopt
             for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 1 << 28)):
                 set_option(option, value)
+        choice = choose_matmul(matmul)
+        if choice != "default":
+            torch.set_float32_matmul_precision(PRECISION[choice])
+        return choice
 
     def seed(self, number: int) -> None:
-        """Seed PyTorch's generator of the CPU, and only it."""
+        """Seed PyTorch's CPU generator alone."""
         torch.default_generator.manual_seed(number)
 
     def random_state(self) -> Tensor:
@@ -79,5 +86,5 @@ class Cpu(Device):
         return torch.get_rng_state()
 
     def set_random_state(self, state: Tensor) -> None:
-        """Go back to what ``random_state`` gave."""
+        """Restore what ``random_state`` returned."""
         torch.set_rng_state(state)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import torch
 
 from diptych.devices import DEVICES
 from diptych.devices._base import Device
+from diptych.errors import ConfigError
+
+WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
+"""The values under which cuBLAS promises equal results; the first is faster and costs 24 MB of memory."""
 
 
 @DEVICES.register("cuda")
@@ -17,6 +23,7 @@ class Cuda(Device):
     name = "cuda"
     backend = "nccl"
     fused_adamw = True
+    deterministic = True
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Half everywhere; bfloat16 where it is not emulated, which is far slower than fp32."""
@@ -29,3 +36,14 @@ class Cuda(Device):
         if torch.version.hip is not None or importlib.util.find_spec("torch.nn.attention.varlen") is None:
             return False
         return torch.cuda.get_device_capability(self.torch_device) >= (8, 0)
+
+    def set_deterministic(self) -> None:
+        """Also fix the workspaces of cuBLAS, which it reads when it is first used, and forbid cuDNN's timing of kernels."""
+        given = os.environ.setdefault(WORKSPACE, DETERMINISTIC_WORKSPACES[0])
+        if given not in DETERMINISTIC_WORKSPACES:
+            raise ConfigError(
+                f"--deterministic: {WORKSPACE}={given} is set; unset it, or set it to {' or '.join(DETERMINISTIC_WORKSPACES)}."
+            )
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        super().set_deterministic()

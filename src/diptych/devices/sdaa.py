@@ -18,5 +18,5 @@ class Sdaa(Device):
     plugin = "torch_sdaa"
 
     def default_precision(self) -> str:
-        """The type that the vendor's own models train in, where it is there: fp16 with a gradient scaler."""
+        """The type that the vendor's own models train in, where it is available: fp16 with a gradient scaler."""
         return "fp16" if self.abilities.float16 else super().default_precision()

@@ -15,6 +15,7 @@ class Xpu(Device):
     name = "xpu"
     backend = "xccl"
     fused_adamw = True
+    deterministic = True
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Both half types: every GPU that this build supports computes in them."""

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, found again, read without running code.
+"""Checkpoints: written whole or not at all, and read without running code.
 
 One file per step, ``step_00001200.pt``, holding nested dictionaries of tensors and plain values; ``torch.load`` with
-``weights_only`` reads it, so no pickle is executed. Sharded checkpoints of many machines are not here yet.
+``weights_only`` reads it, so no pickle is executed. Not sharded: the state of all ranks is gathered first.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def _system_refusal(error: BaseException, path: Path) -> OSError:
 
 def steps(folder: Path) -> list[int]:
     """The steps that have a checkpoint in the folder, ascending."""
-    found = (_NAME.fullmatch(file.name) for file in folder.glob("step_*.pt"))
-    return sorted(int(match.group(1)) for match in found if match)
+    matches = (_NAME.fullmatch(file.name) for file in folder.glob("step_*.pt"))
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def find(resume: str, folder: Path) -> Path:
@@ -70,10 +70,10 @@ def find(resume: str, folder: Path) -> Path:
         if not Path(resume).is_file():
             raise ConfigError(f"--resume {resume}: no such checkpoint file; give a path, or latest.")
         return Path(resume)
-    found = steps(folder)
-    if not found:
-        raise ConfigError(f"--resume latest: no checkpoint in {folder}; leave --resume out to start anew.")
-    return path_of(folder, found[-1])
+    saved = steps(folder)
+    if not saved:
+        raise ConfigError(f"--resume latest: no checkpoint in {folder}; leave --resume out to start a new run.")
+    return path_of(folder, saved[-1])
 
 
 def load(path: Path, parts: Collection[str] = ()) -> dict[str, Any]:

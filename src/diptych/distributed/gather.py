@@ -14,48 +14,69 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diptych.distributed.process_group import rank, size
+from diptych.distributed.process_group import Group, rank, size
 
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, local: Tensor) -> Tensor:
-        return gather(local)
+    def forward(context: Any, local: Tensor, group: Group) -> Tensor:
+        context.group = group
+        return gather(local, group)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # All-reduce and slice instead of reduce-scatter: every backend has it, gloo and vendors' included.
-        total = gradient.contiguous()
-        dist.all_reduce(total)
-        return total.chunk(size())[rank()]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=context.group)
+        return total.chunk(size(context.group))[rank(context.group)], None
 
 
-def gather(local: Tensor) -> Tensor:
+def gather(local: Tensor, group: Group = None) -> Tensor:
     """[B, ...] of each process -> [W*B, ...] in rank order, without gradient."""
-    if size() == 1:
+    if size(group) == 1:
         return local
     local = local.contiguous()
-    pieces = [torch.empty_like(local) for _ in range(size())]
-    dist.all_gather(pieces, local)
+    pieces = [torch.empty_like(local) for _ in range(size(group))]
+    dist.all_gather(pieces, local, group=group)
     return torch.cat(pieces)
 
 
-def gather_rows(local: Tensor) -> Tensor:
+def gather_rows(local: Tensor, group: Group = None) -> Tensor:
     """[n, ...] of each process, n its own -> all rows in rank order, without gradient."""
-    if size() == 1:
+    if size(group) == 1:
         return local
-    counts = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    counts = gather(torch.tensor([len(local)], device=local.device), group).tolist()
     padded = local.new_zeros(max(counts), *local.shape[1:])
     padded[: len(local)] = local
-    pieces = gather(padded).split(max(counts))
+    pieces = gather(padded, group).split(max(counts))
     return torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
 
 
-def gather_with_gradient(local: Tensor) -> Tensor:
+def gather_with_gradient(local: Tensor, group: Group = None) -> Tensor:
     """[B, ...] of each process -> [W*B, ...] in rank order; gradients flow back to the process that each row came from."""
-    return local if size() == 1 else _GatherWithGradient.apply(local)
+    return local if size(group) == 1 else _GatherWithGradient.apply(local, group)
 
 
-def rank_offset(rows: int) -> int:
+def rank_offset(rows: int, group: Group = None) -> int:
     """Where our rows begin in a gathered tensor, for ``rows`` rows per process."""
-    return rows * rank()
+    return rows * rank(group)
+
+
+class _AllReduceWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: Tensor, group: Group) -> Tensor:
+        context.group = group
+        total = local.detach().clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=context.group)
+        return total, None
+
+
+def all_reduce_with_gradient(local: Tensor, group: Group = None) -> Tensor:
+    """The sum of a tensor over processes; the gradients that all processes hold for it are summed on the way back."""
+    return local if size(group) == 1 else _AllReduceWithGradient.apply(local, group)  # type: ignore[no-any-return]

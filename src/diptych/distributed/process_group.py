@@ -1,19 +1,25 @@
-"""Who this process is among the others, read from the environment that torchrun sets.
+"""The process group: rank and world size from torchrun's environment, and the small collectives that programs need.
 
-``start`` joins the group and ``stop`` leaves it. Not a launcher: ``torchrun --nproc_per_node 8 -m diptych train ...``.
+``start`` joins the group and ``stop`` leaves it. Every collective takes a ``group`` (None: all processes). Not a launcher:
+``torchrun --nproc_per_node 8 -m diptych train ...``.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from diptych.devices import Device
 from diptych.errors import DistributedError
+
+Value = TypeVar("Value")
+Group: TypeAlias = dist.ProcessGroup | None
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """True on the one process that writes files and speaks."""
+        """True on the one process that writes files and prints."""
         return self.rank == 0
 
 
@@ -64,53 +70,62 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def size() -> int:
+def size(group: Group = None) -> int:
     """The number of processes in the group; 1 without a group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank() -> int:
+def rank(group: Group = None) -> int:
     """This process's number in the group; 0 without a group."""
-    return dist.get_rank() if size() > 1 else 0
+    return dist.get_rank(group) if size(group) > 1 else 0
 
 
-def barrier() -> None:
+def barrier(group: Group = None) -> None:
     """Wait for all processes."""
-    if size() > 1:
-        dist.barrier()
+    if size(group) > 1:
+        dist.barrier(group)
 
 
-def broadcast_object(value: Any) -> Any:
-    """Give every process rank 0's small Python value (a flag, a path)."""
-    if size() == 1:
+def broadcast_object(value: Value, group: Group = None) -> Value:
+    """Give every process the first rank's small Python value (a flag, a path)."""
+    if size(group) == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    values = [value]
+    source = 0 if group is None else dist.get_global_rank(group, 0)
+    dist.broadcast_object_list(values, src=source, group=group)
+    return values[0]
 
 
-def first_not_none(value: Any) -> Any:
-    """The first small Python value that is not None, by rank, for every process; None when all bring None."""
-    if size() == 1:
+def first_not_none(value: Value | None, group: Group = None) -> Value | None:
+    """The first small Python value that is not None, by rank, for every process; None when all give None."""
+    if size(group) == 1:
         return value
-    brought: list[Any] = [None] * size()
-    dist.all_gather_object(brought, value)
-    return next((one for one in brought if one is not None), None)
+    values: list[Value | None] = [None] * size(group)
+    dist.all_gather_object(values, value, group=group)
+    return next((item for item in values if item is not None), None)
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True everywhere when the flag is up anywhere: how ranks agree to stop at the same step."""
-    if size() == 1:
+def any_rank(flag: bool, device: torch.device, group: Group = None) -> bool:
+    """True everywhere when the flag is True anywhere: how ranks agree to stop at the same step."""
+    if size(group) == 1:
         return flag
     raised = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=group)
     return bool(raised.item())
 
 
-def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(value: Tensor, group: Group = None) -> Tensor:
     """The mean of a tensor over processes, without gradient; the tensor itself at world size 1."""
-    if size() == 1:
+    if size(group) == 1:
         return value
     total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / size()
+    dist.all_reduce(total, group=group)
+    return total / size(group)
+
+
+def all_reduce_mean_of(values: Mapping[str, Tensor], group: Group = None) -> dict[str, float]:
+    """The means over processes of several scalars, in one collective; every process must give the same names."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+    return dict(zip(values, all_reduce_mean(stacked, group).tolist(), strict=True))

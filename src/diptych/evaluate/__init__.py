@@ -1,41 +1,45 @@
-"""What is measured of a model: each entry of this folder is one file with a ``run(model, ...) -> Result``.
+"""What is measured of a model: each entry of this folder is a file with an ``Evaluator``, from options to drawings.
 
-``retrieval`` finds texts by images and images by texts; ``zeroshot`` names pictures by prompts. The scores themselves are
-pure functions on feature tensors (``retrieval_scores``, ``chance``, ``top_k``), which one process calls after features were
-gathered. ``gallery`` turns a retrieval result into pictures for the report. No loss is computed here: objectives do that.
+``retrieval`` ranks texts by image and images by text; ``zeroshot`` classifies images by prompts; probes classify by image
+features. The scores themselves are pure functions on feature tensors (``retrieval_scores``, ``chance``, ``top_k``), which one
+process calls after features were gathered. No loss is computed: objectives do that.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+from diptych.evaluate._base import EVALUATORS, AnyEvaluator, DataKind, Evaluator, evaluators, options_from
 from diptych.evaluate._cache import image_features
 from diptych.evaluate._classifier import build_classifier
+from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder
-from diptych.evaluate._gallery import gallery, mistakes
 from diptych.evaluate._intervals import Difference, Outcome, paired
-from diptych.evaluate._prompts import ClassFolder, class_folder, class_names, load_templates
+from diptych.evaluate._labeled import ClassFolder, LabeledImages, ProbeData, class_folder, open_labeled
+from diptych.evaluate._prompts import class_names, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
-from diptych.registry import Registry
-
-EVALUATORS: Registry[Any] = Registry("diptych.evaluate", "evaluator")
 
 __all__ = [
     "EVALUATORS",
+    "AnyEvaluator",
     "ClassFolder",
+    "DataKind",
     "Difference",
     "Encoder",
+    "Evaluator",
+    "LabeledImages",
     "Outcome",
+    "ProbeData",
+    "Records",
     "Result",
     "build_classifier",
     "chance",
     "class_folder",
     "class_names",
-    "gallery",
+    "evaluators",
     "image_features",
     "load_templates",
-    "mistakes",
+    "open_labeled",
+    "options_from",
     "paired",
     "retrieval_scores",
     "top_k",

@@ -1,16 +1,16 @@
-"""The zero-shot classifier: one vector per class from prompts, built fast and kept.
+"""The zero-shot classifier: one vector per class from prompts, built fast and cached.
 
-A class's vector is the normalised mean of its prompts' normalised features (CLIP, 2021, section 3.1). Padding is not computed,
-and the words that a template's prompts share before the class name are computed once (``models/_sharing``); both are exact. A
-built classifier is kept in the cache folder under a hash of the text tower's weights and of every prompt's ids, so another
-model, name, template or tokenizer never meets a stale one. It classifies nothing itself.
+A class's vector is the normalized mean of its prompts' normalized features (Radford et al. 2021, section 3.1). Padding is not
+computed, and the tokens that a template's prompts share before the class name are computed once
+(``diptych.models.SharedPrefixes``); both are exact. A file of the cache folder is named by a hash of the text tower's weights
+and of every prompt's ids, so another model, name, template or tokenizer never meets a stale one. It classifies nothing itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,119 +18,120 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.errors import ConfigError
-from diptych.evaluate._cache import add_weights, keep_tensor, kept
-from diptych.evaluate._encode import Encoder
+from diptych.evaluate._cache import add_weights, read_tensor, write_tensor
+from diptych.evaluate._encode import Advance, Encoder
 from diptych.evaluate._prompts import fill
 from diptych.files import cache_folder
+from diptych.models import SharedPrefixes
+from diptych.text import Tokenized, Tokenizer
 
 TOKENS_AT_ONCE = 1 << 13  # enough to fill a processor; the widest activation stays near its caches
-FORM = "classifier 1"
+FORMAT = "classifier 1"
 
 
 class Prompts(NamedTuple):
-    """The prompts of one template for every class: id arrays, and how many first ids all of them share."""
+    """The prompts of one template: of each class the ids, how many first ids all of them share, and the mean of the others."""
 
-    ids: list[np.ndarray]
-    stem: int
+    rows: list[Tokenized]
+    prefix: int
+    mean_rest: int
 
 
-def build_classifier(
-    encoder: Encoder, names: Sequence[str], templates: Sequence[str], step: Callable[[int], None], keep: bool = True
-) -> Tensor:
-    """Return unit vectors fp32 [classes, D] on the encoder's device.
+class Piece(NamedTuple):
+    """Prompts of one template for the classes from ``begin`` on, which share ``prefix`` first ids."""
 
-    ``step`` hears how many prompts were done each time; with ``keep`` the cache folder is asked first, and filled.
+    rows: list[Tokenized]
+    prefix: int
+    begin: int
+
+
+def build_classifier(encoder: Encoder, names: Sequence[str], templates: Sequence[str], advance: Advance) -> Tensor:
+    """Return unit vectors fp32 [classes, D] on the encoder's device; ``advance`` counts prompts.
+
     Raises ConfigError when there is no name or no template.
     """
     if not names or not templates:
         raise ConfigError(f"{len(names)} class names and {len(templates)} templates: a classifier needs both.")
     prompts = [_prompts(encoder.tokenizer, template, names) for template in templates]
     path = None
-    if keep and not encoder.shared:  # processes may not agree on what is in their caches
+    if encoder.cache and not encoder.shared:  # processes may not agree on what is in their caches
         path = cache_folder() / "classifiers" / f"{_fingerprint(encoder, prompts)}.safetensors"
-        found = kept(path, "vectors", len(names))
-        if found is not None:
-            step(len(names) * len(templates))
-            return found.to(encoder.device.torch_device)
+        cached = read_tensor(path, "vectors", len(names))
+        if cached is not None:
+            advance(len(names) * len(templates))
+            return cached.to(encoder.device.torch_device)
     vectors = encoder.together(
-        len(names),
-        lambda mine: _built(encoder, _of(prompts, mine), len(mine), step),
-        lambda others: step(others * len(templates)),
+        len(names), lambda classes, advance: _build(encoder, _of(prompts, classes), advance), advance, len(templates)
     )
     if path is not None:
-        keep_tensor(path, "vectors", vectors)
+        write_tensor(path, "vectors", vectors)
     return vectors
 
 
-def _prompts(tokenizer: Any, template: str, names: Sequence[str]) -> Prompts:
-    ids = [tokenizer.encode(fill(template, name)).ids for name in names]
-    longest = min(map(len, ids)) - 1
-    begin = np.stack([row[:longest] for row in ids])
+def _prompts(tokenizer: Tokenizer, template: str, names: Sequence[str]) -> Prompts:
+    rows = [tokenizer.encode(fill(template, name)) for name in names]
+    shortest = min(len(row.ids) for row in rows) - 1
+    begin = np.stack([row.ids[:shortest] for row in rows])
     differs = np.flatnonzero((begin != begin[0]).any(axis=0))
-    return Prompts(ids, int(differs[0]) if len(differs) else longest)
+    prefix = int(differs[0]) if len(differs) else shortest
+    return Prompts(rows, prefix, max(1, sum(len(row.ids) for row in rows) // len(rows) - prefix))
 
 
-def _of(prompts: Sequence[Prompts], classes: range) -> list[Prompts]:
-    return [Prompts([one.ids[place] for place in classes], one.stem) for one in prompts]
+def _of(prompts: Sequence[Prompts], classes: Sequence[int]) -> list[Prompts]:
+    return [item._replace(rows=[item.rows[index] for index in classes]) for item in prompts]
 
 
-def _built(encoder: Encoder, prompts: Sequence[Prompts], classes: int, step: Callable[[int], None]) -> Tensor:
+def _build(encoder: Encoder, prompts: Sequence[Prompts], advance: Advance) -> Tensor:
     """The mean over templates, by as many prompts at a time as hold ``TOKENS_AT_ONCE``."""
-    place = encoder.device.torch_device
     total: Tensor | None = None
     with encoder.inference():
-        for piece in _pieces(prompts, classes):
-            features = functional.normalize(_features(encoder, piece).float(), dim=-1)
+        for pieces in _batches(prompts):
+            features = functional.normalize(_features(encoder, pieces), dim=-1)
             if total is None:
-                total = torch.zeros(classes, features.shape[1], device=place)
-            owner = torch.tensor([name for _, begin, ids in piece for name in range(begin, begin + len(ids))])
-            total.index_add_(0, owner.to(place), features)
-            step(len(owner))
+                total = features.new_zeros(len(prompts[0].rows), features.shape[1])
+            for piece, rows in zip(pieces, features.split([len(piece.rows) for piece in pieces]), strict=True):
+                total[piece.begin : piece.begin + len(rows)] += rows
+            advance(len(features))
     assert total is not None
     return functional.normalize(total / len(prompts), dim=-1)
 
 
-Piece = list[
-    tuple[int, int, list[np.ndarray]]
-]  # shared ids, the first class, and the ids of some classes, for one template
-
-
-def _pieces(prompts: Sequence[Prompts], classes: int) -> Iterator[Piece]:
-    held: Piece = []
+def _batches(prompts: Sequence[Prompts]) -> Iterator[list[Piece]]:
+    """Prompts to encode together. Sizes are by mean lengths over all classes, hence equal in processes with as many classes."""
+    batch: list[Piece] = []
     tokens = 0
-    for one in prompts:
-        mean = max(1, sum(map(len, one.ids)) // classes - one.stem)
-        many = max(1, TOKENS_AT_ONCE // mean)
-        for begin in range(0, classes, many):
-            ids = one.ids[begin : begin + many]
-            size = mean * len(ids)
-            if held and tokens + size > TOKENS_AT_ONCE:
-                yield held
-                held, tokens = [], 0
-            held.append((one.stem, begin, ids))
+    for item in prompts:
+        many = max(1, TOKENS_AT_ONCE // item.mean_rest)
+        for begin in range(0, len(item.rows), many):
+            piece = Piece(item.rows[begin : begin + many], item.prefix, begin)
+            size = item.mean_rest * len(piece.rows)
+            if batch and tokens + size > TOKENS_AT_ONCE:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(piece)
             tokens += size
-    if held:
-        yield held
+    if batch:
+        yield batch
 
 
-def _features(encoder: Encoder, piece: Piece) -> Tensor:
-    """Features of the prompts of a piece, template by template."""
-    tokens, lengths = encoder.tokenizer.pad([row for _, _, ids in piece for row in ids])
-    place = encoder.device.torch_device
-    branched = getattr(getattr(encoder.model, "text", None), "branched", None)
-    if branched is None:  # a tower in which every token sees every other shares nothing
-        return encoder.model.encode_text(tokens.to(place))  # type: ignore[operator]
-    counts = torch.tensor([len(ids) for _, _, ids in piece])
-    stem = torch.arange(len(piece)).repeat_interleave(counts)
-    shared = torch.tensor([size for size, _, _ in piece]).repeat_interleave(counts)
-    return branched(tokens.to(place), lengths.to(place), stem, shared)
+def _features(encoder: Encoder, pieces: Sequence[Piece]) -> Tensor:
+    """Features [B, D] of the prompts, piece by piece."""
+    rows = [row for piece in pieces for row in piece.rows]
+    tokens, lengths = encoder.tokenizer.pad([row.ids for row in rows], [row.length for row in rows])
+    if not encoder.model.shares_prefixes:  # a tower in which every token sees every other
+        return encoder.encode_text(tokens, lengths)
+    counts = torch.tensor([len(piece.rows) for piece in pieces])
+    group = torch.arange(len(pieces)).repeat_interleave(counts)
+    length = torch.tensor([piece.prefix for piece in pieces]).repeat_interleave(counts)
+    device = encoder.device.torch_device
+    return encoder.encode_text(tokens, lengths, SharedPrefixes(group.to(device), length.to(device)))
 
 
 def _fingerprint(encoder: Encoder, prompts: Sequence[Prompts]) -> str:
-    """A hash of all that the vectors depend on: form, precision, weights of the text tower, and ids of every prompt."""
-    digest = hashlib.sha256(f"{FORM} {encoder.precision}".encode())
-    add_weights(digest, getattr(encoder.model, "text", encoder.model))
-    for one in prompts:
-        for row in one.ids:
-            digest.update(len(row).to_bytes(4, "little") + row.tobytes())
+    """A hash of all that the vectors depend on: format, precision, weights of the text tower, and ids of every prompt."""
+    digest = hashlib.sha256(f"{FORMAT} {encoder.precision}".encode())
+    add_weights(digest, encoder.tower_state("text"))
+    for item in prompts:
+        for row in item.rows:
+            digest.update(len(row.ids).to_bytes(4, "little") + row.ids.tobytes())
     return digest.hexdigest()[:40]

@@ -1,170 +1,237 @@
 """Features of many images and captions: decoding in worker processes, captions in batches of equal length.
 
-Shared by the EVALUATORS. It knows no scores and no protocol, and does not train.
+Shared by the evaluators. It knows no scores and no protocol, and does not train.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
+from diptych.devices import Device
 from diptych.distributed import process_group
-from diptych.distributed.gather import gather_rows
+from diptych.distributed.gather import gather
+from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
-from diptych.image import EvalTransform, compile_kernels, decode_image, decode_pixels
-from diptych.types import Record
+from diptych.evaluate._decode import ImageTransform, Records, image_batches
+from diptych.image import compile_kernels
+from diptych.models import SharedPrefixes, TwoTower
+from diptych.text import Tokenizer
 
 Progress = Callable[[int, int], None]
+"""``progress(done, total)``."""
+Advance = Callable[[int], None]
+"""``advance(count)``: so many more are done."""
+Unreadable = Callable[[RecordError], None]
 
 
-class Records(Protocol):
-    """What an evaluator asks of a source: random access to records."""
+class LaidOut(Protocol):
+    """A model that is laid out over processes, as a ``diptych.distributed.layout.Layout`` is."""
 
-    def __len__(self) -> int:
-        """The number of records."""
+    collective: bool
+    """Whether each call involves all processes."""
+    group: Group
+    """The processes that see different pairs."""
 
-    def record(self, index: int) -> Record:
-        """One record, still encoded."""
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether ``encode_text`` takes a ``prefix``."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features [B, D]."""
+
+    def encode_text(
+        self, tokens: Tensor, lengths: Tensor | None = None, prefix: SharedPrefixes | None = None
+    ) -> Tensor:
+        """Features [B, D]."""
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Evaluation mode."""
+
+    def full_state(self) -> Mapping[str, Tensor]:
+        """Whole weights; a collective."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model with all that turns pictures and captions into its features.
+    """A model with all that turns images and captions into its features.
 
-    ``transform`` maps a PIL image to uint8 [3, H, W]; ``device`` is a ``diptych.devices.Device``; ``workers`` processes
-    decode images (0: this one). Features come back on the device, fp32, not normalised. ``shared``: the processes of the group
-    encode a part each, and all get all; then all of them must make the same calls.
+    ``model`` is a TwoTower or a Layout. ``transform`` maps a PIL image to uint8 [3, H, W]; ``workers`` processes decode images
+    (0: the calling process). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the
+    same weights are read from the cache folder, and written there.
+
+    ``shared``: the processes of the group encode a part each, and all get all. Then every process must make the same calls,
+    and makes the same number of forward calls with as many rows, padded where there is nothing left to encode: a sharded
+    model needs that. What one process cannot read raises the same error in all.
     """
 
-    model: nn.Module
-    tokenizer: Any
-    transform: Callable[[Any], Tensor]
-    device: Any
+    model: TwoTower | LaidOut
+    tokenizer: Tokenizer
+    transform: ImageTransform
+    device: Device
     batch_size: int = 64
     workers: int = 0
     precision: str = "fp32"
     shared: bool = False
+    cache: bool = True
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(f"batch size {self.batch_size}, workers {self.workers}: expected at least 1 and 0.")
+        laid_out = None if isinstance(self.model, nn.Module) else self.model
+        if laid_out is not None and laid_out.collective and process_group.size(self.group) > 1 and not self.shared:
+            raise ConfigError("this model is sharded over processes, which must encode together: give shared=True.")
+
+    @property
+    def group(self) -> Group:
+        """The processes that share the work; None for all."""
+        return None if isinstance(self.model, nn.Module) else self.model.group
 
     def images(
-        self,
-        source: Records,
-        indices: Sequence[int],
-        step: Callable[[int], None],
-        unreadable: Callable[[RecordError], None] | None = None,
+        self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None = None
     ) -> Tensor:
-        """Return features [len(indices), D] of the named records' images; ``step`` hears how many were done each time.
+        """Return features [len(indices), D] of the records' images.
 
-        Raises the RecordError of the first image that cannot be decoded; or, with ``unreadable``, tells it and leaves that
-        row not a number.
+        Raises the error of the first image that cannot be read. With ``unreadable``, each RecordError is passed to it in every
+        process that meets it, and that row is not a number; the error is raised only where no image at all can be read.
         """
+        if not indices:
+            raise ConfigError("no image to encode.")
         compile_kernels(len(indices))
-        return self.together(
-            len(indices), lambda mine: self._images(source, [indices[place] for place in mine], step, unreadable), step
-        )
+        first: list[RecordError] = []
+
+        def report(error: RecordError) -> None:
+            first.append(error)
+            if unreadable is not None:
+                unreadable(error)
+
+        def encode(positions: Sequence[int], advance: Advance) -> Tensor:
+            chosen = [indices[position] for position in positions]
+            return self._images(source, chosen, advance, None if unreadable is None else report)
+
+        features = self.together(len(indices), encode, advance)
+        if unreadable is not None and bool(features[:, 0].isnan().all()):
+            error = first[0] if first else None
+            error = process_group.first_not_none(error, self.group) if self.shared else error
+            if error is not None:
+                raise error
+        return features
 
     def _images(
-        self,
-        source: Records,
-        indices: Sequence[int],
-        step: Callable[[int], None],
-        unreadable: Callable[[RecordError], None] | None,
+        self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None
     ) -> Tensor:
-        loader = DataLoader(
-            _Pictures(source, indices, self.transform),
-            batch_size=self.batch_size,
-            num_workers=min(self.workers, len(indices)),
-            collate_fn=_stack,
-            generator=torch.Generator(),  # its own: an evaluation leaves the random state of a training as it is
-        )
-        features: list[Tensor | int] = []  # a number stands for so many pictures of which none could be read
-        first: RecordError | None = None
+        features = []
         with self.inference():
-            for images, broken in loader:
-                for _, error in broken:
-                    if unreadable is None:
-                        raise error
-                    unreadable(error)
-                    first = first or error
-                if images is None:
-                    features.append(len(broken))
-                else:
-                    encoded = self.model.encode_image(images.to(self.device.torch_device)).float()  # type: ignore[operator]
-                    encoded[[place for place, _ in broken]] = torch.nan
-                    features.append(encoded)
-                step(len(broken) if images is None else len(images))
-        like = next((one for one in features if isinstance(one, Tensor)), None)
-        if like is None:
-            raise first or ConfigError("no picture was given to encode.")
-        blank = like.new_full((1, like.shape[1]), torch.nan)
-        return torch.cat([blank.expand(one, -1) if isinstance(one, int) else one for one in features])
+            for images, errors in image_batches(source, indices, self.transform, self.batch_size, self.workers):
+                fatal = (error for _, error in errors if unreadable is None or not isinstance(error, RecordError))
+                self._agree(next(fatal, None))
+                for _, error in errors:
+                    if unreadable is not None and isinstance(error, RecordError):
+                        unreadable(error)
+                encoded = self.model.encode_image(images.to(self.device.torch_device)).float()
+                encoded[[position for position, _ in errors]] = torch.nan
+                features.append(encoded)
+                advance(len(images))
+        return torch.cat(features)
 
-    def texts(self, captions: Sequence[str], step: Callable[[int], None]) -> Tensor:
+    def texts(self, captions: Sequence[str], advance: Advance) -> Tensor:
         """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
-        ids = [self.tokenizer.encode(caption).ids for caption in captions]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        found = self.together(len(order), lambda mine: self._texts([ids[order[place]] for place in mine], step), step)
-        return found[_inverse(torch.tensor(order)).to(found.device)]
+        if not captions:
+            raise ConfigError("no caption to encode.")
+        encoded = [self.tokenizer.encode(caption) for caption in captions]
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
 
-    def _texts(self, ids: Sequence[Any], step: Callable[[int], None]) -> Tensor:
+        def encode(positions: Sequence[int], advance: Advance) -> Tensor:
+            chosen = [encoded[order[position]] for position in positions]
+            return self._texts([item.ids for item in chosen], [item.length for item in chosen], advance)
+
+        features = self.together(len(order), encode, advance)
+        original = torch.empty(len(order), dtype=torch.int64)
+        original[torch.tensor(order)] = torch.arange(len(order))
+        return features[original.to(features.device)]
+
+    def _texts(self, ids: Sequence[np.ndarray], lengths: Sequence[int], advance: Advance) -> Tensor:
         features = []
         with self.inference():
             for begin in range(0, len(ids), self.batch_size):
-                tokens, _ = self.tokenizer.pad(ids[begin : begin + self.batch_size])
-                encoded = self.model.encode_text(tokens.to(self.device.torch_device))  # type: ignore[operator]
-                features.append(encoded.float())
-                step(len(tokens))
+                batch = slice(begin, begin + self.batch_size)
+                features.append(self.encode_text(*self.tokenizer.pad(ids[batch], lengths[batch])))
+                advance(len(features[-1]))
         return torch.cat(features)
 
-    def together(self, count: int, encode: Callable[[range], Tensor], step: Callable[[int], None]) -> Tensor:
-        """``encode`` for the places of 0 to count - 1 that are this process's, and the rows of all in order, [count, D].
+    def encode_text(self, tokens: Tensor, lengths: Tensor, prefix: SharedPrefixes | None = None) -> Tensor:
+        """Features fp32 [B, D] of ids [B, L] and their lengths [B], from any device; within ``inference``."""
+        device = self.device.torch_device
+        features = self.model.encode_text(tokens.to(device), lengths=lengths.to(device), prefix=prefix)
+        return features.float()
 
-        Places are dealt out like cards, so that what is sorted by length is fairly shared. A DataError of one process is
-        raised in all.
+    def together(
+        self, count: int, encode: Callable[[Sequence[int], Advance], Tensor], advance: Advance, units: int = 1
+    ) -> Tensor:
+        """Rows [count, D] of positions 0 to count - 1, of which ``encode(positions, advance)`` computes this process's.
+
+        Positions are dealt out in turn, so that what is sorted by length is fairly shared. Every process gets as many: the
+        last position fills up, and its extra rows are dropped. ``units`` is how much a position advances.
         """
-        size = process_group.size()
-        if not self.shared or count < size:
-            return encode(range(count))
-        failed, features, mine = None, None, range(process_group.rank(), count, size)
-        try:
-            features = encode(mine)
-        except DataError as error:
-            failed = error
-        failed = process_group.first_not_none(failed)
-        if failed is not None:
-            raise failed
-        step(count - len(mine))
-        found = gather_rows(features)  # type: ignore[arg-type]
-        dealt = torch.cat([torch.arange(rank, count, size) for rank in range(size)])
-        return found[_inverse(dealt).to(found.device)]
+        ranks = process_group.size(self.group) if self.shared else 1
+        if ranks == 1:
+            return encode(range(count), advance)
+        own = range(process_group.rank(self.group), count, ranks)
+        each = -(-count // ranks)
+        filled = [*own, *[count - 1] * (each - len(own))]
+        rows = gather(encode(filled, _at_most(len(own) * units, advance)), self.group)
+        advance((count - len(own)) * units)
+        position = torch.arange(count, device=rows.device)
+        return rows[position % ranks * each + position // ranks]
+
+    def _agree(self, error: DataError | None) -> None:
+        """Raise the error, in every process where the work is shared: a process that went on alone would wait for ever."""
+        if self.shared and process_group.any_rank(error is not None, self.device.torch_device, self.group):
+            error = process_group.first_not_none(error, self.group)
+        if error is not None:
+            raise error
 
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Without gradients, in the encoder's precision; entered once for many batches, so that weights are cast once."""
-        # no_grad, not inference_mode: what a tower caches here (masks, positions) must serve the next training step.
+        # no_grad, not inference_mode: what a tower caches now (masks, positions) must serve the next training step.
         with torch.no_grad(), self.device.autocast(self.precision):
             yield
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Context in which the model is in evaluation mode; every module gets back the mode that it had."""
+        return _evaluating(self.model) if isinstance(self.model, nn.Module) else self.model.evaluating()
 
-def _inverse(order: Tensor) -> Tensor:
-    """The permutation that undoes another, int64 [n]."""
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    return place
+    def tower_state(self, tower: Literal["image", "text"]) -> Mapping[str, Tensor]:
+        """Names and whole weights of a tower. A collective where the model is laid out over processes."""
+        if isinstance(self.model, TwoTower):
+            return self.model.get_submodule(tower).state_dict()
+        prefix = f"model.{tower}."
+        state = self.model.full_state()
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _at_most(limit: int, advance: Advance) -> Advance:
+    """An ``advance`` that passes on no more than ``limit`` in all: padding is no progress."""
+    left = limit
+
+    def capped(count: int) -> None:
+        nonlocal left
+        count = min(count, left)
+        left -= count
+        advance(count)
+
+    return capped
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, and give every module back the mode that it had (a frozen part stays so)."""
+def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -174,45 +241,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def steps(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """Return a function that adds up what was done and tells ``progress(done, total)``."""
+def counting(progress: Progress | None, total: int) -> Advance:
+    """Return a function that adds up what was done and calls ``progress(done, total)``."""
     done = 0
 
-    def step(count: int) -> None:
+    def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
             progress(done, total)
 
-    return step
-
-
-class _Pictures(Dataset[Any]):
-    """The chosen images of a source; an unreadable one is returned as its error, which keeps its words on the way home."""
-
-    def __init__(self, source: Records, indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
-        self.source, self.indices, self.transform = source, indices, transform
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> Tensor | RecordError:
-        record = self.source.record(self.indices[place])
-        try:
-            # Another transform than ours is given what the library promises it, a Pillow picture.
-            decode: Any = decode_pixels if isinstance(self.transform, EvalTransform) else decode_image
-            return self.transform(decode(record.image, record.key))
-        except RecordError as error:
-            return error
-
-
-def _stack(images: list[Tensor | RecordError]) -> tuple[Tensor | None, list[tuple[int, RecordError]]]:
-    """The pictures of a batch, and (place, error) of those that cannot be read; blank ones stand in their places.
-
-    None where all cannot: raised in a loader process, an error would come home buried in a traceback.
-    """
-    broken = [(place, image) for place, image in enumerate(images) if isinstance(image, RecordError)]
-    whole = next((image for image in images if isinstance(image, Tensor)), None)
-    if whole is None:
-        return None, broken
-    return torch.stack([image if isinstance(image, Tensor) else torch.zeros_like(whole) for image in images]), broken
+    return advance

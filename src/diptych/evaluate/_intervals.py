@@ -1,8 +1,8 @@
 """How sure a score is: bootstrap intervals (Efron 1979) and paired tests between two models on the same queries.
 
-Outcomes are 0 or 1 per query; queries of one picture are resampled together, since they are not independent. Resampling
+Outcomes are 0 or 1 per query; queries of the same image are resampled together, since they are not independent. Resampling
 n clusters of which many are equal is a multinomial draw over the distinct ones, so the bootstrap here is exact in law and takes
-microseconds for a million queries. The random numbers are seeded: the same outcomes give the same interval. No model here.
+microseconds for a million queries. The random numbers are seeded: the same outcomes give the same interval. It knows no model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LOW, HIGH = 2.5, 97.5  # a 95 % interval
 
 @dataclass(frozen=True)
 class Outcome:
-    """Right (1) or wrong (0) for each query, [n]; ``cluster`` int64 [n] is the picture that a query belongs to, or None."""
+    """Right (1) or wrong (0) for each query, [n]; ``cluster`` int64 [n] is the image that a query belongs to, or None."""
 
     right: Tensor
     cluster: Tensor | None = None
@@ -34,10 +34,9 @@ class Outcome:
         right = self.right.cpu().double()
         if self.cluster is None:
             return right.numpy(), np.ones(len(right))
-        _, place = self.cluster.cpu().unique(return_inverse=True)
-        many = int(place.max()) + 1 if len(place) else 0
-        zero = torch.zeros(many, dtype=torch.float64)
-        return zero.index_add(0, place, right).numpy(), torch.bincount(place, minlength=many).double().numpy()
+        _, cluster = self.cluster.cpu().unique(return_inverse=True)
+        size = torch.bincount(cluster)
+        return torch.bincount(cluster, right, minlength=len(size)).numpy(), size.double().numpy()
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,13 @@ def intervals(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[float, float]]
 
 
 def class_mean_interval(right: Tensor, labels: Tensor, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of per-class accuracies; pictures are resampled within their class."""
-    many = torch.bincount(labels).numpy()
-    hits = torch.bincount(labels[right.bool()], minlength=len(many)).numpy()
-    seen = many > 0
-    drawn = np.random.default_rng(seed).binomial(many[seen], hits[seen] / many[seen], (DRAWS, int(seen.sum())))
-    return _ends((drawn / many[seen]).mean(axis=1))
+    """The 95 % interval of the mean of per-class accuracies; images are resampled within their class."""
+    counts = torch.bincount(labels).numpy()
+    hits = torch.bincount(labels[right.bool()], minlength=len(counts)).numpy()
+    present = counts > 0
+    counts, hits = counts[present], hits[present]
+    drawn = np.random.default_rng(seed).binomial(counts, hits / counts, (DRAWS, len(counts)))
+    return _ends((drawn / counts).mean(axis=1))
 
 
 def paired(first: Outcome, second: Outcome, seed: int = 0) -> Difference:
@@ -81,15 +81,16 @@ def paired(first: Outcome, second: Outcome, seed: int = 0) -> Difference:
             f"{len(first.right)} and {len(second.right)} answers: a paired test needs both models' answers to the same "
             "queries in the same order."
         )
-    (one, many), (two, _) = first.sums(), second.sums()
-    low, high = _bootstrap(two - one, many, seed=seed)
-    return Difference(float((two - one).sum() / max(many.sum(), 1)), low, high, _sign_flips(two - one, seed))
+    (first_sums, counts), (second_sums, _) = first.sums(), second.sums()
+    differences = second_sums - first_sums
+    low, high = _bootstrap(differences, counts, seed=seed)
+    return Difference(float(differences.sum() / max(counts.sum(), 1)), low, high, _sign_flips(differences, seed))
 
 
-def _bootstrap(sums: np.ndarray, many: np.ndarray, seed: int) -> tuple[float, float]:
+def _bootstrap(sums: np.ndarray, sizes: np.ndarray, seed: int) -> tuple[float, float]:
     if not len(sums):
         return math.nan, math.nan
-    kinds, counts = np.unique(np.stack([sums, many], axis=1), axis=0, return_counts=True)
+    kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
     drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), DRAWS)
     return _ends((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]))
 
@@ -104,11 +105,11 @@ def _sign_flips(differences: np.ndarray, seed: int) -> float:
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     if not len(sizes):
         return 1.0
-    found = abs(differences.sum())
+    observed = abs(differences.sum())
     if len(sizes) == 1:
-        return _two_sided_binomial(int(counts[0]), round(found / sizes[0]))
+        return _two_sided_binomial(int(counts[0]), round(observed / sizes[0]))
     heads = np.random.default_rng(seed).binomial(counts, 0.5, (FLIPS, len(sizes)))
-    as_far = np.abs((2 * heads - counts) @ sizes) >= found - 1e-9
+    as_far = np.abs((2 * heads - counts) @ sizes) >= observed - 1e-9
     return float((1 + as_far.sum()) / (1 + FLIPS))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from diptych.errors import ConfigError
 from diptych.registry import did_you_mean
@@ -23,29 +22,29 @@ def template_sets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_templates(given: str | Path | Sequence[str]) -> tuple[str, ...]:
+def load_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
     """Return templates: of a shipped set by name, of a text file with one per line, or those given.
 
     ``{0}`` is taken for ``{}``; empty lines of a file are skipped. Raises ConfigError for an unknown set, a missing file,
-    no template at all, or a template without exactly one place for the name.
+    no template at all, or a template that does not hold ``{}`` once.
     """
-    if isinstance(given, str | Path):
-        where, templates = _named(given)
+    if isinstance(templates, str | Path):
+        where, lines = _by_name(templates)
     else:
-        where, templates = "templates", list(given)
-    templates = [template.replace("{0}", "{}") for template in templates]
-    wrong = [template for template in templates if template.count("{}") != 1]
+        where, lines = "templates", list(templates)
+    lines = [line.replace("{0}", "{}") for line in lines]
+    wrong = [line for line in lines if line.count("{}") != 1]
     if wrong:
         raise ConfigError(f"{where}: the template {wrong[0]!r} must hold {{}} once, where the class name goes.")
-    if not templates:
+    if not lines:
         raise ConfigError(f"{where}: no template; write one per line, such as 'a photo of a {{}}.'.")
-    return tuple(templates)
+    return tuple(lines)
 
 
-def _named(given: str | Path) -> tuple[str, list[str]]:
-    name, path = str(given), Path(given)
+def _by_name(spec: str | Path) -> tuple[str, list[str]]:
+    name, path = str(spec), Path(spec)
     shipped = FOLDER / f"{name}.toml"
-    if isinstance(given, str) and name in template_sets():
+    if isinstance(spec, str) and name in template_sets():
         return name, list(tomllib.loads(shipped.read_text(encoding="utf-8"))["templates"])
     if path.suffix or path.is_file() or len(path.parts) > 1:
         return name, _lines(path)
@@ -102,23 +101,6 @@ def class_names(
             f"class folders of {source}; give one per folder, in the folders' sorted order."
         )
     return tuple(names)
-
-
-class ClassFolder(NamedTuple):
-    """A folder for classification: ``pictures`` to open as a source, and the texts beside them, None where there are none."""
-
-    pictures: str
-    labels: str | None = None
-    templates: str | None = None
-
-
-def class_folder(given: str) -> ClassFolder:
-    """Look for ``images/``, ``labels.txt`` and ``templates.txt`` in a folder, as PaddleMIX lays it out; else it is the source."""
-    root = Path(given)
-    found = {name: root / f"{name}.txt" for name in ("labels", "templates")}
-    there = {name: str(path) if path.is_file() else None for name, path in found.items()}
-    has_images = (root / "images").is_dir() and any(there.values())
-    return ClassFolder(str(root / "images") if has_images else given, there["labels"], there["templates"])
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an evaluator gives back: scores with their intervals, what chance would give, and how much was measured.
+"""What an evaluator returns: scores with their intervals, what chance would give, and how much was measured.
 
 The shape of one entry of a run's ``results.json``. It knows neither models nor files.
 """
@@ -14,12 +14,12 @@ from diptych.evaluate._intervals import Outcome
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluation.
+    """The result of one evaluation.
 
-    ``metrics`` holds fractions in 0..1 and ranks in places (1 is best); ``chance`` holds, under the same names, what
-    random features would give; ``count`` says how many of each thing were measured (``images``, ``texts``, ``classes``).
-    ``intervals`` are 95 % bootstrap intervals (low, high) of metrics; ``outcomes`` the answers behind them, for a paired
-    test with another model (``paired``).
+    ``metrics`` holds fractions in 0..1 and ranks (1 is best); ``chance`` holds, under the same names, what random features
+    would give; ``count`` says how many of each thing were measured (``images``, ``texts``, ``classes``). ``intervals`` are
+    95 % bootstrap intervals (low, high) of metrics; ``outcomes`` the answers behind them, for a paired test with another
+    model (``paired``).
     """
 
     name: str

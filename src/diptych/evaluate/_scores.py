@@ -1,8 +1,8 @@
 """Scores of features: retrieval ranks in both directions, what chance gives, and the best k of each query.
 
 Two protocols. "grouped" is that of COCO and Flickr30k: any of an image's own captions counts, and its best rank is taken.
-"paired" is that of open_clip's training loop: row j of the images belongs to row j of the texts only, so a picture that
-stands in five rows has one right caption in each. Pure functions of tensors: no model, no files, no processes.
+"paired" is that of open_clip's training loop: row j of the images belongs to row j of the texts only, so an image that
+occurs in five rows has one right caption in each. Pure functions of tensors: no model, no files, no processes.
 
 Order of candidates, which is exact and the same for every chunk: the higher score first; equal scores by the lower index;
 a score that is not a number last. So a collapsed or diverged model scores about chance, never 100 %.
@@ -35,11 +35,11 @@ def retrieval_scores(
 ) -> dict[str, float]:
     """Score retrieval in both directions by cosine similarity.
 
-    ``image_features`` [N, D] and ``text_features`` [M, D], normalised here, in float64 where given so and else in fp32;
+    ``image_features`` [N, D] and ``text_features`` [M, D], normalized by this function, in float64 where given so, else in fp32;
     ``text_to_image`` int64 [M], the index of each text's image (None: row j belongs to row j); ``chunk`` queries are
     scored at a time (0: as many as fit 64 MiB). An image without a text is a candidate but not a query.
 
-    Returns ``image_to_text_R@1``, ``_R@5``, ``_R@10`` (fractions), ``_mean_rank``, ``_median_rank`` (places, 1 is best;
+    Returns ``image_to_text_R@1``, ``_R@5``, ``_R@10`` (fractions), ``_mean_rank``, ``_median_rank`` (1 is best;
     an even count's median is rounded down, as open_clip does), the same for ``text_to_image_``, and the means of the
     three recalls: ``text_r_mean`` (of image to text), ``image_r_mean`` (of text to image) and their mean ``r_mean``.
     Raises ConfigError for shapes or indices that do not fit.
@@ -48,9 +48,9 @@ def retrieval_scores(
 
 
 class RetrievalRanks(NamedTuple):
-    """The rank of the best right answer of each query, 1 for the first place: of images [Q] and of texts [M].
+    """The rank of the best right answer of each query, 1 is best: of images [Q] and of texts [M].
 
-    ``images`` int64 [Q] and ``owners`` int64 [M] say which picture each query belongs to.
+    ``images`` int64 [Q] and ``owners`` int64 [M] say which image each query belongs to.
     """
 
     image_to_text: Tensor
@@ -68,47 +68,47 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Rank in both directions, without the summary; arguments and errors are those of ``retrieval_scores``."""
     owner = _owners(image_features, text_features, text_to_image)
-    _known_protocol(protocol)
-    images, texts = _normalised(image_features), _normalised(text_features)
+    check_protocol(protocol)
+    images, texts = _normalized(image_features), _normalized(text_features)
     if protocol == "paired":
         rows = torch.arange(len(texts), device=owner.device)[:, None]
         to_text = ranks(images[owner], texts, rows, chunk=chunk)
-        # Columns of one picture are copied after the product, so that they tie exactly, whatever the kernel rounds.
+        # Columns of the same image are copied after the product, so that they tie exactly, whatever the kernel rounds.
         return RetrievalRanks(to_text, ranks(texts, images, rows, columns=owner, chunk=chunk), owner, owner)
     queries, own = _own_texts(owner, len(images))
     to_text = ranks(images[queries], texts, own, chunk=chunk)
     return RetrievalRanks(to_text, ranks(texts, images, owner[:, None], chunk=chunk), queries, owner)
 
 
-def summary(found: RetrievalRanks) -> dict[str, float]:
+def summary(ranked: RetrievalRanks) -> dict[str, float]:
     """The scores of ranks, under the names of ``retrieval_scores``."""
-    scores = _summary("image_to_text", found.image_to_text) | _summary("text_to_image", found.text_to_image)
+    scores = _summary("image_to_text", ranked.image_to_text) | _summary("text_to_image", ranked.text_to_image)
     return scores | _recall_means(scores)
 
 
-def outcomes(found: RetrievalRanks) -> dict[str, Outcome]:
-    """Whether each query found its own within the first k, for each recall; queries of one picture go together."""
+def outcomes(ranked: RetrievalRanks) -> dict[str, Outcome]:
+    """Whether an own candidate of each query is among the first k, for each recall; queries of an image are a cluster."""
     sides = {
-        "image_to_text": (found.image_to_text, found.images),
-        "text_to_image": (found.text_to_image, found.owners),
+        "image_to_text": (ranked.image_to_text, ranked.images),
+        "text_to_image": (ranked.text_to_image, ranked.owners),
     }
     return {
-        f"{side}_R@{k}": Outcome(places.cpu() <= k, pictures.cpu())
-        for side, (places, pictures) in sides.items()
+        f"{side}_R@{k}": Outcome(query_ranks.cpu() <= k, images.cpu())
+        for side, (query_ranks, images) in sides.items()
         for k in RECALLS
     }
 
 
 def ranks(queries: Tensor, candidates: Tensor, own: Tensor, columns: Tensor | None = None, chunk: int = 0) -> Tensor:
-    """Return each query's best rank among its own candidates, int64 [Q], 1 for the first place.
+    """Return each query's best rank among its own candidates, int64 [Q], 1 is best.
 
     ``queries`` [Q, D] and ``candidates`` [C, D]; ``own`` int64 [Q, K], indices of the right candidates, filled up with
     -1; ``columns`` int64 [C'] repeats candidates by index (``own`` then counts in C'). Q x C is never held whole.
     """
     width = len(candidates) if columns is None else len(columns)
     chunk = chunk or max(1, SCORES_IN_MEMORY // max(width, 1))
-    places = torch.arange(width, device=queries.device)
-    found = [torch.zeros(0, dtype=torch.int64, device=queries.device)]
+    positions = torch.arange(width, device=queries.device)
+    result = [torch.zeros(0, dtype=torch.int64, device=queries.device)]
     for begin in range(0, len(queries), chunk):
         scores = _products(queries[begin : begin + chunk], candidates)
         if columns is not None:
@@ -118,38 +118,40 @@ def ranks(queries: Tensor, candidates: Tensor, own: Tensor, columns: Tensor | No
         best = mine_scores.max(dim=1, keepdim=True).values
         first = torch.where((mine >= 0) & (mine_scores == best), mine, width).min(dim=1, keepdim=True).values
         ahead = (scores > best).sum(dim=1)
-        tied = (scores >= best).sum(dim=1) - ahead > 1  # with others than itself, which is rare: looked at apart
+        tied = (scores >= best).sum(dim=1) - ahead > 1  # with others than itself, which is rare: counted apart
         if bool(tied.any()):
-            ahead[tied] += ((scores[tied] == best[tied]) & (places < first[tied])).sum(dim=1)
-        found.append(ahead + 1)
-    return torch.cat(found)
+            ahead[tied] += ((scores[tied] == best[tied]) & (positions < first[tied])).sum(dim=1)
+        result.append(ahead + 1)
+    return torch.cat(result)
 
 
 def top_k(queries: Tensor, candidates: Tensor, k: int, chunk: int = 0) -> tuple[Tensor, Tensor]:
     """Return the k best candidates of each query: cosine similarities [Q, k] and indices int64 [Q, k], best first.
 
-    Same order as the ranks: equal scores by the lower index. k is cut to the number of candidates.
+    Same order as the ranks: equal scores by the lower index. k is at most the number of candidates.
     """
-    queries, candidates = _normalised(queries), _normalised(candidates)
+    queries, candidates = _normalized(queries), _normalized(candidates)
     k = min(k, len(candidates))
     chunk = chunk or max(1, SCORES_IN_MEMORY // max(len(candidates), 1))
     values, indices = [queries.new_zeros((0, k))], [torch.zeros((0, k), dtype=torch.int64, device=queries.device)]
     for begin in range(0, len(queries), chunk):
         scores = _products(queries[begin : begin + chunk], candidates)
-        best, places = _best(scores, k)
+        best, columns = _best(scores, k)
         values.append(best)
-        indices.append(places)
+        indices.append(columns)
     return torch.cat(values), torch.cat(indices)
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row in the order of the ranks: a full sort only for rows that tie across the k-th place."""
+    """The k best of each row in the order of the ranks: a full sort only for rows that tie across the k-th column."""
     if 4 * k >= scores.shape[1]:
         ordered = scores.sort(dim=1, descending=True, stable=True)
         return ordered.values[:, :k], ordered.indices[:, :k]
-    places = scores.topk(k, dim=1).indices.sort(dim=1).values  # by index first: the stable sort keeps that among equals
-    ordered = scores.gather(1, places).sort(dim=1, descending=True, stable=True)
-    values, indices = ordered.values, places.gather(1, ordered.indices)
+    columns = (
+        scores.topk(k, dim=1).indices.sort(dim=1).values
+    )  # by index first: the stable sort keeps that among equals
+    ordered = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    values, indices = ordered.values, columns.gather(1, ordered.indices)
     tied = (scores >= values[:, -1:]).sum(dim=1) > k
     if bool(tied.any()):
         again = scores[tied].sort(dim=1, descending=True, stable=True)
@@ -165,7 +167,7 @@ def chance(
     ``captions_per_image`` is one number for all, or one number per image (0: not a query); None means the even share
     ``n_texts / n_images``, rounded. Text to image: K / N. Image to text with c own captions of M: 1 - C(M-c, K) / C(M, K).
     """
-    _known_protocol(protocol)
+    check_protocol(protocol)
     if protocol == "paired":
         counts, n_images = [1], n_texts
     elif captions_per_image is None:
@@ -195,25 +197,25 @@ def _ratio_of_binomials(total: int, own: int, k: int) -> float:
 
 
 def _products(queries: Tensor, candidates: Tensor) -> Tensor:
-    # A caller may stand inside autocast: ranks of bf16 products would tie by the hundred.
+    # A caller may be inside autocast: ranks of bf16 products would tie by the hundred.
     with torch.autocast(queries.device.type, enabled=False):
         scores = queries @ candidates.T
-    # Where one number is none, so is a sum over all of them: a row and a column tell for the whole block.
+    # A NaN makes a sum over it NaN, and NaN features fill a whole row or column: sums of one of each show it for the block.
     if bool((scores[:1].sum() + scores[:, :1].sum()).isfinite()):
         return scores
     return scores.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
 
-def _normalised(features: Tensor) -> Tensor:
+def _normalized(features: Tensor) -> Tensor:
     return functional.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 
-def _summary(direction: str, places: Tensor) -> dict[str, float]:
-    found = places.cpu()
-    count = max(len(found), 1)
-    scores = {f"{direction}_R@{k}": int((found <= k).sum()) / count for k in RECALLS}
-    scores[f"{direction}_mean_rank"] = int(found.sum()) / count
-    ordered = found.sort().values
+def _summary(direction: str, query_ranks: Tensor) -> dict[str, float]:
+    query_ranks = query_ranks.cpu()
+    count = max(len(query_ranks), 1)
+    scores = {f"{direction}_R@{k}": int((query_ranks <= k).sum()) / count for k in RECALLS}
+    scores[f"{direction}_mean_rank"] = int(query_ranks.sum()) / count
+    ordered = query_ranks.sort().values
     middle = int(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2 if len(ordered) else 0
     scores[f"{direction}_median_rank"] = float(middle)
     return scores
@@ -229,9 +231,9 @@ def _own_texts(owner: Tensor, n_images: int) -> tuple[Tensor, Tensor]:
     """Return the images that have texts [Q], and the indices of their texts [Q, most texts of an image], -1 where none."""
     counts = torch.bincount(owner, minlength=n_images)
     order = owner.argsort(stable=True)
-    place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
+    column = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
     own = torch.full((n_images, max(1, int(counts.max()))), -1, dtype=torch.int64, device=owner.device)
-    own[owner[order], place] = order
+    own[owner[order], column] = order
     queries = counts.nonzero()[:, 0]
     return queries, own[queries]
 
@@ -255,6 +257,7 @@ def _owners(images: Tensor, texts: Tensor, text_to_image: Tensor | None) -> Tens
     return owner
 
 
-def _known_protocol(protocol: str) -> None:
+def check_protocol(protocol: str) -> None:
+    """Raise ConfigError for a protocol that does not exist."""
     if protocol not in ("grouped", "paired"):
         raise ConfigError(f"protocol {protocol!r}: expected 'grouped' or 'paired'.")

@@ -1,58 +1,51 @@
-"""Zero-shot classification: name each picture of a labelled source by comparing it with prompts of every class.
+"""Zero-shot classification: each image of a labeled source is compared with prompts of every class.
 
-The classifier is ``_classifier``'s: the normalised mean of each class's prompts; the scale of the model does not change an
-order and is left out. Answers are kept, so that two models can be compared on the same pictures. Nothing is trained here.
+The classifier is ``_classifier``'s: the normalized mean of each class's prompts; the scale of the model does not change an order
+and is left out. Answers stay in the result, so that two models can be compared on the same images. Nothing is trained.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError, SourceError
-from diptych.evaluate import EVALUATORS
 from diptych.evaluate._accuracy import accuracy, classification
+from diptych.evaluate._base import EVALUATORS, Evaluator
 from diptych.evaluate._classifier import build_classifier
-from diptych.evaluate._encode import Encoder, Progress, Records, evaluating, steps
+from diptych.evaluate._decode import Records
+from diptych.evaluate._encode import Encoder, Progress, counting
+from diptych.evaluate._gallery import image_cell, text_cell
+from diptych.evaluate._labeled import LabeledImages
 from diptych.evaluate._prompts import class_names, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import top_k
 
+DEFAULT_TEMPLATES = "openai80"
+MISTAKES = 12  # rows of the drawings
+
 
 @dataclass(frozen=True)
-class Options:
-    """How classification is measured."""
+class ZeroshotOptions:
+    """How images are classified by texts."""
 
-    templates: str | Path | Sequence[str] = "openai80"
-    """A prompt set (openai80, openai7, prompt8, prompt6, simple, cc), a text file with one per line, or templates."""
-    labels: str | Path | Sequence[str] | None = None
-    """A shipped list (imagenet), a text file with one class name per line, or names; None takes the source's own."""
-    batch_size: int = 64
-    """Images encoded at a time."""
-    workers: int = 0
-    """Processes that decode images; 0 decodes in this one."""
-    limit: int = 0
-    """Only so many pictures, spread evenly over the source; 0 means all."""
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 inside the towers; scores are always fp32."""
-    shared: bool = False
-    """The processes of the group encode a part each; all of them must ask for the same."""
-    keep_classifier: bool = True
-    """Keep the class vectors in the cache folder, for the next evaluation of the same weights."""
+    templates: str = ""
+    """Prompts: openai80, openai7, prompt8, prompt6, simple, cc, or a text file; empty: templates.txt there, or openai80."""
+    labels: str = ""
+    """Class names: imagenet, or a text file, one per line in the folders' order; empty: labels.txt, or the folders' names."""
 
 
 class Confusion(NamedTuple):
-    """How often pictures of ``true`` were called ``said``, both class numbers: ``times``."""
+    """How many ``times`` images of the class ``true`` were classified as ``predicted``."""
 
     true: int
-    said: int
+    predicted: int
     times: int
 
 
@@ -60,15 +53,13 @@ class Confusion(NamedTuple):
 class ZeroshotResult(Result):
     """Scores and answers.
 
-    ``per_class`` are top-1 fractions by class, NaN where a class has no picture here; ``indices`` the records that were
-    classified, ``labels`` int64 [n] their classes, ``answers`` int64 [n, 5] the best classes of each, ``scores`` [n, 5]
-    their cosines.
+    ``per_class`` are top-1 fractions by class, NaN where the source has no image of a class; ``labels`` int64 [n] the classes of
+    its records, ``answers`` int64 [n, 5] the best classes of each, ``scores`` [n, 5] their cosines.
     """
 
     classes: tuple[str, ...] = ()
     per_class: tuple[float, ...] = field(default=(), repr=False)
     templates: tuple[str, ...] = field(default=(), repr=False)
-    indices: tuple[int, ...] = field(default=(), repr=False)
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False, compare=False)
     answers: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0, 0), repr=False, compare=False)
@@ -81,83 +72,114 @@ class ZeroshotResult(Result):
     def worst_confusions(self, most: int = 20) -> list[Confusion]:
         """The most frequent mistakes, most frequent first; of equal ones the lower classes first."""
         pairs = zip(self.labels.tolist(), self.answers[:, 0].tolist(), strict=True)
-        found = Counter((true, said) for true, said in pairs if true != said)
-        ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-        return [Confusion(true, said, count) for (true, said), count in ordered[:most]]
+        counts = Counter((true, predicted) for true, predicted in pairs if true != predicted)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return [Confusion(true, predicted, count) for (true, predicted), count in ordered[:most]]
 
     def entry(self, name: str = "") -> dict[str, Any]:
         """The plain mapping that ``results.json`` lists, with the accuracy of each class and the worst confusions."""
-        seen = [(one, score) for one, score in zip(self.classes, self.per_class, strict=True) if not math.isnan(score)]
+        scores = zip(self.classes, self.per_class, strict=True)
         return super().entry(name) | {
-            "per_class": [[one, round(score, 6)] for one, score in seen],
-            "confusions": [[self.classes[t], self.classes[s], n] for t, s, n in self.worst_confusions()],
+            "per_class": [[label, round(score, 6)] for label, score in scores if not math.isnan(score)],
+            "confusions": [[self.classes[t], self.classes[p], count] for t, p, count in self.worst_confusions()],
         }
 
 
 @EVALUATORS.register("zeroshot")
-def run(
-    model: Any,
-    source: Records,
-    tokenizer: Any,
-    transform: Any,
-    device: Any,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
-) -> ZeroshotResult:
-    """Classify a source whose records carry ``label``; ``options`` are the fields of ``Options``.
+class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
+    """Classifies images by the texts of their classes."""
 
-    The source's ``classes`` are its folders' names, in the order of the labels. Metrics: ``top1``, ``top5`` (absent below
-    five classes) and ``mean_per_class`` (each class counts alike). Two classes of one name cannot be told apart: the first
-    wins. Raises ConfigError for templates or names that do not fit, SourceError for a source without labels.
-    """
-    chosen = replace(Options(), **options)
-    source_name = str(getattr(source, "name", "zeroshot"))
-    templates = load_templates(chosen.templates)
-    indices, labels, told = _labelled(source, source_name, chosen.limit)
-    names = class_names(getattr(source, "classes", None) or told, chosen.labels, source_name)
-    if int(labels.max()) >= len(names):
-        raise ConfigError(f"{source_name}: label {int(labels.max())} has no name; {len(names)} class names were given.")
-    encoder = Encoder(
-        model, tokenizer, transform, device, chosen.batch_size, chosen.workers, chosen.precision, chosen.shared
-    )
-    step = steps(progress, len(indices) + len(names) * len(templates))
-    with evaluating(model):
-        vectors = build_classifier(encoder, names, templates, step, chosen.keep_classifier)
-        images = encoder.images(source, indices, step)
-    scores, answers = (found.cpu() for found in top_k(images, vectors, 5))
-    return ZeroshotResult(
-        name=source_name,
-        count={"images": len(indices), "classes": len(names), "templates": len(templates)},
-        **classification(answers, labels, len(names)),
-        classes=names,
-        per_class=accuracy(answers, labels, len(names))[1],
-        templates=templates,
-        indices=tuple(indices),
-        labels=labels,
-        answers=answers,
-        scores=scores,
-    )
+    Options = ZeroshotOptions
+    data = "labeled"
+    training_name = "zeroshot"
+
+    def run(
+        self, encoder: Encoder, source: Records, options: ZeroshotOptions, progress: Progress | None = None
+    ) -> ZeroshotResult:
+        """Classify a source whose records carry ``label``; texts come from the options, the source, then the defaults.
+
+        Metrics: ``top1``, ``top5`` (absent below five classes) and ``mean_per_class`` (each class counts alike). Two classes of
+        equal names get equal scores: the first wins. Raises ConfigError for templates or names that do not fit, SourceError for a
+        source without labels.
+        """
+        beside = source if isinstance(source, LabeledImages) else None
+        templates = load_templates(options.templates or (beside and beside.templates) or DEFAULT_TEMPLATES)
+        labels, record_names = _labels(source)
+        given = options.labels or (beside and beside.labels) or None
+        names = class_names(source.classes or record_names, given, source.name)
+        if int(labels.max()) >= len(names):
+            raise ConfigError(
+                f"{source.name}: label {int(labels.max())} has no name; {len(names)} class names were given."
+            )
+        advance = counting(progress, len(labels) + len(names) * len(templates))
+        with encoder.evaluating():
+            vectors = build_classifier(encoder, names, templates, advance)
+            images = encoder.images(source, range(len(labels)), advance)
+        scores, answers = (item.cpu() for item in top_k(images, vectors, 5))
+        return ZeroshotResult(
+            name=source.name,
+            count={"images": len(labels), "classes": len(names), "templates": len(templates)},
+            **classification(answers, labels, len(names))._asdict(),
+            classes=names,
+            per_class=accuracy(answers, labels, len(names))[1],
+            templates=templates,
+            labels=labels,
+            answers=answers,
+            scores=scores,
+        )
+
+    def images(self, result: ZeroshotResult, source: Records, title: str | None = None) -> list[dict[str, Any]]:
+        """The most frequent confusions, each with the image that was classified wrongly with the highest score.
+
+        Nothing where every image was classified right. Ranks are known as far as the five answers of the result go.
+        """
+        name = result.name if title is None else title
+        rows = [_confusion_row(result, source, item) for item in result.worst_confusions(MISTAKES)]
+        return [{"title": "Most frequent confusions" + (f" · {name}" if name else ""), "rows": rows}] if rows else []
+
+    def predictions(self, result: ZeroshotResult, source: Records) -> Iterator[dict[str, Any]]:
+        """Of each image: its key, class, and the five best answers with their cosines."""
+        for index, (label, answers) in enumerate(zip(result.labels.tolist(), result.answers.tolist(), strict=True)):
+            yield {
+                "image": source.record(index).key, "label": label, "label_name": result.classes[label],
+                "prediction": answers[0], "prediction_name": result.classes[answers[0]],
+                "best": answers, "scores": [round(score, 6) for score in result.scores[index].tolist()],
+            }  # fmt: skip
 
 
-def _labelled(source: Records, name: str, limit: int) -> tuple[list[int], Tensor, list[str] | None]:
-    """The records to classify, their labels int64 [n], and the class names that records tell ("label_name"), if all do."""
-    total = len(source)
-    # Class folders are sorted: the first n records would be of the first classes only.
-    count = min(limit, total) if limit else total
-    indices = [place * total // count for place in range(count)] if count else []
+def _confusion_row(result: ZeroshotResult, source: Records, confusion: Confusion) -> dict[str, Any]:
+    true, predicted, count = confusion
+    alike = ((result.labels == true) & (result.answers[:, 0] == predicted)).nonzero()[:, 0]
+    index = int(alike[result.scores[alike, 0].argmax()])
+    answers = result.answers[index].tolist()
+    hits = [
+        {**text_cell(result.classes[answer]), "correct": answer == true, "score": round(score, 4)}
+        for answer, score in zip(answers, result.scores[index].tolist(), strict=True)
+    ]
+    times = "once" if count == 1 else f"{count} times"
+    text = f"{result.classes[true]}, classified as {result.classes[predicted]} {times}"
+    row = {
+        "query": image_cell(source, index, text),
+        "rank": answers.index(true) + 1 if true in answers else 0,
+        "hits": hits,
+    }
+    return row if true in answers else row | {"answer": text_cell(result.classes[true])}
+
+
+def _labels(source: Records) -> tuple[Tensor, list[str] | None]:
+    """Labels int64 [n] of all records, and the class names that records carry ("label_name"), if they name every class."""
     labels: list[int] = []
-    told: dict[int, str] = {}
-    for index in indices:
+    names: dict[int, str] = {}
+    for index in range(len(source)):
         record = source.record(index)
         if record.label is None:
-            raise SourceError(f"{name}: classification needs a label for each picture; {record.key} has none.")
+            raise SourceError(f"{source.name}: classification needs a label for each image; {record.key} has none.")
         labels.append(record.label)
         if isinstance(record.extra.get("label_name"), str):
-            told[record.label] = record.extra["label_name"]
+            names[record.label] = record.extra["label_name"]
     if not labels:
-        raise SourceError(f"{name}: holds no picture with a label to classify.")
+        raise SourceError(f"{source.name}: holds no image with a label to classify.")
     if min(labels) < 0:
-        raise SourceError(f"{name}: the label {min(labels)} is negative; labels count from 0.")
-    complete = sorted(told) == list(range(max(labels) + 1))
-    return indices, torch.tensor(labels), [told[label] for label in sorted(told)] if complete else None
+        raise SourceError(f"{source.name}: the label {min(labels)} is negative; labels count from 0.")
+    complete = sorted(names) == list(range(max(labels) + 1))
+    return torch.tensor(labels), [names[label] for label in sorted(names)] if complete else None

@@ -1,10 +1,23 @@
-"""Bytes to pixels: decoding that survives odd files, and transforms that stay uint8 to the end.
+"""Bytes to pixels: decoding that survives odd files, transforms that stay uint8 to the end, and views by name.
 
-Normalising is not done here: mean and std live in the image tower, so pixels and weights cannot be mismatched.
+Normalizing is not done here: mean and std live in the image tower, so pixels and weights cannot be mismatched.
 """
 
 from diptych.image.decode import MAX_PIXELS, decode_image, decode_pixels
 from diptych.image.resize import compile_kernels
+from diptych.image.strong import StrongTransform
 from diptych.image.transforms import EvalTransform, TrainTransform
+from diptych.image.views import VIEWS, ImageView, ViewOptions
 
-__all__ = ["MAX_PIXELS", "EvalTransform", "TrainTransform", "compile_kernels", "decode_image", "decode_pixels"]
+__all__ = [
+    "MAX_PIXELS",
+    "VIEWS",
+    "EvalTransform",
+    "ImageView",
+    "StrongTransform",
+    "TrainTransform",
+    "ViewOptions",
+    "compile_kernels",
+    "decode_image",
+    "decode_pixels",
+]

@@ -1,7 +1,7 @@
-"""The list of bad samples of a run: every one that was met, with the reason, as it was met.
+"""The list of bad samples of a run, each with its reason, in the order in which they were met.
 
 ``bad_samples.jsonl`` in the run's folder, ``bad_samples.rankK.jsonl`` for the others: {"key": ..., "reason": ...} per line.
-Appends, so that a continued run keeps what the first sitting found.
+Appends, so that a resumed run adds to the list of the first sitting.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class BadSampleLog:
         self.path = folder / (f"bad_samples.rank{rank}.jsonl" if rank else "bad_samples.jsonl")
         self._written = 0
 
-    def keep(self, bad: Sequence[tuple[str, str]]) -> None:
-        """Append the (key, reason) pairs that were not there the last time; the first one is also told."""
+    def append(self, bad: Sequence[tuple[str, str]]) -> None:
+        """Append the (key, reason) pairs that are new since the last call; the first is also logged."""
         new = bad[self._written :]
         if not new:
             return

@@ -15,30 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych import config
-from diptych.config import Count, Share
+from diptych.config import Count, Range, Share
 from diptych.data import SourceOptions
-from diptych.distributed.wrap import ParallelOptions
+from diptych.distributed.layout import ParallelOptions
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
+from diptych.train.changes import ModelOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model."""
-
-    model: str = "ViT-B-32"
-    """Architecture; diptych models lists them."""
-    pretrained: str = ""
-    """Weights to start from, in any layout: a file, a folder, a name of the catalogue; empty starts from random weights."""
-    lock_image: bool = False
-    """Leave the image tower as it is, and train the text tower only (LiT)."""
-    lock_text: bool = False
-    """Leave the text tower as it is."""
-    force_patch_dropout: float = 0.0
-    """Share of patches that a ViT leaves out of every training picture (FLIP); another recipe, about twice as fast at 0.5."""
-    cache_features: bool = False
-    """With --lock-image: encode every picture once, cropped as in evaluation, and never decode it again."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +37,7 @@ class DataOptions:
     val_split: str = ""
     """Split to validate on; empty takes "val", "validation", "dev" or "test", the first there is."""
     imagenet_val: str = ""
-    """Pictures to name during training: class folders, a list with labels, or a folder with images/ and labels.txt."""
+    """Images to classify during training: class folders, a list with labels, or a folder with images/ and labels.txt."""
     templates: str = ""
     """Prompts for --imagenet-val; empty takes the folder's templates.txt, or openai80."""
     labels: str = ""
@@ -78,24 +61,24 @@ class DataOptions:
     bad_samples_max: Share = 0.05
     """Share of bad samples above which the run stops."""
     captions: typing.Literal["random", "first", "all"] = "random"
-    """Which of a picture's captions are trained on: one at random each time, always the first, or all, a pair each."""
+    """Which of an image's captions are trained on: a random one each time, always the first, or all, a pair each."""
     caption_weights: str = ""
     """Draw among the texts under several keys of a record, e.g. caption=0.3,blip_caption=0.7."""
     resize_kernel: typing.Literal["exact", "fast"] = "exact"
-    """Resizing of training pictures: to Pillow's own grey levels, or by torch's form of the kernel, fast without numba too."""
+    """Resizing of training images: to Pillow's own gray levels, or by torch's form of the kernel, fast without numba too."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
-    """Share of the picture's area that a random crop keeps, least and most."""
+    """Share of the image's area that a random crop keeps, least and most."""
     aug_flip: Share = 0.0
-    """Probability of mirroring a training picture."""
+    """Probability of mirroring a training image."""
     aug_color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation; 0 for none."""
     aug_grayscale: Share = 0.0
-    """Probability of dropping a training picture's colours."""
+    """Probability of dropping a training image's colors."""
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """When to look at how good the model is."""
+    """When the model is measured."""
 
     val_frequency: Count = 1
     """Epochs between validations; 0 for none but the last."""
@@ -104,7 +87,9 @@ class EvaluateOptions:
     zeroshot_frequency: Count = 2
     """Epochs between zero-shot evaluations on --imagenet-val."""
     protocol: typing.Literal["grouped", "paired"] = "grouped"
-    """Retrieval: any true caption of the picture counts (COCO, Flickr), or row by row as open_clip does."""
+    """Retrieval: any true caption of the image counts (COCO, Flickr), or row by row as open_clip does."""
+    captions_per_image: Count = 0
+    """Only the first so many captions of a validation image (5 for COCO papers); 0 takes all."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +131,7 @@ class TrainConfig:
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
-    accum_freq: int = 1
+    accum_freq: typing.Annotated[int, Range(1)] = 1
     """Micro-batches per step: features are cached, so the loss sees --accum-freq x --batch-size pairs at once."""
 
 
@@ -175,22 +160,21 @@ def _objective_of(values: Mapping[str, Any]) -> str:
 
 def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainConfig:
     """A config from a command line; ``--recipe`` and ``--resume`` bring the values that flags then change."""
-    recipe, words = _take(argv, "--recipe")
-    values, where = _saved_values(words)
+    recipe, flags = _take(argv, "--recipe")
+    values, where = saved_values(_take(flags, "--resume")[0], _take(flags, "--output")[0])
     if recipe:
         path = config.find_recipe(recipe)
         values, where = {**config.read_toml(path), **values}, str(path)
-    objective = _take(words, "--objective")[0] or _objective_of(values)
+    objective = _take(flags, "--objective")[0] or _objective_of(values)
     if objective != _objective_of(values):
         values = {**values, "objective": {"objective": objective}}
     tree = tree_for(objective)
     default = config.from_dict(tree, values, where)
-    return config.parse(tree, words, program=program, description=description, default=default)
+    return config.parse(tree, flags, program=program, description=description, default=default)
 
 
-def _saved_values(words: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The resolved config of the run that ``--resume`` continues; nothing without one."""
-    resume, output = _take(words, "--resume")[0], _take(words, "--output")[0]
+def saved_values(resume: str, output: str) -> tuple[dict[str, Any], str]:
+    """The resolved config of the run that ``--resume`` continues, and where it stands; nothing without one."""
     folder = Path(resume).parent.parent if resume and resume != "latest" else Path(output)
     saved = folder / "config.toml"
     if not resume or not (resume != "latest" or output) or not saved.is_file():
@@ -203,13 +187,13 @@ def _saved_values(words: Sequence[str]) -> tuple[dict[str, Any], str]:
 
 
 def _take(argv: Sequence[str], flag: str) -> tuple[str, list[str]]:
-    """The value of one flag (empty if absent) and the other words."""
-    value, rest, words = "", [], iter(argv)
-    for word in words:
-        if word == flag:
-            value = next(words, "")
-        elif word.startswith(flag + "="):
-            value = word.partition("=")[2]
+    """The value of one flag (empty if absent) and the other arguments."""
+    value, rest, arguments = "", [], iter(argv)
+    for argument in arguments:
+        if argument == flag:
+            value = next(arguments, "")
+        elif argument.startswith(flag + "="):
+            value = argument.partition("=")[2]
         else:
-            rest.append(word)
+            rest.append(argument)
     return value, rest

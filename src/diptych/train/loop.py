@@ -18,13 +18,14 @@ from pathlib import Path
 from diptych import log
 from diptych.distributed import process_group
 from diptych.errors import ConfigError
+from diptych.train.build import prepared
 from diptych.train.config import TrainConfig
-from diptych.train.job import Job, prepared
+from diptych.train.job import Job
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``folder`` of the run, ``steps`` taken of ``total_steps``, and ``main``: whether this process speaks and writes."""
+    """``folder`` of the run, ``steps`` taken of ``total_steps``, and ``main``: whether this process prints and writes."""
 
     folder: Path
     steps: int
@@ -38,10 +39,10 @@ class Outcome:
 
 
 def train(config: TrainConfig) -> Outcome:
-    """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can mend."""
+    """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can fix."""
     with prepared(config) as job, interruptible() as interrupted:
-        with log.progress("train", job.total_steps, job.first_step) as tell:
-            done = _loop(job, config.output.stop_after, interrupted, tell) if _steps_left(job) else job.first_step
+        with log.progress("train", job.total_steps, job.first_step) as report:
+            done = _loop(job, config.output.stop_after, interrupted, report) if _steps_left(job) else job.first_step
         outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
         if outcome.finished:
             job.finish(done)
@@ -58,7 +59,7 @@ def _steps_left(job: Job) -> bool:
     return job.first_step < job.total_steps
 
 
-def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], tell: log.Report) -> int:
+def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], report: log.Report) -> int:
     """Take steps until the end, an interrupt or ``stop_after`` steps; return how many were taken in all."""
     done, clock = job.first_step, Clock()
     for batches, position in job.batches():
@@ -69,12 +70,12 @@ def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], tell: log.
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.world.size)
 
         stopping = interrupted() or (stop_after > 0 and done - job.first_step >= stop_after)
-        stopping = process_group.any_rank(stopping, job.device.torch_device)
-        if job.due.log(done):
-            tell(done, job.record(done, position, result, clock.read()))
-        if job.due.save(done) or stopping or done == job.total_steps:
+        stopping = process_group.any_rank(stopping, job.step.device.torch_device)
+        if job.events.log(done):
+            report(done, job.record(done, position, result, clock.read()))
+        if job.events.save(done) or stopping or done == job.total_steps:
             job.save(done, position)
-        if job.due.validate(done):  # after saving: what goes wrong in looking costs no step
+        if job.events.validate(done):  # after saving: an error in validation costs no step
             job.validate(done, position)
         if stopping or done == job.total_steps:
             break

@@ -1,11 +1,12 @@
-"""AdamW with open_clip's decay rule, fused where the device has it.
+"""AdamW with open_clip's decay rule, by tower and by depth, fused where the device has it.
 
-The rule: parameters of one dimension or none (biases, norms, scales) do not decay, and neither does the logit scale or
-bias, whatever its shape; everything else decays. Not a zoo of optimisers.
+The rule: parameters of one dimension or none (biases, norms, scales) do not decay; everything else decays. A group of parameters
+carries its own peak learning rate (``peak_lr``) and weight decay. Not a zoo of optimizers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 
 from diptych.config import NotNegative, Share
 from diptych.devices import Device
+from diptych.errors import ConfigError
+from diptych.models import Tower, TwoTower
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,18 @@ class OptimizerOptions:
     """Peak learning rate."""
     wd: NotNegative = 0.2
     """Weight decay of matrices, kernels and embeddings."""
+    visual_lr: NotNegative | None = None
+    """Peak learning rate of the image tower; without it, --lr."""
+    text_lr: NotNegative | None = None
+    """Peak learning rate of the text tower; without it, --lr."""
+    visual_wd: NotNegative | None = None
+    """Weight decay of the image tower; without it, --wd."""
+    text_wd: NotNegative | None = None
+    """Weight decay of the text tower; without it, --wd."""
+    image_layer_decay: Share = 1.0
+    """Factor on the learning rate from each block of the image tower to the one below it (BEiT); 1 for none."""
+    text_layer_decay: Share = 1.0
+    """Factor on the learning rate from each block of the text tower to the one below it; 1 for none."""
     beta1: Share = 0.9
     """Decay of AdamW's first moment."""
     beta2: Share = 0.98
@@ -33,22 +48,75 @@ class OptimizerOptions:
     """Clip the global gradient norm to this; 0 leaves it alone."""
 
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies to the parameter called ``name``."""
-    return parameter.ndim > 1 and not name.endswith(("logit_scale", "logit_bias"))
+@dataclass(frozen=True)
+class _TowerRule:
+    """Rates of one tower: its names begin with ``prefix``."""
+
+    prefix: str
+    tower: Tower
+    lr: float
+    wd: float
+    layer_decay: float
 
 
-def create_optimizer(module: nn.Module, options: OptimizerOptions, device: Device) -> torch.optim.AdamW:
-    """AdamW over two groups, decaying and not; frozen parameters are left out."""
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for name, parameter in named if decays(name, parameter)], "weight_decay": options.wd},
-        {"params": [parameter for name, parameter in named if not decays(name, parameter)], "weight_decay": 0.0},
-    ]
+def decays(parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to the parameter."""
+    return parameter.ndim > 1
+
+
+def depths(tower: Tower) -> dict[str, int]:
+    """The depth of every parameter of a tower by name: 0 before its blocks, 1 to n in them, n + 1 after them (BEiT's count)."""
+    block_of = {id(item): number for number, block in enumerate(tower.blocks(), 1) for item in block.parameters()}
+    last, result, inside = len(tower.blocks()) + 1, {}, False
+    for name, parameter in tower.named_parameters():
+        number = block_of.get(id(parameter))
+        inside = inside or number is not None
+        result[name] = number if number is not None else last if inside else 0
+    return result
+
+
+def create_optimizer(
+    named: Iterable[tuple[str, nn.Parameter]], model: TwoTower, options: OptimizerOptions, device: Device
+) -> torch.optim.AdamW:
+    """AdamW over ``named`` trained parameters (of an objective that holds ``model`` as ``model``).
+
+    Groups have the key ``peak_lr``, from which the schedule makes ``lr``. Raises ConfigError when nothing is trained.
+    """
+    rates = _rates(model, options)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        lr, wd = rates.get(name, (options.lr, options.wd))
+        groups.setdefault((lr, wd if decays(parameter) else 0.0), []).append(parameter)
+    if not groups:
+        raise ConfigError("every parameter is locked; leave something to train.")
     return torch.optim.AdamW(
-        groups,
+        [{"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), items in groups.items()],
         lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         fused=device.abilities.fused_adamw or None,
     )
+
+
+def _rates(model: TwoTower, options: OptimizerOptions) -> dict[str, tuple[float, float]]:
+    """Peak learning rate and weight decay of the towers' parameters by name."""
+
+    def chosen(own: float | None, general: float) -> float:
+        return general if own is None else own
+
+    rules = (
+        _TowerRule(
+            "model.image.", model.image, chosen(options.visual_lr, options.lr), chosen(options.visual_wd, options.wd),
+            options.image_layer_decay,
+        ),
+        _TowerRule(
+            "model.text.", model.text, chosen(options.text_lr, options.lr), chosen(options.text_wd, options.wd),
+            options.text_layer_decay,
+        ),
+    )  # fmt: skip
+    rates = {}
+    for rule in rules:
+        top = len(rule.tower.blocks()) + 1
+        for name, depth in depths(rule.tower).items():
+            rates[rule.prefix + name] = (rule.lr * rule.layer_decay ** (top - depth), rule.wd)
+    return rates

@@ -1,4 +1,4 @@
-"""A run's folder: what is in it, how a run starts anew in it, and how one is continued.
+"""A run's folder: what is in it, how a run starts in it, and how one is continued.
 
     DIR/config.toml         the resolved options          DIR/checkpoints/step_00001200.pt
     DIR/metrics.jsonl       one row per logged step       DIR/model.safetensors    the final weights
@@ -10,6 +10,7 @@ A run that stands in the folder is never written over: it is continued with --re
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from diptych.files import write_text
 from diptych.models import model_config_from_dict
 from diptych.train.config import OutputOptions, TrainConfig, build
 
-PARTS = ("step", "position", "weights", "step_state", "random_state", "architecture", "config")
+PARTS = ("step", "position", "weights", "step_state", "random_state", "companions", "architecture", "config")
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ def folder_of(config: TrainConfig) -> Path:
     return Path(out.logs) / (out.name or f"{stamp}-{config.model.model.replace('/', '-')}")
 
 
-def open_run(config: TrainConfig, model: dict[str, Any]) -> Run:
-    """Make or continue the run's folder; ``model`` is the architecture as plain values.
+def open_run(config: TrainConfig, model: dict[str, Any], companions: Mapping[str, str]) -> Run:
+    """Make or continue the run's folder; ``model`` is the architecture as plain values, ``companions`` hashes by name.
 
-    Raises ConfigError when the folder holds another run, and when a resumed model or objective differs.
+    Raises ConfigError when the folder holds another run, and when a resumed model, objective or companion differs.
     """
     folder = Path(process_group.broadcast_object(str(folder_of(config))))
     state = None
@@ -67,12 +68,13 @@ def open_run(config: TrainConfig, model: dict[str, Any]) -> Run:
         _same(path, "model", model_config_from_dict(state["architecture"], str(path)).to_dict(), model)
         saved = build(state["config"], str(path)).objective
         _same(path, "objective", options.to_dict(saved), options.to_dict(config.objective))
+        _same(path, "frozen companion", state.get("companions", {}), dict(companions))
     elif process_group.broadcast_object(_holds_a_run(folder)):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --resume latest, or choose another --output."
         )
     if process_group.world_from_environment().main:
-        write_text(folder / "config.toml", options.to_toml(_kept(config, folder)), "config")
+        write_text(folder / "config.toml", options.to_toml(_saved(config, folder)), "config")
     return Run(folder, state)
 
 
@@ -85,8 +87,8 @@ def _same(path: Path, what: str, saved: dict[str, Any], asked: dict[str, Any]) -
     if changed:
         key = changed[0]
         raise ConfigError(
-            f"--resume {path}: the {what} changed ({key}: {saved.get(key)!r} there, {asked.get(key)!r} here); "
-            "resume with the same one, or start anew with --pretrained."
+            f"--resume {path}: the {what} changed ({key}: {saved.get(key)!r} in the checkpoint, {asked.get(key)!r} now); "
+            "resume with the same one, or start a new run with --pretrained."
         )
 
 
@@ -96,7 +98,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _kept(config: TrainConfig, folder: Path) -> dict[str, Any]:
+def _saved(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """The config as saved: without what belongs to one sitting only."""
     values = options.to_dict(config)
     fresh = OutputOptions()

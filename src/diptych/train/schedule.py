@@ -1,4 +1,4 @@
-"""The learning rate over time: linear warm-up, then a cosine to zero (open_clip's formula), or constant.
+"""The learning rate over time: linear warm-up, then a cosine (open_clip's formula, to zero) or a constant.
 
 A pure function of the step, so that a resumed run needs no state for it.
 """
@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from diptych.config import Count
+from diptych.config import Count, NotNegative
 from diptych.errors import ConfigError
 
 
@@ -20,11 +20,15 @@ class ScheduleOptions:
     epochs: Count = 32
     """Passes over the training data."""
     max_steps: Count = 0
-    """Length of the whole run in optimiser steps; 0 takes it from --epochs."""
+    """Length of the whole run in optimizer steps; 0 takes it from --epochs."""
     warmup: float = -1.0
     """Warm-up in steps; below 1, a share of the run; -1 means 10000 steps but at most a tenth of the run."""
     lr_scheduler: Literal["cosine", "const"] = "cosine"
-    """What follows the warm-up: a cosine down to 0, or a constant."""
+    """What follows the warm-up: a cosine down to --min-lr, or a constant."""
+    min_lr: NotNegative = 0.0
+    """Where the cosine ends; at most each group's own peak."""
+    warmup_start_lr: NotNegative = 0.0
+    """Where the warm-up begins; at most each group's own peak."""
 
 
 def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
@@ -47,11 +51,13 @@ def warmup_steps(options: ScheduleOptions, total: int) -> int:
 
 
 def learning_rate(step: int, options: ScheduleOptions, peak: float, total: int) -> float:
-    """The learning rate of optimiser step ``step``, counted from 0."""
+    """The learning rate of optimizer step ``step``, counted from 0, of parameters whose highest rate is ``peak``."""
     warm = warmup_steps(options, total)
     if step < warm:
-        return peak * (step + 1) / warm
+        start = min(options.warmup_start_lr, peak)
+        return start + (peak - start) * (step + 1) / warm
     if options.lr_scheduler == "const":
         return peak
-    done = (step - warm) / max(1, total - warm)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    end = min(options.min_lr, peak)
+    progress = (step - warm) / max(1, total - warm)
+    return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -1,38 +1,55 @@
-"""One optimiser step over one or several micro-batches, equal to one step over all of them at once.
+"""One optimizer step over one or several micro-batches, equal to one step over all of them at once.
 
 With one batch: forward, backward, step. With several, features are cached (Gao et al. 2021, "Scaling Deep Contrastive
 Learning Batch Size under Memory Limited Setup"): every micro-batch is encoded without gradient, the loss compares all
-of them once, and each micro-batch is encoded again with the gradient of its features pulled through. The loss is
-computed once, so the scale's gradient is the true one. Batch-norm statistics are updated in the second pass only, and
-are per micro-batch, as in any accumulation. No device or loss is named here.
+of them once, and each micro-batch is encoded again with the cached gradients of its features. The loss is computed once, so the
+scale's gradient is the true one. Batch-norm statistics of towers are updated in the second pass only, and are per micro-batch,
+as in any accumulation. No device, loss or parallel scheme is named here: what depends on the layout is asked of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.devices import Device
-from diptych.objectives import Objective, tensors_of
+from diptych.distributed.layout import Layout, parallelize
+from diptych.distributed.process_group import World
+from diptych.objectives import Objective, differentiable, pairs_of
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.types import Batch, Terms
-
-SCALE_LIMIT = math.log(100.0)  # CLIP's cap on the logarithm of the logit scale
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """``loss`` and ``metrics`` are scalars still on the device; ``gradient_norm`` is before clipping, None without it."""
+    """``loss``, ``losses`` and ``metrics`` of this process, scalars still on the device; their means over processes are those
+    of the global batch. ``gradient_norm`` is before clipping, None without it.
+    """
 
     loss: Tensor
-    parts: dict[str, Tensor]
+    losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
     gradient_norm: Tensor | None
+
+
+def create_step(
+    objective: Objective,
+    options: OptimizerOptions,
+    device: Device,
+    precision: str = "fp32",
+    world: World | None = None,
+) -> Step:
+    """The step of an objective in training mode, laid out over ``world`` (None: this process alone), with its AdamW."""
+    layout = parallelize(objective, device, world or World())
+    layout.train()
+    optimizer = create_optimizer(layout.trainable(), objective.model, options, device)
+    return Step(layout, optimizer, device, precision, options.grad_clip_norm)
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
@@ -40,136 +57,146 @@ def move(batch: Batch, device: torch.device) -> Batch:
     tensors = {
         name: item.to(device, non_blocking=True) for name, item in batch._asdict().items() if isinstance(item, Tensor)
     }
+    if batch.masked is not None:
+        tensors["masked"] = type(batch.masked)(*(item.to(device, non_blocking=True) for item in batch.masked))  # type: ignore[assignment]
     return batch._replace(**tensors)  # type: ignore[arg-type]
 
 
 class Step:
     """Everything between a batch and moved parameters.
 
-    ``wrapped`` is the objective as ``distributed.wrap`` returned it; ``precision`` is fp32, bf16 or fp16;
+    ``layout`` holds the objective as ``distributed.layout.parallelize`` laid it out; ``precision`` is fp32, bf16 or fp16;
     ``clip_norm`` 0 does not clip.
     """
 
     def __init__(
         self,
-        wrapped: nn.Module,
+        layout: Layout,
         optimizer: torch.optim.Optimizer,
         device: Device,
         precision: str,
         clip_norm: float = 0.0,
     ) -> None:
-        self.wrapped, self.optimizer, self.device, self.precision = wrapped, optimizer, device, precision
-        self.objective: Objective = getattr(wrapped, "module", wrapped)  # type: ignore[arg-type]
+        self.layout, self.optimizer, self.device, self.precision = layout, optimizer, device, precision
         self.clip_norm = clip_norm
         self.scaler = device.scaler(precision)
-        self._parameters = [item for item in wrapped.parameters() if item.requires_grad]
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step over the micro-batches, which are on the CPU or on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         moved = [move(batch, self.device.torch_device) for batch in batches]
-        terms = self._plain(moved[0]) if len(moved) == 1 else self._cached(moved)
+        terms, features = self._whole(moved[0]) if len(moved) == 1 else self._cached(moved)
         self.scaler.unscale_(self.optimizer)
-        norm = None
-        if self.clip_norm > 0:
-            norm = torch.nn.utils.clip_grad_norm_(self._parameters, self.clip_norm).detach()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        with torch.no_grad():
-            self.objective.model.logit_scale.clamp_(0.0, SCALE_LIMIT)
-        parts = {name: part.detach() for name, part in terms.losses.items()}
-        return StepResult(total(terms).detach(), parts, terms.metrics, norm)
+        norm = self.layout.clip_gradients(self.clip_norm).detach() if self.clip_norm > 0 else None
+        if self._moved_parameters():
+            self.layout.after_step(features, pairs_of(moved))
+        losses = {name: item.detach() for name, item in terms.losses.items()}
+        metrics = {name: item.detach() for name, item in terms.metrics.items()}
+        return StepResult(total(terms).detach(), losses, metrics, norm)
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the last step's gradients, for who wants to see it: reading them all costs a few percent."""
-        return torch.nn.utils.get_total_norm([item.grad for item in self._parameters if item.grad is not None])
+        return self.layout.gradient_norm()
 
-    def _plain(self, batch: Batch) -> Terms:
+    def _moved_parameters(self) -> bool:
+        """Step, unless a gradient overflowed in fp16; whether the step was taken."""
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
+
+    def _whole(self, batch: Batch) -> tuple[Terms, Any]:
         with self.device.autocast(self.precision):
-            terms = self.wrapped(batch)
+            terms, features = self.layout.terms(batch)
         self.scaler.scale(total(terms)).backward()
-        return terms
+        return terms, features
 
-    def _cached(self, batches: Sequence[Batch]) -> Terms:
-        whole = joined(batches)
-        with torch.no_grad(), self.device.autocast(self.precision), _frozen_statistics(self.objective):
-            pieces = [self.objective.encode(batch) for batch in batches]
-        features = [item.requires_grad_() for item in map(torch.cat, zip(*map(tensors_of, pieces), strict=True))]
-        with self.device.autocast(self.precision):
-            terms = self.objective.compare(_refilled(pieces[0], features), whole)
-        held = [*features, *self.objective.compared_parameters()]
-        found = torch.autograd.grad(total(terms), held, allow_unused=True)
-        pulls = [torch.zeros_like(item) if one is None else one for item, one in zip(held, found, strict=True)]
-        self._pull(batches, pulls[: len(features)], pulls[len(features) :])
-        return terms
-
-    def _pull(self, batches: Sequence[Batch], features: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    def _cached(self, batches: Sequence[Batch]) -> tuple[Terms, Any]:
+        pieces, frozen = self._first_pass(batches)
+        features = _joined(pieces)
+        # Gradients cross processes once, in the backward pass of the last micro-batch.
+        with self.layout.accumulating():
+            with self.device.autocast(self.precision):
+                terms = self.layout.compare(features, pairs_of(batches))
+            self.scaler.scale(total(terms)).backward()
         start = 0
-        for number, batch in enumerate(batches):
-            rows = len(batch.keys)
+        for number, (batch, piece) in enumerate(zip(batches, pieces, strict=True)):
+            gradients = _gradients(features, piece, start)
+            start += len(batch.keys)
             last = number == len(batches) - 1
-            own = [item[start : start + rows] for item in features]
-            start += rows
-            # Gradients cross processes once, with the last micro-batch; only that one carries the compared parameters.
-            with contextlib.nullcontext() if last else self._without_sync(), self.device.autocast(self.precision):
-                terms = self.wrapped(
-                    batch, pull=[*own, *(parameters if last else [torch.zeros_like(p) for p in parameters])]
-                )
-                self.scaler.scale(total(terms)).backward()
+            with contextlib.nullcontext() if last else self.layout.accumulating():
+                with self.device.autocast(self.precision):
+                    scalar = self.layout.cached(batch, frozen[number], gradients)
+                scalar.backward()  # type: ignore[no-untyped-call]
+        return terms, type(features)(*(None if item is None else item.detach() for item in features))
 
-    def _without_sync(self) -> contextlib.AbstractContextManager[Any]:
-        no_sync = getattr(self.wrapped, "no_sync", None)
-        return no_sync() if no_sync is not None else contextlib.nullcontext()
+    def _first_pass(self, batches: Sequence[Batch]) -> tuple[list[Any], list[Any]]:
+        """The features of every micro-batch without gradient, and what was computed of frozen companions."""
+        with (
+            torch.no_grad(),
+            self.layout.accumulating(),
+            self.device.autocast(self.precision),
+            _restored_statistics(self.layout.objective),
+        ):
+            pairs = [self.layout.features(batch) for batch in batches]
+        return [features for features, _ in pairs], [frozen for _, frozen in pairs]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the weights."""
-        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        """What a checkpoint holds beside the weights. A collective: every rank calls it."""
+        return {"optimizer": self.layout.optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` gave."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take back what ``state`` gave, under any layout. Raises ConfigError when other parameters are trained."""
+        self.layout.load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
 
 def total(terms: Terms) -> Tensor:
-    """The scalar that is minimised: all parts, summed."""
-    return torch.stack([part.reshape(()) for part in terms.losses.values()]).sum()
+    """The scalar that is minimized: all losses, summed."""
+    return torch.stack([item.reshape(()) for item in terms.losses.values()]).sum()
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
-    """The micro-batches as one batch for ``compare``: labels, groups and keys; pixels and tokens stay apart."""
-
-    def along(name: str, dim: int) -> Any:
-        items = [getattr(batch, name) for batch in batches]
-        return None if items[0] is None else torch.cat(items, dim=dim)
-
-    first = batches[0]
-    keys = tuple(key for batch in batches for key in batch.keys)
-    lengths = torch.cat([batch.lengths for batch in batches], dim=1)
-    return first._replace(
-        images=first.images[:, :0], tokens=first.tokens[:, :0], lengths=lengths, keys=keys, labels=along("labels", 0),
-        groups=along("groups", 0), indices=along("indices", 0), seeds=along("seeds", 0),
-    )  # fmt: skip
+def _joined(pieces: Sequence[Any]) -> Any:
+    """The features of micro-batches as one tuple, every floating-point tensor a leaf that collects its gradient."""
+    fields = [None if items[0] is None else _concatenated(items) for items in zip(*pieces, strict=True)]
+    return type(pieces[0])(
+        *(item.requires_grad_() if item is not None and item.is_floating_point() else item for item in fields)
+    )
 
 
-def _refilled(features: Any, tensors: Sequence[Tensor]) -> Any:
-    fresh = iter(tensors)
-    return type(features)(*(next(fresh) if isinstance(item, Tensor) else item for item in features))
+def _concatenated(items: Sequence[Tensor]) -> Tensor:
+    """Tensors [B, ...] along B; other dimensions are padded with zeros to the longest."""
+    longest = [max(sizes) for sizes in zip(*(item.shape[1:] for item in items), strict=True)]
+    padded = []
+    for item in items:
+        lacking = [most - size for most, size in zip(longest, item.shape[1:], strict=True)]
+        padding = [number for size in reversed(lacking) for number in (0, size)]
+        padded.append(F.pad(item, padding) if any(padding) else item)
+    return torch.cat(padded)
+
+
+def _gradients(features: Any, piece: Any, start: int) -> list[Tensor | None]:
+    """The gradient of each floating-point tensor of one micro-batch's features, from those of all."""
+    gradients: list[Tensor | None] = []
+    for whole, own in zip(features, piece, strict=True):
+        if not differentiable(own):
+            continue
+        if whole.grad is None:
+            gradients.append(None)
+            continue
+        rows = whole.grad[start : start + len(own)]
+        gradients.append(rows[(slice(None), *(slice(size) for size in own.shape[1:]))])
+    return gradients
 
 
 @contextlib.contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+def _restored_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch normalization normalizes as in training, but its running statistics are afterwards what they were."""
     norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
-    kept = [
-        (item, item.momentum, None if item.num_batches_tracked is None else item.num_batches_tracked.clone())
-        for item in norms
-    ]
-    for item in norms:
-        item.momentum = 0.0
+    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     try:
         yield
     finally:
-        for item, momentum, seen in kept:
-            item.momentum = momentum
-            if seen is not None and item.num_batches_tracked is not None:
-                item.num_batches_tracked.copy_(seen)
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)

@@ -1,129 +1,157 @@
-"""Looking at how good the model is while it trains: the loss on held-out pairs, retrieval, zero-shot classification.
+"""Validation of a run: the loss on held-out pairs, and the evaluators that training runs.
 
-Scores come from the evaluate room; here they are called at the right moment, and kept in the run's folder as
-``results.json`` for the report. All processes share the work: each encodes its part; rank 0 keeps what was found.
+Scores come from ``diptych.evaluate``; a Validator measures them when they are due, and writes them into the run's folder
+as ``results.json`` for the report. All processes share the work: each encodes its part, and rank 0 writes. It trains nothing and
+names no evaluator.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from diptych import log
-from diptych.devices import Device
+from diptych.data import Position, Source
 from diptych.distributed import process_group
-from diptych.distributed.process_group import World
-from diptych.errors import DataError
-from diptych.evaluate import EVALUATORS, Result, gallery, mistakes
+from diptych.distributed.layout import Layout
+from diptych.errors import DataError, SourceError
+from diptych.evaluate import DataKind, Encoder, LabeledImages, Result, evaluators, options_from
 from diptych.files import write_text
-from diptych.objectives import Objective
-from diptych.train.config import TrainConfig
-from diptych.train.pipeline import Pipeline
+from diptych.train.config import EvaluateOptions
 from diptych.train.step import move, total
-from diptych.types import Batch
+from diptych.types import Batch, Terms
+
+HEADLINE = ("image_to_text_R@1", "image_to_text_R@10", "text_to_image_R@1", "text_to_image_R@10", "top1", "top5")
 
 
 @dataclass(frozen=True)
 class ValidationRequest:
-    """What to look at: ``pairs`` (loss and retrieval), ``zeroshot``; ``last``: at the end, when pictures are kept too."""
+    """Which kinds of data are due: ``pairs``, ``labeled``; ``last``: at the end of the run, when drawings are written too."""
 
     pairs: bool
-    zeroshot: bool
+    labeled: bool
     last: bool = False
 
 
-class Validator:
-    """Measures an objective's model on the run's validation data."""
+@dataclass(frozen=True)
+class ValidationData:
+    """What a run validates on, None where it has none.
 
-    def __init__(self, config: TrainConfig, pipeline: Pipeline, device: Device, world: World, precision: str) -> None:
-        self.config, self.pipeline, self.device, self.world, self.precision = config, pipeline, device, world, precision
-        self._entries: dict[str, Any] = {}  # the last scores of each data set: they are not all measured each time
+    ``batches`` begins a pass over the pairs: batches of this process, made as the objective's ``validation_wants`` asks, as many
+    and as large in every process.
+    """
+
+    pairs: Source | None
+    labeled: LabeledImages | None
+    batches: Callable[[], Iterable[tuple[Batch, Position]]]
+
+    def due(self, request: ValidationRequest) -> dict[DataKind, Source | LabeledImages]:
+        """The sources that are there and due, by kind."""
+        due: dict[DataKind, Source | LabeledImages] = {}
+        if request.pairs and self.pairs is not None:
+            due["pairs"] = self.pairs
+        if request.labeled and self.labeled is not None:
+            due["labeled"] = self.labeled
+        return due
+
+
+class Validator:
+    """Measures the objective and the model of a ``layout`` on the run's validation data.
+
+    ``encoder`` encodes with that layout; ``options`` are the run's, from which an evaluator takes those that it declares under
+    the same name.
+    """
+
+    def __init__(self, layout: Layout, encoder: Encoder, data: ValidationData, options: EvaluateOptions) -> None:
+        self.layout, self.encoder, self.data, self.options = layout, encoder, data, options
+        self._entries: dict[
+            str, dict[str, Any]
+        ] = {}  # the last scores of each data set: they are not all due each time
 
     @property
     def wanted(self) -> bool:
         """Whether there is anything to measure on."""
-        return self.pipeline.val_source is not None or self.pipeline.zeroshot_source is not None
+        return self.data.pairs is not None or self.data.labeled is not None
 
-    def measure(self, objective: Objective, folder: Path, looks: ValidationRequest) -> Iterator[dict[str, Any]]:
-        """Yield a row of scores per data set, on every rank; rank 0 leaves ``results.json`` in the folder."""
-        pairs = looks.pairs and self.pipeline.val_source is not None
-        loss = self.loss(objective) if pairs else 0.0
-        yield from self._scores(objective, folder, looks, loss)
+    def measure(self, folder: Path, request: ValidationRequest) -> Iterator[dict[str, Any]]:
+        """Yield a row of scores per evaluator, on every rank; rank 0 leaves ``results.json`` in the folder.
 
-    def _scores(
-        self, objective: Objective, folder: Path, looks: ValidationRequest, loss: float
-    ) -> Iterator[dict[str, Any]]:
-        rows, pictures = [], []
-        pairs, named = self.pipeline.val_source, self.pipeline.zeroshot_source
-        if looks.pairs and pairs is not None:
-            found: Any = self._score("retrieval", objective, pairs, protocol=self.config.evaluate.protocol)
-            self._entries["val"] = found.entry("val")
-            rows.append({"name": "val", "loss": loss, **found.metrics})
-            log.info(f"val: loss {loss:.3f} · " + headline(found))
-            pictures += gallery(found, pairs, title="val") if looks.last and self.world.main else []
-        if looks.zeroshot and named is not None:
-            options = {**self.pipeline.zeroshot_options, "keep_classifier": False}
-            found = self._score("zeroshot", objective, named, **options)
-            self._entries["zeroshot"] = found.entry("zeroshot")
-            rows.append({"name": "zeroshot", **found.metrics})
-            log.info("zeroshot: " + headline(found))
-            pictures += mistakes(found, named, title="zeroshot") if looks.last and self.world.main else []
-        if self.world.main:
-            self._keep(folder, pictures)
+        The row of the pairs has their ``loss``, its parts and the objective's metrics too. Raises the DataError of any rank.
+        """
+        due = self.data.due(request)
+        losses = self.losses() if "pairs" in due else {}
+        rows, drawings = [], []
+        for evaluator in evaluators().values():
+            if not evaluator.training_name or evaluator.data not in due:
+                continue
+            name, source = evaluator.training_name, due[evaluator.data]
+            result = evaluator().run(self.encoder, source, options_from(evaluator, self.options))
+            own, losses = (losses, {}) if evaluator.data == "pairs" else ({}, losses)
+            self._entries[name] = result.entry(name)
+            rows.append({"name": name, **own, **result.metrics})
+            log.info(f"{name}: " + (f"loss {own['loss']:.3f} · " if own else "") + headline(result))
+            if request.last and process_group.rank() == 0:
+                drawings += evaluator().images(result, source, name)
+        if process_group.rank() == 0:
+            self._write(folder, drawings)
         yield from rows
 
-    def _keep(self, folder: Path, pictures: list[Any]) -> None:
+    def losses(self) -> dict[str, float]:
+        """Means over the validation batches of all ranks: ``loss``, each ``loss_<part>`` where several are summed, and metrics.
+
+        The last batch of the pass is left out where it is not full. Raises SourceError where there is no batch at all.
+        """
+        sums: dict[str, Tensor] = {}
+        count = 0
+        with self.layout.evaluating(), self.encoder.inference():
+            for batch in self._batches():
+                terms = self.layout.validation_terms(move(batch, self.encoder.device.torch_device))
+                for name, value in _values(terms).items():
+                    sums[name] = sums[name] + value if name in sums else value
+                count += 1
+        if not count:
+            raise SourceError("the validation pairs do not fill a batch; give more, or lower --batch-size.")
+        means = {name: value / count for name, value in sums.items()}
+        return process_group.all_reduce_mean_of(means, self.layout.group)
+
+    def _batches(self) -> Iterator[Batch]:
+        """The batches of a pass. A DataError of one process is raised in all, before they compute together."""
+        batches = iter(self.data.batches())
+        while True:
+            batch, failed = None, None
+            try:
+                batch = next(batches, (None, None))[0]
+            except DataError as error:
+                failed = error
+            if process_group.any_rank(failed is not None, self.encoder.device.torch_device, self.layout.group):
+                failed = process_group.first_not_none(failed, self.layout.group)
+            if failed is not None:
+                raise failed
+            if batch is None:
+                return
+            yield batch
+
+    def _write(self, folder: Path, drawings: list[dict[str, Any]]) -> None:
         write_text(folder / "results.json", json.dumps(list(self._entries.values()), indent=1) + "\n", "results")
-        if pictures:
-            write_text(folder / "gallery.json", json.dumps(pictures), "gallery")
+        if drawings:
+            write_text(folder / "gallery.json", json.dumps(drawings), "gallery")
 
-    def _score(self, evaluator: str, objective: Objective, source: Any, **options: Any) -> Result:
-        run = EVALUATORS.get(evaluator)
-        pipeline = self.pipeline
-        return run(
-            objective.model, source, pipeline.tokenizer, pipeline.eval_transform, self.device,
-            batch_size=min(64, self.config.data.batch_size), workers=min(1, self.config.data.workers),
-            precision=self.precision, shared=self.world.size > 1, **options,
-        )  # fmt: skip
 
-    @torch.no_grad()
-    def loss(self, objective: Objective) -> float:
-        """The objective's mean loss over the validation pairs in batches of --batch-size; the last partial one is left out."""
-        objective.eval()
-        losses, batches = [], iter(self.pipeline.validation_loader(self.world))
-        try:
-            while (batch := self._next(batches)) is not None:
-                with self.device.autocast(self.precision):
-                    losses.append(float(total(objective(move(batch, self.device.torch_device)))))
-        finally:
-            objective.train()
-        local = torch.tensor(losses, device=self.device.torch_device).mean()
-        return float(process_group.all_reduce_mean(local))
-
-    def _next(self, batches: Iterator[tuple[Batch, Any]]) -> Batch | None:
-        """The next batch; None at the end. A DataError of one process is raised in all, before they gather."""
-        batch, failed = None, None
-        try:
-            batch = next(batches, (None, None))[0]
-        except DataError as error:
-            failed = error
-        if self.world.size > 1 and process_group.any_rank(failed is not None, self.device.torch_device):
-            failed = process_group.first_not_none(failed)
-        if failed is not None:
-            raise failed
-        return batch
+def _values(terms: Terms) -> dict[str, Tensor]:
+    parts = {f"loss_{name}": part for name, part in terms.losses.items()} if len(terms.losses) > 1 else {}
+    values = {"loss": total(terms), **parts, **terms.metrics}
+    return {name: value.detach().float() for name, value in values.items()}
 
 
 def headline(result: Result) -> str:
     """The few scores that a person wants to see at once, in percent, with chance beside them."""
-    wanted = ("image_to_text_R@1", "image_to_text_R@10", "text_to_image_R@1", "text_to_image_R@10", "top1", "top5")
     return " · ".join(
         f"{name} {100 * result.metrics[name]:.1f} % (chance {100 * result.chance.get(name, 0.0):.2f} %)"
-        for name in wanted
+        for name in HEADLINE
         if name in result.metrics
     )

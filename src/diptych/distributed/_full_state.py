@@ -1,0 +1,96 @@
+"""Whole tensors out of possibly sharded ones, and back: what checkpoints hold does not depend on the layout.
+
+A sharded parameter is a DTensor (FSDP2, tensor parallel); any other tensor is whole already. State of optimizers is kept by
+parameter name. Functions of tensors; files are written elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.errors import ConfigError
+
+
+def _is_sharded(tensor: object) -> bool:
+    return hasattr(tensor, "full_tensor")  # DTensor; importing its module costs half a second where nothing is sharded
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor; a collective where it is sharded."""
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+
+
+def like(value: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor laid out like ``target``; every rank gives the same value."""
+    if not _is_sharded(target):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = target.device_mesh, target.placements  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm over all gradients, a plain scalar; zero without any. A collective where they are sharded."""
+    if not gradients:
+        return torch.zeros(())
+    parts = []
+    for sharded in (False, True):  # torch does not mix the two kinds in one call
+        kind = [gradient for gradient in gradients if _is_sharded(gradient) == sharded]
+        if kind:
+            parts.append(full(torch.nn.utils.get_total_norm(kind)))
+    return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
+    """``{"state": {parameter: {...}}, "groups": [{"parameters": [...], ...}]}``, every tensor whole."""
+    state = {
+        names[id(parameter)]: {key: full(value) if isinstance(value, Tensor) else value for key, value in own.items()}
+        for parameter, own in optimizer.state.items()
+    }
+    groups = [
+        {
+            "parameters": [names[id(parameter)] for parameter in group["params"]],
+            **{key: value for key, value in group.items() if key != "params"},
+        }
+        for group in optimizer.param_groups
+    ]
+    return {"state": state, "groups": groups}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, Any]) -> None:
+    """Give the optimizer the state that ``optimizer_state`` made. Raises ConfigError when it is of other parameters."""
+    own = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    saved = [group["parameters"] for group in state["groups"]]
+    if {name for group in own for name in group} != {name for group in saved for name in group}:
+        changed = sorted({name for group in own for name in group} ^ {name for group in saved for name in group})
+        raise ConfigError(
+            f"--resume: other parameters are trained than in the checkpoint ({changed[0]} and {len(changed) - 1} more); "
+            "resume with the same locks, or start from its weights with --pretrained."
+        )
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            values = state["state"].get(names[id(parameter)], {})
+            optimizer.state[parameter] = {key: _restored(key, value, parameter) for key, value in values.items()}
+
+
+def _restored(key: str, value: Any, parameter: Tensor) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if key == "step":  # torch keeps the count where the implementation wants it; a fused one wants it on the device
+        return value.clone()
+    return like(value.to(parameter.device), parameter).clone()
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """A hash of names, types, shapes and bytes of tensors, 40 hex digits."""
+    result = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        result.update(full(value).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()[:40]

@@ -1,0 +1,213 @@
+"""How one training objective is laid out over processes, and every verb that depends on it.
+
+``parallelize`` moves an objective to its device and returns a ``Layout``. The training step, saving, validation and the encoder
+of evaluations use the layout and nothing behind it, so that another layout (sharded, tensor parallel) is a subclass of
+``Layout``. All calls of the objective go through the wrapped module's own ``forward``, because hooks run there. Models and
+objectives contain no parallelism; what they offer is ``blocks()``, ``linears()``, modules, and forward calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diptych.devices import Device
+from diptych.distributed import _full_state
+from diptych.distributed.process_group import Group, World, rank, size
+from diptych.types import Batch, Pairs, Terms
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """How the work is laid out over accelerators and processes."""
+
+    device: str = "auto"
+    """Accelerator: auto, or the name of one (diptych selftest lists them); NAME:1 picks the second."""
+    dist_backend: str = ""
+    """Collective backend under torchrun; empty takes the device's own."""
+    precision: str = "auto"
+    """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
+    matmul: Literal["auto", "exact", "fast", "default"] = "auto"
+    """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms on accelerators; CPU runs are deterministic without it."""
+
+
+PRECISIONS = {
+    "fp32": "fp32",
+    "bf16": "bf16",
+    "amp_bf16": "bf16",
+    "amp_bfloat16": "bf16",
+    "fp16": "fp16",
+    "amp": "fp16",
+    "amp_fp16": "fp16",
+}
+
+
+class Layout:
+    """An objective on one process, or replicated on many (DistributedDataParallel); the contract of all layouts.
+
+    ``objective`` is a ``diptych.objectives.Objective``, a type of the layer above. ``group`` holds the processes that see
+    different pairs: collectives of losses and metrics run over it. ``collective``: each encode call involves all processes, so
+    that each must make the same number of them.
+    """
+
+    collective = False
+
+    def __init__(self, objective: Any, device: Device, world: World) -> None:
+        self.device, self.world = device, world
+        self.group: Group = None
+        self.objective = objective.to(device.torch_device)
+        for companion in self.objective.frozen().values():
+            companion.to(device.torch_device)
+        self.wrapped = self.wrap(objective)
+        self.objective.group = self.group
+
+    def wrap(self, objective: nn.Module) -> nn.Module:
+        """The module that is called in place of the objective."""
+        if self.world.size == 1:
+            return objective
+        index = self.device.torch_device.index
+        return DistributedDataParallel(
+            objective, device_ids=None if index is None else [index], gradient_as_bucket_view=True
+        )
+
+    @property
+    def rank(self) -> int:
+        """This process's number among those that see different pairs."""
+        return rank(self.group)
+
+    @property
+    def size(self) -> int:
+        """How many processes see different pairs."""
+        return size(self.group)
+
+    # --- training ---------------------------------------------------------------------------------------------------------
+
+    def terms(self, batch: Batch) -> tuple[Terms, Any]:
+        """Terms of a whole batch with their graph, and its features, detached."""
+        return self.wrapped("terms", batch)  # type: ignore[no-any-return]
+
+    def features(self, batch: Batch) -> tuple[Any, Any]:
+        """Features of a micro-batch, and what ``encode_frozen`` gave; the first of two passes, called without gradient."""
+        return self.wrapped("features", batch)  # type: ignore[no-any-return]
+
+    def compare(self, features: Any, pairs: Pairs) -> Terms:
+        """Terms of features that were encoded in micro-batches, with the graph from features and heads to the losses."""
+        return self.wrapped("compare", features, pairs)  # type: ignore[no-any-return]
+
+    def cached(self, batch: Batch, frozen: Any, gradients: Sequence[Tensor | None]) -> Tensor:
+        """A scalar whose gradient is that of the micro-batch's features, given ``gradients`` of each; the second pass."""
+        return self.wrapped("cached_grads", batch, frozen, gradients)  # type: ignore[no-any-return]
+
+    def accumulating(self) -> contextlib.AbstractContextManager[Any]:
+        """Context of every backward pass of a step but the last: gradients stay on this process."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
+
+    def after_step(self, features: Any, pairs: Pairs) -> None:
+        """What the objective does once after each optimizer step: its ``after_step``, then the range of the scale."""
+        with torch.no_grad():
+            self.objective.after_step(features, pairs)
+            if self.objective.scale_range is not None:
+                self.objective.model.logit_scale.clamp_(*self.objective.scale_range)
+
+    def train(self) -> None:
+        """Training mode."""
+        self.wrapped.train()
+
+    # --- parameters and their state ---------------------------------------------------------------------------------------
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names (of the objective) and parameters that are trained."""
+        return ((name, item) for name, item in self.objective.named_parameters() if item.requires_grad)
+
+    def gradient_norm(self) -> Tensor:
+        """The global norm of the gradients as they are: of the unscaled ones after ``scaler.unscale_``."""
+        return _full_state.total_norm([item.grad for _, item in self.trainable() if item.grad is not None])
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Scale the gradients to a global norm of at most ``max_norm``; the norm before, a scalar."""
+        gradients = [item.grad for _, item in self.trainable() if item.grad is not None]
+        norm = _full_state.total_norm(gradients)
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.dtype))
+        return norm
+
+    def full_state(self) -> dict[str, Tensor]:
+        """Every parameter and buffer of the objective, whole. A collective: every rank calls it."""
+        return {name: _full_state.full(item) for name, item in self.objective.state_dict().items()}
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The part of ``full_state`` that is the model's, by the model's own names. A collective."""
+        return {name: _full_state.full(item) for name, item in self.objective.model.state_dict().items()}
+
+    def load_full_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what ``full_state`` gave, under any layout. A collective. Raises RuntimeError for other names or shapes."""
+        own = self.objective.state_dict()
+        self.objective.load_state_dict(
+            {name: _full_state.like(value, own[name]) if name in own else value for name, value in state.items()}
+        )
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's state by parameter name, whole. A collective."""
+        return _full_state.optimizer_state(optimizer, self._names())
+
+    def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+        """Take back what ``optimizer_state`` gave, under any layout. Raises ConfigError when the parameters differ."""
+        _full_state.load_optimizer_state(optimizer, self._names(), state)
+
+    def _names(self) -> dict[int, str]:
+        return {id(item): name for name, item in self.objective.named_parameters()}
+
+    # --- evaluation -------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode for the whole objective; every module gets its mode back."""
+        modes = [(module, module.training) for module in self.wrapped.modules()]
+        self.wrapped.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def validation_terms(self, batch: Batch) -> Terms:
+        """Terms of a batch that was made as ``validation_wants`` asks."""
+        return self._infer("validation", batch)  # type: ignore[no-any-return]
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images [B, 3, H, W], not normalized."""
+        return self._infer("image", images)  # type: ignore[no-any-return]
+
+    def encode_text(self, tokens: Tensor, lengths: Tensor | None = None, prefix: Any = None) -> Tensor:
+        """Features [B, D] of ids [B, L], not normalized; ``lengths`` [B], ``prefix`` as in ``TextTower.forward``."""
+        return self._infer("text", tokens, lengths, prefix)  # type: ignore[no-any-return]
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether ``encode_text`` takes a ``prefix``."""
+        return bool(self.objective.model.text.shares_prefixes)
+
+    def _infer(self, *call: Any) -> Any:
+        # DistributedDataParallel would broadcast buffers here, which makes each call a collective; replicas need no hooks.
+        return self.objective(*call)
+
+
+def parallelize(objective: Any, device: Device, world: World) -> Layout:
+    """Lay the objective out for training on this device and these processes."""
+    return Layout(objective, device, world)
+
+
+def frozen_digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """A hash of each module's weights and buffers, by which a resumed run knows that its companions are the same."""
+    return {name: _full_state.digest(module.state_dict()) for name, module in modules.items()}

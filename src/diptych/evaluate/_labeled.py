@@ -1,0 +1,89 @@
+"""Labeled images for classification: class names and prompts that lie beside them, and pairs of sets for probes.
+
+Folders are read as PaddleMIX lays them out. It opens sources and resolves texts; it encodes and scores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from diptych.data import Source, SourceOptions, open_source
+from diptych.evaluate._decode import Records
+from diptych.evaluate._prompts import class_names, load_templates
+from diptych.types import Record
+
+Texts = str | Path | Sequence[str] | None
+
+
+class ClassFolder(NamedTuple):
+    """A folder for classification: ``images`` to open as a source, and the texts beside them, None where there are none."""
+
+    images: str
+    labels: str | None = None
+    templates: str | None = None
+
+
+def class_folder(spec: str) -> ClassFolder:
+    """Find ``images/``, ``labels.txt`` and ``templates.txt`` in a folder, as PaddleMIX has it; else it is the source."""
+    root = Path(spec)
+    labels, templates = (
+        str(path) if path.is_file() else None for path in (root / "labels.txt", root / "templates.txt")
+    )
+    has_images = (root / "images").is_dir() and bool(labels or templates)
+    return ClassFolder(str(root / "images") if has_images else spec, labels, templates)
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """A labeled source, with the class names and prompts that belong to it (None: the evaluator's own).
+
+    ``labels`` and ``templates`` are what ``class_names`` and ``load_templates`` take.
+    """
+
+    source: Source
+    labels: Texts = None
+    templates: Texts = None
+
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self.source.name
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The source's."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def record(self, index: int) -> Record:
+        """The source's."""
+        return self.source.record(index)
+
+
+def open_labeled(
+    spec: str, options: SourceOptions | None = None, *, labels: str = "", templates: str = ""
+) -> LabeledImages:
+    """Open class folders, a list with labels, or a folder with ``images/``; ``labels`` and ``templates`` win over files there.
+
+    Raises SourceError for what cannot be opened, ConfigError for texts that cannot be read or do not fit.
+    """
+    folder = class_folder(spec)
+    source = open_source(folder.images, options=options)
+    opened = LabeledImages(source, labels or folder.labels, templates or folder.templates)
+    if opened.templates:
+        load_templates(opened.templates)
+    if opened.labels:
+        class_names(source.classes, opened.labels, source.name)
+    return opened
+
+
+class ProbeData(NamedTuple):
+    """Labeled images: a probe is fitted on ``train`` and measured on ``test``; both number the same classes alike."""
+
+    train: Records
+    test: Records

@@ -1,0 +1,239 @@
+"""The contract of objectives: what a loss asks of the model and the data, and the two halves that it is computed in.
+
+    encode(batch)            -> features      per pair; may run in micro-batches
+    compare(features, pairs) -> Terms         sees the whole batch; gathers, and holds heads that look across pairs
+
+Cut there, feature-cached accumulation (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup") equals the whole batch, tiled losses are possible, and evaluation needs no loss. An objective is the root module that is
+laid out and trained: it holds the model and its own heads. It knows no data source, optimizer or parallel scheme.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diptych.distributed.process_group import Group
+from diptych.errors import ConfigError
+from diptych.models import ModelNeeds, TwoTower
+from diptych.types import Batch, Encoded, Pairs, Terms, Wants
+
+LoadModel = Callable[..., TwoTower]
+"""Loads a companion's model by name or path; ``diptych.weights.load``, handed in, since objectives know no files."""
+
+_VIEW_STRIDE = 0x2545F4914F6CDD1D  # odd: seeds of different views of one pair never coincide by a small shift
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """The choice of an objective; each objective's own Config adds its options here."""
+
+    objective: str = "clip"
+    """What is optimized: the name of an objective, or module:Class."""
+
+
+class Example(NamedTuple):
+    """A configuration that the contract tests run: options, and the preset of a small model."""
+
+    options: ObjectiveOptions
+    preset: str
+
+
+class Objective(nn.Module):
+    """The contract. A subclass gives ``Config``, ``wants``, ``encode``, ``compare`` and ``examples``.
+
+    ``Features``, the NamedTuple that ``encode`` returns, holds tensors whose first dimension is B (floating point ones carry
+    gradients; integers and masks are passed on), and None. Further dimensions may be padded to a micro-batch's own longest: over
+    micro-batches they are padded with zeros to the longest of all, so a mask must say what is real.
+    """
+
+    Config: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
+
+    wants: ClassVar[Wants] = Wants()
+    """What training asks of the data."""
+
+    validation_wants: ClassVar[Wants] = Wants(images=("eval",))
+    """What ``validation_terms`` asks of the data."""
+
+    scale_range: ClassVar[tuple[float, float] | None] = (0.0, math.log(100.0))
+    """Least and most of the logarithm of the logit scale, after every step; None leaves it free. CLIP's by default."""
+
+    group: Group = None
+    """The processes that see different pairs, over which features are gathered; set by the layout."""
+
+    def __init__(self, config: Any, model: TwoTower, load: LoadModel | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = model
+        self.load = load
+        self._companions: dict[str, nn.Module] = {}  # in a plain dict: no parameters or state of the objective
+
+    # --- before anything is built ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def model_needs(cls, options: Any) -> ModelNeeds:
+        """What the loss needs of the model, asked before weights are created: a bias, another initial scale."""
+        return ModelNeeds()
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """Configurations that the contract tests run, with models that take under a second."""
+        raise NotImplementedError
+
+    # --- the two halves -------------------------------------------------------------------------------------------------------
+
+    def encode(self, batch: Batch, frozen: Any = None) -> Any:
+        """Features of the batch's pairs, pair by pair: no pair may look at another. ``frozen``: what ``encode_frozen`` gave."""
+        raise NotImplementedError
+
+    def compare(self, features: Any, pairs: Pairs) -> Terms:
+        """Terms of the whole batch, over all processes of ``group``. The same input in a plain step and over micro-batches."""
+        raise NotImplementedError
+
+    def encode_frozen(self, batch: Batch) -> Any:
+        """What ``encode`` needs that has no gradient, such as a teacher's features; computed once a step, in its first pass."""
+        return None
+
+    def compare_parameters(self) -> list[nn.Parameter]:
+        """Trained parameters that ``compare`` uses, as opposed to ``encode``: scale, bias, heads that see the whole batch."""
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        return [item for item in (scale, bias) if item is not None and item.requires_grad]
+
+    def after_step(self, features: Any, pairs: Pairs) -> None:
+        """Change state that moves once a step (queues, running estimates), in training only; no gradient.
+
+        ``features`` are those of the step's pairs of this process, detached; state lives in buffers, which checkpoints hold.
+        """
+
+    def validation_terms(self, batch: Batch) -> Terms:
+        """Terms of a batch made as ``validation_wants`` asks, in evaluation mode; changes no state."""
+        return self.compare(self.encode(batch, self.encode_frozen(batch)), pairs_of([batch]))
+
+    # --- frozen companions ----------------------------------------------------------------------------------------------------
+
+    def add_companion(self, name: str, module: nn.Module) -> nn.Module:
+        """Declare a frozen module, such as a teacher: never trained, always in evaluation mode, not in the weights.
+
+        The layout places it; a checkpoint holds its hash, so that a resumed run knows whether it is the same.
+        """
+        self._companions[name] = module.requires_grad_(False).eval()
+        return module
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The frozen companions by name."""
+        return dict(self._companions)
+
+    # --- views of a batch -----------------------------------------------------------------------------------------------------
+
+    def encode_images(self, batch: Batch, view: int = 0, return_tokens: bool = False) -> Encoded:
+        """What the image tower gives of one image view; precomputed features where the batch carries them."""
+        if batch.image_features is not None:
+            if return_tokens or view:
+                raise ConfigError("--cache-features keeps the pooled feature of one view; this objective needs more.")
+            return Encoded(batch.image_features, batch.image_features)
+        return self.model.image(batch.images[view], return_tokens=return_tokens, seeds=view_seeds(batch, view))
+
+    def encode_texts(self, batch: Batch, view: int = 0, return_tokens: bool = False) -> Encoded:
+        """What the text tower gives of one text view."""
+        return self.model.text(
+            batch.tokens[view], batch.lengths[view], return_tokens=return_tokens, seeds=view_seeds(batch, view)
+        )
+
+    # --- calls ----------------------------------------------------------------------------------------------------------------
+
+    def forward(self, call: str, *arguments: Any) -> Any:
+        """Every call that computes with parameters goes through here, because hooks of sharding run on ``forward``.
+
+        ``call`` is a key of ``_CALLS``; ``distributed.layout.Layout`` has a method for each.
+        """
+        return _CALLS[call](self, *arguments)
+
+    def _terms(self, batch: Batch) -> tuple[Terms, Any]:
+        features = self.encode(batch, self._frozen(batch))
+        terms = self._compared(features, pairs_of([batch]))
+        return self._touched(terms), _mapped(features, torch.Tensor.detach)
+
+    def _compared(self, features: Any, pairs: Pairs) -> Terms:
+        # Copied: a metric that is a parameter (a bias) would be freed memory once a sharded parameter is sharded again.
+        terms = self.compare(features, pairs)
+        return terms._replace(metrics={name: item.detach().clone() for name, item in terms.metrics.items()})
+
+    def _features(self, batch: Batch) -> tuple[Any, Any]:
+        frozen = self._frozen(batch)
+        return self.encode(batch, frozen), frozen
+
+    def _frozen(self, batch: Batch) -> Any:
+        with torch.no_grad():
+            return self.encode_frozen(batch)
+
+    def _cached_grads(self, batch: Batch, frozen: Any, gradients: Sequence[Tensor | None]) -> Tensor:
+        features = [item for item in self.encode(batch, frozen) if differentiable(item)]
+        # d/dx of sum(x * g) is g: the backward pass of this sum gives every feature its cached gradient.
+        sums = [(item * own).sum() for item, own in zip(features, gradients, strict=True) if own is not None]
+        return torch.stack([*sums, self._touch(features[0])]).sum()
+
+    def _touch(self, like: Tensor) -> Tensor:
+        """A zero that depends on what ``compare`` uses, so that replicas see a gradient of it in every synchronized pass."""
+        zeros = [item.sum() * 0 for item in self.compare_parameters()]
+        return torch.stack([zero.to(like.dtype) for zero in zeros]).sum() if zeros else like.new_zeros(())
+
+    def _touched(self, terms: Terms) -> Terms:
+        name, first = next(iter(terms.losses.items()))
+        return terms._replace(losses={**terms.losses, name: first + self._touch(first)})
+
+
+def _encode_image(objective: Objective, images: Tensor) -> Tensor:
+    return objective.model.encode_image(images)
+
+
+def _encode_text(objective: Objective, tokens: Tensor, lengths: Tensor | None, prefix: Any) -> Tensor:
+    return objective.model.encode_text(tokens, lengths=lengths, prefix=prefix)
+
+
+_CALLS: dict[str, Callable[..., Any]] = {
+    "terms": Objective._terms,
+    "features": Objective._features,
+    "compare": Objective._compared,
+    "cached_grads": Objective._cached_grads,
+    "validation": lambda objective, batch: objective.validation_terms(batch),
+    "image": _encode_image,
+    "text": _encode_text,
+}
+
+
+def view_seeds(batch: Batch, view: int) -> Tensor:
+    """Seeds int64 [B] of one view of each pair, from which a tower's random draws are made."""
+    return batch.seeds if view == 0 else batch.seeds + (view * _VIEW_STRIDE) % (1 << 62)
+
+
+def differentiable(item: Tensor | None) -> bool:
+    """Whether a field of the features carries a gradient."""
+    return item is not None and item.is_floating_point()
+
+
+def pairs_of(batches: Sequence[Batch]) -> Pairs:
+    """What ``compare`` sees of the micro-batches of a step, in their order."""
+    first = batches[0]
+    return Pairs(
+        keys=tuple(key for batch in batches for key in batch.keys),
+        indices=torch.cat([batch.indices for batch in batches]),
+        seeds=torch.cat([batch.seeds for batch in batches]),
+        groups=torch.cat([batch.groups for batch in batches]),
+        labels=None if first.labels is None else torch.cat([_labels(batch) for batch in batches]),
+        epoch=first.epoch,
+    )
+
+
+def _labels(batch: Batch) -> Tensor:
+    if batch.labels is None:
+        raise ConfigError("some micro-batches of a step have labels and others have none; give every record one.")
+    return batch.labels
+
+
+def _mapped(features: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    return type(features)(*(None if item is None else function(item) for item in features))

@@ -1,0 +1,88 @@
+"""Formulas that several objectives share: pure functions of features, computed in fp32 or more whatever the towers ran in.
+
+CLIP's symmetric cross-entropy (Radford et al. 2021) and SigLIP's sigmoid loss (Zhai et al. 2023), each of this process's rows
+against the columns of all. No module, no parameter, no option; gathering is asked for explicitly.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diptych.distributed.gather import gather, gather_with_gradient, rank_offset
+from diptych.distributed.process_group import Group
+from diptych.objectives._tiles import tiled_cross_entropy
+
+MATRIX_LIMIT = 1 << 20  # similarities that are held at once; more are computed in tiles
+
+
+class Features(NamedTuple):
+    """Unit-length features of pairs: ``image`` [B, D], ``text`` [B, D]."""
+
+    image: Tensor
+    text: Tensor
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features [B, D] of unit length, in full precision."""
+    return F.normalize(full_precision(features), dim=-1)
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """At least fp32; float64 stays."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def gathered(local: Tensor, group: Group, with_gradient: bool = True) -> Tensor:
+    """[B, ...] of each process -> [W*B, ...]; without ``with_gradient``, only this process's own rows carry gradient."""
+    if with_gradient:
+        return gather_with_gradient(local, group)
+    everything = gather(local.detach(), group)
+    start = rank_offset(len(local), group)
+    return torch.cat([everything[:start], local, everything[start + len(local) :]])
+
+
+def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """CLIP's loss of R local pairs against N pairs of the global batch, and the share of rows whose own caption won.
+
+    ``rows`` [R, D] and ``columns`` [N, D] have unit length; ``scale`` [1] is already exponentiated; the pair of row i is
+    column ``offset + i``. The loss is the mean over rows of both directions' cross-entropy, in nats; both results are scalars.
+    """
+    count = len(rows.image)
+    # Autocast would round the similarities to half precision, which at a scale of 100 is a whole nat.
+    with torch.autocast(rows.image.device.type, enabled=False):
+        # When the rows are all there is, both directions share one product.
+        whole = count == len(columns.image)
+        if count * len(columns.image) <= MATRIX_LIMIT:
+            return _contrastive_matrix(rows, columns, scale, offset)
+        loss, correct = tiled_cross_entropy(rows.image, columns.text, scale, offset, both=whole)
+        if not whole:
+            loss = loss + tiled_cross_entropy(rows.text, columns.image, scale, offset)[0]
+    return loss / (2 * count), correct.float() / count
+
+
+def _contrastive_matrix(rows: Features, columns: Features, scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """The loss with the whole matrix of similarities in memory: fastest while that is small."""
+    own = torch.arange(len(rows.image), device=rows.image.device) + offset
+    by_image = scale * rows.image @ columns.text.T
+    by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
+    loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
+    return loss, (by_image.detach().argmax(dim=1) == own).float().mean()
+
+
+def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """SigLIP's loss of R local images against N texts of the global batch, and the share of rows whose own caption won.
+
+    ``image`` [R, D] and ``text`` [N, D] have unit length; ``scale`` [1] is already exponentiated, ``bias`` [1]; the text of row
+    i is ``offset + i``. The loss is the sum over texts, averaged over rows, of the binary cross-entropy in nats. Both results
+    are scalars.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        logits = scale * image @ text.T + bias
+        own = torch.arange(len(image), device=image.device)[:, None] + offset
+        signs = torch.where(torch.arange(len(text), device=image.device) == own, 1.0, -1.0).to(logits.dtype)
+        loss = F.softplus(-signs * logits).sum() / len(image)
+        return loss, (logits.detach().argmax(dim=1) == own[:, 0]).float().mean()

@@ -1,0 +1,97 @@
+"""Which format reads a name, by declared priority; which split is taken when none was named; names in one table."""
+
+import json
+
+import pytest
+
+from diptych import log
+from diptych.data import SOURCES, VALIDATION_SPLITS, SourceOptions, known_data, open_source, open_split
+from diptych.data._open import _format_of
+from diptych.errors import ConfigError, SourceError
+
+from .world import FORMATS, write_images
+
+
+def test_every_format_declares_a_priority_and_an_example():
+    for name in SOURCES.names():
+        entry = SOURCES.get(name)
+        assert entry.priority in (10, 15, 20, 30), name
+        assert entry.example in known_data(), name
+    assert known_data().startswith("a folder, shards-{000..099}.tar, ")
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("a.csv", "Csv"), ("a.TSV", "Csv"), ("a.json", "JsonArray"), ("a.jsonl", "JsonLines"), ("a.tar", "WebDataset"),
+     ("laion.parquet", "Parquet"), ("laion.jsonl", "JsonLines"), ("part-00000.parquet", "Parquet"),
+     ("laion-400m.tar.gz", "WebDataset"), ("part-00000.gz", "Laion"), ("laion.filelist", "Laion"), ("part-00007", "Laion")],
+)  # fmt: skip
+def test_an_ending_decides_before_other_parts_of_a_name(tmp_path, name, expected):
+    (tmp_path / name).write_text("x")
+    assert _format_of(str(tmp_path / name)).__name__ == expected
+
+
+def test_a_folder_is_a_folder_whatever_it_is_called_and_a_pipe_is_a_tar(tmp_path):
+    (tmp_path / "pairs.csv").mkdir()
+    assert _format_of(str(tmp_path / "pairs.csv")).__name__ == "Folder"
+    assert _format_of("pipe:cat pairs.csv").__name__ == "WebDataset"
+
+
+def test_two_formats_of_equal_priority_that_both_match_are_an_error(tmp_path, monkeypatch):
+    @SOURCES.register("commas")
+    class Commas(SOURCES.get("csv")):
+        example = "pairs.csv as well"
+
+    try:
+        (tmp_path / "a.csv").write_text("filepath,title\nx.png,y\n")
+        with pytest.raises(
+            ConfigError, match=r"the formats Commas and Csv both read this name; choose with --dataset-type"
+        ):
+            open_source(str(tmp_path / "a.csv"))
+        assert len(open_source(str(tmp_path / "a.csv"), options=SourceOptions(dataset_type="commas"))) == 1
+    finally:
+        del SOURCES._entries["commas"]
+
+
+def test_errors_and_help_name_every_registered_format(tmp_path, capsys):
+    from diptych.config import parse
+
+    (tmp_path / "what.xyz").write_text("x")
+    with pytest.raises(SourceError, match=r"choose one with --dataset-type (.*)\.$") as caught:
+        open_source(str(tmp_path / "what.xyz"))
+    assert str(caught.value).rpartition(" ")[2].rstrip(".").split("|") == SOURCES.names() == sorted(FORMATS)
+    with pytest.raises(SystemExit):
+        parse(SourceOptions, ["--help"], program="x")
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"or {', '.join(SOURCES.names())}." in shown
+    with pytest.raises(ConfigError, match=r"unknown data format 'jsonlx'. Did you mean 'jsonl'\?"):
+        open_source("x", options=SourceOptions(dataset_type="jsonlx"))
+
+
+def with_splits(folder, *splits):
+    names = write_images(folder, 4)
+    rows = [{"image": name, "caption": "a", "split": split} for name, split in zip(names, splits, strict=False)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "pairs.jsonl")
+
+
+def test_a_split_that_was_not_named_is_chosen_and_logged(tmp_path, monkeypatch):
+    messages = []
+    monkeypatch.setattr(log, "info", messages.append)
+    spec = with_splits(tmp_path, "train", "train", "test", "dev")
+    assert len(open_split(spec, "", ("train",), SourceOptions())) == 2
+    assert open_split(spec, "", VALIDATION_SPLITS, SourceOptions()).record(0).key.startswith("img/03.png")
+    assert len(messages) == 2
+    assert "taking the split 'dev' (1 of 4 records)" in messages[1]
+    assert open_split(spec, "test", ("train",), SourceOptions()).record(0).key.startswith("img/02.png")
+    assert len(messages) == 2  # what was named is no guess
+
+
+def test_no_preferred_split_is_an_error_with_the_flag(tmp_path):
+    spec = with_splits(tmp_path, "a", "b")
+    with pytest.raises(ConfigError, match="has the splits a, b; name one with --val-split"):
+        open_split(spec, "", VALIDATION_SPLITS, SourceOptions(), "--val-split")
+
+
+def test_a_single_split_or_none_is_taken_whole(tmp_path):
+    assert len(open_split(with_splits(tmp_path, "a", "a", "a"), "", ("train",), SourceOptions())) == 3

@@ -1,0 +1,189 @@
+"""The layout's verbs under DistributedDataParallel and under FSDP2, on two processes over gloo, against one process.
+
+The sharded layout is the test's own (``sharded.py``): it proves that step, state, saving, finishing and evaluation ask nothing
+that only replicas can answer.
+"""
+
+import pytest
+import torch
+
+from diptych import weights
+from diptych.devices import get_device
+from diptych.distributed import checkpoint, process_group
+from diptych.distributed.layout import Layout, frozen_digests, parallelize
+from diptych.evaluate import Encoder
+from diptych.train.changes import exported
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
+from diptych.train.step import Step
+from tests.objectives.worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
+
+from ._processes import run_in_processes
+from .sharded import ShardedLayout
+
+LAYOUTS = {"replicated": Layout, "sharded": ShardedLayout}
+EXAMPLE = "siglip-1"
+TEXTS = [f"a photo of {'very ' * (number % 5)}thing number {number}" for number in range(17)]
+
+
+def make_step(layout, clip_norm=0.0, dtype=torch.float64):
+    device, world = get_device("cpu"), process_group.world_from_environment()
+    laid_out = LAYOUTS[layout](make_objective(EXAMPLES[EXAMPLE], dtype), device, world)
+    laid_out.train()
+    optimizer = create_optimizer(
+        laid_out.trainable(), laid_out.objective.model, OptimizerOptions(lr=1e-3, image_layer_decay=0.5), device
+    )
+    return Step(laid_out, optimizer, device, "fp32", clip_norm)
+
+
+def take(step, numbers, parts):
+    for number in numbers:
+        batch = own_rows(batch_for(step.layout.objective, 16, seed=number), step.layout.world)
+        result = step(pieces_of(batch, parts))
+    norm = step.gradient_norm() if result.gradient_norm is None else result.gradient_norm
+    return {**process_group.all_reduce_mean_of({"loss": result.loss, **result.metrics}), "norm": float(norm)}
+
+
+def plain(state):
+    return {name: item.flatten().tolist() for name, item in state.items()}
+
+
+def trained(layout, parts, clip_norm):
+    step = make_step(layout, clip_norm)
+    row = take(step, range(3), parts)
+    return row, plain(step.layout.full_state())
+
+
+def every_case(layout, cases):
+    return [trained(layout, *case) for case in cases]
+
+
+CASES = [(parts, clip_norm) for parts in (1, 2, 4) for clip_norm in (0.0, 0.05)]
+
+
+def every_verb(layout, folder):
+    """All that the tests below look at, in one start of two processes, since starting takes seconds."""
+    return {
+        "steps": every_case(layout, CASES),
+        "resumed": saved_and_resumed(layout, folder),
+        "finished": finished(layout, folder / "model.safetensors"),
+        "evaluated": evaluated(layout),
+        "losses": losses_by_rank(layout),
+    }
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def on_two(request, tmp_path_factory):
+    """A folder with what two processes wrote, and the results of both."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, run_in_processes(2, every_verb, request.param, folder)
+
+
+def test_steps_equal_those_of_one_process(on_two):
+    expected = every_case("replicated", [(1, clip_norm) for _, clip_norm in CASES])
+    for results in on_two[1]:
+        for (row, state), (wanted, whole) in zip(results["steps"], expected, strict=True):
+            assert row == pytest.approx(wanted, rel=1e-5)
+            assert state.keys() == whole.keys()
+            for name, values in whole.items():
+                assert state[name] == pytest.approx(values, abs=1e-6), name
+
+
+def saved_and_resumed(layout, folder):
+    """Two steps, a checkpoint that rank 0 writes, two more; and the same from the checkpoint. Both final states."""
+    step = make_step(layout)
+    take(step, range(2), 2)
+    state = {"weights": step.layout.full_state(), "step_state": step.state()}  # a collective
+    if step.layout.world.main:
+        checkpoint.save(folder, 2, state)
+    process_group.barrier()
+    take(step, (2, 3), 2)
+    resumed = make_step(layout)
+    loaded = checkpoint.load(checkpoint.path_of(folder, 2))
+    resumed.layout.load_full_state(loaded["weights"])
+    resumed.restore(loaded["step_state"])
+    take(resumed, (2, 3), 2)
+    return plain(step.layout.full_state()), plain(resumed.layout.full_state())
+
+
+def test_a_checkpoint_is_whole_and_resumes_exactly(on_two):
+    folder, (results, _) = on_two
+    whole, resumed = results["resumed"]
+    assert whole == resumed
+    # It is the same file whatever the layout: one process goes on from it.
+    step = make_step("replicated")
+    loaded = checkpoint.load(checkpoint.path_of(folder, 2))
+    step.layout.load_full_state(loaded["weights"])
+    step.restore(loaded["step_state"])
+    take(step, (2, 3), 2)
+    for name, values in plain(step.layout.full_state()).items():
+        assert whole[name] == pytest.approx(values, abs=1e-6), name
+
+
+def finished(layout, path):
+    step = make_step(layout, dtype=torch.float32)
+    take(step, range(2), 1)
+    state = step.layout.model_state()
+    if step.layout.world.main:
+        weights.save_state(path, step.layout.objective.model.config, exported((), state), {})
+    process_group.barrier()
+    return plain(step.layout.model_state())
+
+
+def test_final_weights_are_whole(on_two):
+    folder, results = on_two
+    for name, item in weights.load(folder / "model.safetensors").state_dict().items():
+        for rank in results:
+            assert torch.equal(item.flatten(), torch.tensor(rank["finished"][name])), name
+
+
+def evaluated(layout):
+    """Features of 17 texts at batch 4, with every process taking part, and the losses of validation."""
+    step = make_step(layout, dtype=torch.float32)
+    objective = step.layout.objective
+    tokenizer, transform = weights.tokenizer_of(objective.model.config), weights.transforms(objective.model.config)[1]
+    encoder = Encoder(step.layout, tokenizer, transform, step.device, 4, 0, "fp32", shared=step.layout.size > 1)
+    with step.layout.evaluating():
+        features = encoder.texts(TEXTS, lambda count: None)
+        with torch.no_grad():
+            batch = own_rows(batch_for(objective, 16, wants=objective.validation_wants), step.layout.world)
+            terms = step.layout.validation_terms(batch)
+    assert objective.training
+    return features.tolist(), process_group.all_reduce_mean_of(terms.losses)["sigmoid"]
+
+
+def test_evaluation_gives_every_process_all_features(on_two):
+    expected, loss = evaluated("replicated")
+    for rank in on_two[1]:
+        features, own = rank["evaluated"]
+        assert torch.allclose(torch.tensor(features), torch.tensor(expected), atol=1e-5)
+        assert own == pytest.approx(loss, rel=1e-5)
+
+
+def losses_by_rank(layout):
+    step = make_step(layout)
+    batch = own_rows(batch_for(step.layout.objective, 8), step.layout.world)
+    result = step([batch])
+    own = {name: float(item) for name, item in result.losses.items()}
+    return own, process_group.all_reduce_mean_of({"loss": result.loss, **result.losses})
+
+
+def test_losses_are_means_over_ranks_and_sum_to_the_loss(on_two):
+    results = [rank["losses"] for rank in on_two[1]]
+    own = [sum(losses.values()) for losses, _ in results]
+    assert own[0] != pytest.approx(own[1], rel=1e-3)
+    for _, means in results:
+        assert means["loss"] == pytest.approx(sum(own) / 2, rel=1e-6)
+        assert means["loss"] == pytest.approx(sum(value for name, value in means.items() if name != "loss"), rel=1e-6)
+
+
+def test_companions_are_placed_locked_and_hashed():
+    objective = make_objective(EXAMPLES["everything-1"])
+    layout = parallelize(objective, get_device("cpu"), process_group.world_from_environment())
+    layout.train()
+    teacher = objective.frozen()["teacher"]
+    assert not teacher.training and not [item for item in teacher.parameters() if item.requires_grad]
+    assert not [name for name in layout.full_state() if "teacher" in name]
+    before = frozen_digests(objective.frozen())
+    with torch.no_grad():
+        teacher.logit_scale += 1e-6
+    assert frozen_digests(objective.frozen()) != before
