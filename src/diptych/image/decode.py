@@ -68,7 +68,9 @@ def _by_pillow(data: bytes, name: str, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")
             return _decode(data, name, max_pixels)
     except UnidentifiedImageError as error:
-        raise RecordError(name, f"not an image that can be read ({_content(data)})", "remove it or convert it") from error
+        raise RecordError(
+            name, f"not an image that can be read ({_content(data)})", "remove it or convert it"
+        ) from error
     except Image.DecompressionBombError as error:
         raise RecordError(name, f"larger than {max_pixels:,} pixels", "shrink it or remove it") from error
     except (

@@ -41,7 +41,10 @@ def compile_kernels(images: int | None) -> None:
 def _import_kernels() -> ModuleType | None:
     try:
         from diptych.image import _kernels
-    except (ImportError, RuntimeError):  # not installed; or no folder to store what was compiled in, which numba reports so
+    except (
+        ImportError,
+        RuntimeError,
+    ):  # not installed; or no folder to store what was compiled in, which numba reports so
         return None
     return _kernels
 

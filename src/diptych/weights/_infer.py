@@ -62,7 +62,7 @@ def _vision(tensors: Mapping[str, Tensor], scheme: NamingScheme) -> VitConfig | 
         width = tensors["visual.layer1.0.conv1.weight"].shape[0]
         side = _grid_side(tensors["visual.attnpool.positional_embedding"])
         first, second, third, last = (_count(tensors, rf"visual\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
-        return ResNetConfig(STRIDE * side, (first, second, third, last), width, heads=max(1, width // 2))
+        return ResNetConfig(STRIDE * side, (first, second, third, last), width=width, heads=max(1, width // 2))
     patches = tensors["visual.conv1.weight"]
     width, patch = patches.shape[0], patches.shape[-1]
     hidden = tensors["visual.transformer.resblocks.0.mlp.c_fc.weight"]

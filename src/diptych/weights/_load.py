@@ -10,7 +10,7 @@ import torch
 
 from diptych.devices import get_device
 from diptych.errors import ConfigError
-from diptych.models import ModelNeeds, TwoTower, create_model, model_config
+from diptych.models import ModelConfig, ModelNeeds, TwoTower, create_model, model_config
 from diptych.weights._locate import locate
 from diptych.weights._open import open_model
 
@@ -43,17 +43,18 @@ def load(
     return converted(loaded, get_device(device).torch_device).eval()
 
 
-def create(name: str, pretrained: str = "", needs: ModelNeeds | None = None) -> TwoTower:
-    """A model to train, in fp32 on the CPU: architecture ``name`` with random weights, or with those of ``pretrained``.
+def create(model: str | ModelConfig, pretrained: str = "", needs: ModelNeeds | None = None) -> TwoTower:
+    """A model to train, in fp32 on the CPU: an architecture with random weights, or with those of ``pretrained``.
 
-    ``pretrained`` is what ``load`` takes; position tables are resized to ``name``'s sizes. ``needs`` is what a loss needs of
-    the model: random weights begin with its bias and scale; pretrained weights that have neither get them, with a line in the
-    log, and others go on with their own. Raises WeightsError when the weights are of another architecture or activation.
+    ``pretrained`` is what ``load`` takes; position tables are resized to the architecture's sizes. ``needs`` is what a loss
+    needs of the model: random weights begin with its bias and scale; pretrained weights that have neither get them, with a
+    line in the log, and others go on with their own. Raises WeightsError when the weights are of another architecture or
+    activation.
     """
-    config = model_config(name)
+    config = model_config(model) if isinstance(model, str) else model
     if not pretrained:
         return create_model(config if needs is None else config.with_needs(needs))
-    location = locate(pretrained, name)
+    location = locate(pretrained, config.name)
     return converted(open_model(location.path, config, known=location.known, needs=needs), torch.float32).train()
 
 

@@ -67,7 +67,7 @@ def _vision(table: ConfigTable, quick: bool, where: str) -> tuple[VisionConfig, 
             raise WeightsError(f"{where}: its image tower is timm's {timm}, which Diptych does not have.")
         table.refuse_rest(HARMLESS, where)
         width, layers, heads, mlp = TIMM_SIZES[match.group(1)]
-        siglip = SiglipConfig(size, int(match.group(2)), width, layers, heads, mlp)
+        siglip = SiglipConfig(size, int(match.group(2)), layers, heads, mlp, width=width)
         return siglip, "gelu_tanh" if TIMM_TANH.match(timm) else "gelu"
     activation: Activation = "quickgelu" if quick else "gelu"
     stages, width = table.integers("layers", 12), table.integer("width", 768)
@@ -75,14 +75,14 @@ def _vision(table: ConfigTable, quick: bool, where: str) -> tuple[VisionConfig, 
     if len(stages) > 1:
         table.refuse_rest(("mlp_ratio",), where)
         first, second, third, last = stages
-        return ResNetConfig(size, (first, second, third, last), width, width * STRIDE // head_width), activation
+        return ResNetConfig(size, (first, second, third, last), width * STRIDE // head_width, width=width), activation
     mlp, scale = table.number("mlp_ratio", 4.0), table.optional_number("ls_init_value")
     # The norm follows the mean; the other order is a model that Diptych does not have.
     mean = table.text("pool_type", "tok") == "avg" and table.flag("final_ln_after_pool")
     before = not table.flag("no_ln_pre")
     table.refuse_rest((), where)
     tower = VitConfig(
-        size, patch, width, stages[0], width // head_width, mlp, scale, norm_before=before,
+        size, patch, stages[0], width // head_width, mlp, scale, width=width, norm_before=before,
         pool="patches" if mean else "class",
     )  # fmt: skip
     return tower, activation

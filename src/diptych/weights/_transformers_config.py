@@ -58,9 +58,9 @@ def _config(table: ConfigTable, pixels: ConfigTable, where: str) -> ModelConfig:
         return ModelConfig(model_type, embed_dim, tower, text_config, activation, preprocess, math.log(10), -10.0)
     width = vision.integer("hidden_size")
     clip_tower = VitConfig(
-        vision.integer("image_size"), vision.integer("patch_size"), width, vision.integer("num_hidden_layers"),
+        vision.integer("image_size"), vision.integer("patch_size"), vision.integer("num_hidden_layers"),
         vision.integer("num_attention_heads"), mlp_ratio(vision.integer("intermediate_size"), width), None,
-        vision.number("layer_norm_eps"),
+        vision.number("layer_norm_eps"), width=width,
     )  # fmt: skip
     embed_dim, scale = table.integer("projection_dim", 512), table.number("logit_scale_init_value", 2.6592)
     return ModelConfig(model_type, embed_dim, clip_tower, text_config, activation, preprocess, scale)
@@ -73,8 +73,8 @@ def _siglip_vision(table: ConfigTable, model_type: str) -> SiglipConfig:
     if model_type == "siglip2":  # its own grid is a square of num_patches
         size = patch * round(table.integer("num_patches") ** 0.5)
     return SiglipConfig(
-        size, patch, width, table.integer("num_hidden_layers"), table.integer("num_attention_heads"),
-        mlp_ratio(table.integer("intermediate_size"), width), table.number("layer_norm_eps"),
+        size, patch, table.integer("num_hidden_layers"), table.integer("num_attention_heads"),
+        mlp_ratio(table.integer("intermediate_size"), width), table.number("layer_norm_eps"), width=width,
     )  # fmt: skip
 
 

@@ -99,6 +99,6 @@ def siglip_rules(config: ModelConfig) -> list[Rule]:
             parts = tuple(f"{ours}.attention.{letter}.{leaf}" for letter in "qkv")
             rules.append(Rule(f"{theirs}.attn.qkv.{leaf}", parts, STACKED))
     # Its text tower has CLIP's names under "text."; only the image tower is timm's.
-    stand_in = dataclasses.replace(config, vision=VitConfig(224, 32, 64, 0, 1), logit_bias=None)
+    stand_in = dataclasses.replace(config, vision=VitConfig(224, 32, 0, 1, width=64), logit_bias=None)
     text = clip_rules(stand_in, NamingScheme(text="text."))
     return rules + [rule for rule in text if rule.theirs.startswith("text.")]
