@@ -138,7 +138,6 @@ def micro_batches(device: Device, name: str) -> str:
     return f"error {_loss_error(losses, expected, LOSS_LIMIT['fp32']):.0e}"
 
 
-<<<<<<< HEAD
 def training_step(
     model: TwoTower,
     device: Device,
@@ -150,7 +149,9 @@ def training_step(
 ) -> Step:
     """The step that ``diptych train`` takes on CLIP's loss, with its AdamW; moves the model to the device."""
     objective = create_objective(OBJECTIVES.get("clip").Config(), model)
-    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=clip_norm), device, precision, world)
+    return create_step(
+        objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=clip_norm), device, precision, world
+    )
 
 
 def _losses(
