@@ -150,7 +150,8 @@ class Block(nn.Module):
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of [B, L, D] (queries may be fewer than keys), heads split and joined again."""
-    return join_heads(scaled_dot_product(*(split_heads(item, heads) for item in (query, key, value)), causal=causal))
+    queries, keys, values = (split_heads(item, heads) for item in (query, key, value))
+    return join_heads(scaled_dot_product(queries, keys, values, causal=causal))
 
 
 def scaled_dot_product(
