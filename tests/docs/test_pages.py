@@ -166,3 +166,19 @@ def test_every_page_is_in_the_navigation_of_the_site():
     pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
     assert pages
     assert not [page for page in pages if f": {page}\n" not in nav]
+
+
+# What programs need not call: the command line and what it runs, data that ships, readers behind ``weights``.
+INTERNAL = {"assets", "recipes", "commands", "conformance", "tensorfiles", "config", "files"}
+
+
+def test_every_package_of_the_library_has_a_page_in_the_api_reference():
+    source = ROOT / "src" / "diptych"
+    packages = {path.parent.name for path in source.glob("*/__init__.py")} | {
+        path.stem for path in source.glob("[a-z]*.py")
+    }
+    documented = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        documented |= set(re.findall(r"^::: diptych\.?(\w*)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert packages - INTERNAL <= documented
+    assert not documented & INTERNAL
