@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 OPTIONS = ["-x", "-q", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider", "--tb=line", "--no-header"]
+OPTIONS += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # hypothesis was imported before pytest saw it
 
 
 @contextlib.contextmanager

@@ -262,7 +262,7 @@ class Device:
             )
         torch.use_deterministic_algorithms(True)
         # Filling new tensors finds reads of uninitialized memory, costs time, and changes no result of a correct program.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def seed(self, number: int) -> None:
         """Seed the accelerator's random numbers; ``torch.manual_seed`` seeds the CPU's."""

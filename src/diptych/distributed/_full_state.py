@@ -92,5 +92,5 @@ def digest(state: Mapping[str, Tensor]) -> str:
     result = hashlib.sha256()
     for name, value in sorted(state.items()):
         result.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        result.update(full(value).detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        result.update(full(value).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return result.hexdigest()[:40]

@@ -53,9 +53,9 @@ PRECISIONS = {
 class Layout:
     """An objective on one process, or replicated on many (DistributedDataParallel); the contract of all layouts.
 
-    ``objective`` is a ``diptych.objectives.Objective``, a type of the layer above. ``group`` holds the processes that see different pairs: collectives of
-    losses and metrics run over it. ``collective``: each encode call involves all processes, so that each must make the same
-    number of them.
+    ``objective`` is a ``diptych.objectives.Objective``, a type of the layer above. ``group`` holds the processes that see
+    different pairs: collectives of losses and metrics run over it. ``collective``: each encode call involves all processes, so
+    that each must make the same number of them.
     """
 
     collective = False

@@ -27,12 +27,13 @@ MAY_BE_ZERO = ("pad_id", "resize_to")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """What every image tower has: the side of its images in pixels, and the name of its family.
+    """What every image tower has: the side of its images in pixels, its width, and the name of its family.
 
     A family's file derives its own ``Config`` from it and gives ``family`` its default.
     """
 
     image_size: int
+    width: int = field(kw_only=True)
     family: str = field(default="", kw_only=True)
 
     def problem(self, embed_dim: int) -> str:

@@ -27,7 +27,6 @@ class ResNetConfig(VisionConfig):
     """CLIP's modified ResNet: ``layers`` blocks in each of four stages, ``width`` channels after the stem."""
 
     layers: tuple[int, int, int, int]
-    width: int
     heads: int
     family: str = field(default="resnet", kw_only=True)
 

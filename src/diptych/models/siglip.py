@@ -23,7 +23,6 @@ class SiglipConfig(VisionConfig):
     """SigLIP's vision transformer: no class token, attention pooling; ``norm_eps`` is that of its layer norms."""
 
     patch_size: int
-    width: int
     layers: int
     heads: int
     mlp_ratio: float = 4.0

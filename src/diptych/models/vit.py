@@ -26,7 +26,6 @@ class VitConfig(VisionConfig):
     """A vision transformer; ``mlp_ratio`` times ``width``, rounded down, is the hidden width of its MLPs."""
 
     patch_size: int
-    width: int
     layers: int
     heads: int
     mlp_ratio: float = 4.0

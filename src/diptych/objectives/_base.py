@@ -136,15 +136,13 @@ class Objective(nn.Module):
             if return_tokens or view:
                 raise ConfigError("--cache-features keeps the pooled feature of one view; this objective needs more.")
             return Encoded(batch.image_features, batch.image_features)
-        encoded = self.model.image(batch.images[view], return_tokens=return_tokens, seeds=view_seeds(batch, view))
-        return encoded  # type: ignore[no-any-return]
+        return self.model.image(batch.images[view], return_tokens=return_tokens, seeds=view_seeds(batch, view))
 
     def encode_texts(self, batch: Batch, view: int = 0, return_tokens: bool = False) -> Encoded:
         """What the text tower gives of one text view."""
-        encoded = self.model.text(
+        return self.model.text(
             batch.tokens[view], batch.lengths[view], return_tokens=return_tokens, seeds=view_seeds(batch, view)
         )
-        return encoded  # type: ignore[no-any-return]
 
     # --- calls ----------------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,69 @@
+"""The schedule's defaults, which are open_clip's, and its edges."""
+
+import dataclasses
+import math
+
+import pytest
+
+from diptych.errors import ConfigError
+from diptych.train.schedule import ScheduleOptions, learning_rate, total_steps, warmup_steps
+
+
+def test_the_defaults_are_open_clips_with_a_warm_up_that_fits_short_runs():
+    assert dataclasses.asdict(ScheduleOptions()) == {
+        "epochs": 32,
+        "max_steps": 0,
+        "warmup": -1.0,
+        "lr_scheduler": "cosine",
+        "min_lr": 0.0,
+        "warmup_start_lr": 0.0,
+    }
+
+
+def test_a_run_may_be_one_step_long():
+    assert total_steps(ScheduleOptions(epochs=1), 1) == 1
+    assert total_steps(ScheduleOptions(max_steps=1), 1000) == 1
+    with pytest.raises(ConfigError, match="--epochs 5 gives no step to train"):
+        total_steps(ScheduleOptions(epochs=5), 0)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"),
+    [
+        (-1, 505, 50),
+        (-1, 9, 0),
+        (-1, 99_999, 9_999),
+        (-1, 100_010, 10_000),
+        (0.0, 100, 0),
+        (0.004, 100, 0),
+        (0.026, 100, 3),
+        (0.999, 1000, 999),
+        (1.0, 1000, 1),
+        (1.9, 1000, 1),
+    ],
+)
+def test_warm_up_steps_are_whole(warmup, total, steps):
+    result = warmup_steps(ScheduleOptions(warmup=warmup), total)
+    assert result == steps
+    assert isinstance(result, int)
+
+
+@pytest.mark.parametrize("step", [0, 1, 6, 7, 8, 50, 98, 99, 100])
+@pytest.mark.parametrize(
+    ("scheduler", "least", "start"), [("cosine", 0.0, 0.0), ("cosine", 0.3, 0.1), ("const", 0.3, 0.1)]
+)
+def test_every_rate_is_the_formulas(step, scheduler, least, start):
+    options = ScheduleOptions(warmup=7, lr_scheduler=scheduler, min_lr=least, warmup_start_lr=start)
+    if step < 7:
+        expected = start + (2.0 - start) * (step + 1) / 7
+    elif scheduler == "const":
+        expected = 2.0
+    else:
+        expected = least + (2.0 - least) * (1 + math.cos(math.pi * (step - 7) / 93)) / 2
+    assert learning_rate(step, options, 2.0, 100) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_warm_up_as_long_as_the_run_never_divides_by_nothing():
+    options = ScheduleOptions(warmup=10)
+    assert learning_rate(9, options, 1.0, 10) == 1.0
+    assert learning_rate(10, options, 1.0, 10) == 1.0
