@@ -46,19 +46,16 @@ def step_point(batch: int, words: int, side: int) -> dict[str, float]:
 
     import torch
 
+    from diptych.conformance.training import training_step
     from diptych.devices import get_device
     from diptych.models import create_model, model_config
-    from diptych.objectives import create_objective
-    from diptych.objectives.clip import ClipConfig
-    from diptych.train.optimizer import OptimizerOptions
-    from diptych.train.step import create_step
     from diptych.types import Batch
 
     device = get_device("cpu")
     device.prepare_process()
     config = model_config("ViT-B-32")
     config = replace(config, vision=replace(config.vision, image_size=side))
-    step = create_step(create_objective(ClipConfig(), create_model(config)), OptimizerOptions(lr=1e-6), device, "bf16")
+    step = training_step(create_model(config), device, "bf16", learning_rate=1e-6)
     tokens = torch.randint(1, 40_000, (1, batch, words + 2))
     tokens[:, :, 0], tokens[:, :, -1] = 49_406, 49_407
     lengths = torch.full((1, batch), words + 2)

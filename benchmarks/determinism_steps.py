@@ -92,7 +92,7 @@ def repeated(case: Case, size: int, repeats: int) -> dict[str, list[str]]:
     differing: dict[str, set[str]] = {"gradients": set(), "weights": set()}
     for repetition in range(repeats):
         model.load_state_dict(start)
-        step = training_step(model, device, case.precision, learning_rate=1e-3)
+        step = training_step(model, device, case.precision, learning_rate=1e-3, clip_norm=1.0)
         step(batches)
         seen = {
             "gradients": {name: item.grad for name, item in model.named_parameters() if item.grad is not None},

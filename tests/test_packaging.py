@@ -54,7 +54,7 @@ def third_party_imports() -> set[str]:
                 names |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names.add(node.module.split(".")[0])
-    own = {"diptych", *sys.stdlib_module_names}
+    own = {"diptych", "_typeshed", *sys.stdlib_module_names}  # _typeshed: for type checkers only
     return {PACKAGE_OF.get(name, name.lower()) for name in names - own} - PLUGINS
 
 

@@ -27,18 +27,17 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _peers import machine, open_clip
 
+from diptych.conformance.training import training_step
 from diptych.data import Loader, LoaderOptions, build_prepare, open_source
 from diptych.devices import get_device
 from diptych.evaluate import Encoder, build_classifier
 from diptych.evaluate._prompts import class_set, load_templates
 from diptych.image import ViewOptions
 from diptych.models import create_model, model_config
-from diptych.objectives import create_objective
-from diptych.objectives.clip import ClipConfig, Features, contrastive
+from diptych.objectives.clip import Features, contrastive
 from diptych.profile import count as counted
 from diptych.text import get_tokenizer
-from diptych.train.optimizer import OptimizerOptions
-from diptych.train.step import create_step
+from diptych.train.step import Step
 from diptych.types import Batch, Wants
 
 DEVICE = get_device("auto")
@@ -105,7 +104,7 @@ def batch_of(name: str, size: int) -> Batch:
 def our_step(name: str, dropout: float = 0.0) -> Step:
     model: Any = create_model(name, device=DEVICE.torch_device)
     model.image.patch_dropout = dropout
-    return create_step(create_objective(ClipConfig(), model), OptimizerOptions(), DEVICE, PRECISION)
+    return training_step(model, DEVICE, PRECISION, learning_rate=5e-4)
 
 
 def their_step(name: str, size: int, best: bool, dropout: float | None = None) -> Callable[..., Any] | None:

@@ -28,6 +28,12 @@ def data() -> Path:
     return Path(os.environ["RACE_DATA"])
 
 
+def selected(race: str) -> bool:
+    """Whether this race was asked for on ``run.py``'s command line, where a file holds several."""
+    names = os.environ.get("RACE_NAMES", "").split()
+    return not names or race in names
+
+
 def captions(count: int) -> list[str]:
     """The first captions of Flickr8k, every one of each photo."""
     found: list[str] = []

@@ -39,11 +39,17 @@ for layout, name in (("openclip", "clip"), ("hf", "hf")):
 BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
 
 
-def raced(file: str, folder: Path, data: Path) -> list[dict[str, Any]]:
+def raced(file: str, folder: Path, data: Path, names: set[str]) -> list[dict[str, Any]]:
     out = folder / f"{file}.json"
-    settings = {**os.environ, "RACE_FOLDER": str(folder), "RACE_DATA": str(data), "RACE_OUT": str(out)}
+    settings = {
+        **os.environ, "RACE_FOLDER": str(folder), "RACE_DATA": str(data), "RACE_OUT": str(out), "RACE_NAMES": " ".join(names),
+    }  # fmt: skip
     start = time.perf_counter()
-    subprocess.run([sys.executable, str(HERE / file)], check=True, env=settings, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, str(HERE / file)], check=False, env=settings, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{file} failed:\n{done.stderr[-4000:]}")
     rows = json.loads(out.read_text(encoding="utf-8"))
     for row in rows:
         met = "" if row["ratio"] >= row["target"] else "   MISSED"
@@ -85,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         subprocess.run([sys.executable, "-c", PREPARE, name], check=True)
         for file in files:
-            rows += raced(file, Path(name), data)
+            rows += raced(file, Path(name), data, wanted)
     rows.sort(key=lambda row: int(row["race"][1:]))
     packages = ("torch", "open_clip_torch", "transformers", "sentence-transformers", "Pillow", "webdataset")
     result = {

@@ -1,6 +1,8 @@
-"""C1, C2 and C10: one training step of ViT-B-32 on Flickr8k captions, open_clip's own loss and optimiser against ours.
+"""C1, C2 and C10: a training step of ViT-B-32 on Flickr8k captions, open_clip's own loss and optimizer against ours.
 
-C10 is a step with a locked image tower (LiT) from the second epoch on: open_clip runs the tower again, we have its features.
+Our side prepares its process as ``diptych train`` does. "both with it": open_clip under the same setting of fp32 products, which
+its users can make by hand. C10 is a step with a locked image tower (LiT) from the second epoch on: open_clip runs the tower
+again, we have its features.
 
 Small learning rate, so that rounding does not grow into another run within the few steps whose losses are compared.
 """
@@ -12,14 +14,11 @@ import sys
 from typing import Any
 
 import torch
-from _clock import Contestant, captions, finish, own_model, peer_model, row, serve, take_turns
+from _clock import Contestant, captions, finish, own_model, peer_model, row, selected, serve, take_turns
 
+from diptych.conformance.training import training_step
 from diptych.devices import get_device
-from diptych.objectives import create_objective
-from diptych.objectives.clip import ClipConfig
 from diptych.text import get_tokenizer
-from diptych.train.optimizer import OptimizerOptions
-from diptych.train.step import create_step
 from diptych.types import Batch
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -44,23 +43,29 @@ def ours(size: int, precision: str, locked: bool = False) -> Any:
     if locked:  # as after the first pass of --lock-image --cache-features
         with torch.no_grad(), device.autocast(precision):
             batch = batch._replace(image_features=model.encode_image(images).float(), images=images[None, :, :, :0, :0])
-    step = create_step(create_objective(ClipConfig(), model), OptimizerOptions(lr=LR), device, precision)
+    step = training_step(model, device, precision, learning_rate=LR)
     return lambda: float(step([batch]).loss)
 
 
-def theirs(size: int, precision: str, best: bool, locked: bool = False) -> Any:
+def theirs(size: int, precision: str, flags: str, locked: bool = False) -> Any:
+    """open_clip's step; ``flags``: "default", "fused" for its fused AdamW, "prepared" for our setting of the process."""
     from _peers import open_clip
 
+    if flags == "prepared":
+        get_device("cpu").prepare_process()
     model, images, texts = peer_model().train(), *pairs(size)
     loss, tokens = open_clip().ClipLoss(), open_clip().get_tokenizer("ViT-B-32")(texts)
     pixels = (images.float() / 255 - MEAN) / STD
     if locked:
         model.lock_image_tower()
-    named = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
-    still = [one for name, one in named if one.ndim < 2 or "bn" in name or "ln" in name or "bias" in name]
-    rest = [one for _, one in named if not any(one is other for other in still)]
-    groups = [{"params": still, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6, **({"fused": True} if best else {}))
+    named = {name: item for name, item in model.named_parameters() if item.requires_grad}
+    fixed = {name for name, item in named.items() if item.ndim < 2 or "bn" in name or "ln" in name or "bias" in name}
+    groups = [
+        {"params": [named[name] for name in named if name in fixed], "weight_decay": 0.0},
+        {"params": [named[name] for name in named if name not in fixed], "weight_decay": 0.2},
+    ]
+    fused = {"fused": True} if flags == "fused" else {}
+    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6, **fused)
 
     def step() -> float:
         optimizer.zero_grad()
@@ -80,7 +85,10 @@ def theirs(size: int, precision: str, best: bool, locked: bool = False) -> Any:
 def race(name: str, size: int, precision: str, targets: dict[str, float], rounds: int) -> list[dict[str, Any]]:
     """Each contestant in a process of its own, as its users run it, and they take turns: one steps while the others sleep."""
     lit = "-lit" if name == "C10" else ""
-    kinds = {"diptych": "ours" + lit, "open_clip": "default" + lit, "open_clip, fused AdamW": "fused" + lit}
+    kinds = {
+        "diptych": "ours" + lit, "open_clip": "default" + lit, "open_clip, fused AdamW": "fused" + lit,
+        "open_clip, both with it": "prepared" + lit,
+    }  # fmt: skip
     runners = {
         who: Contestant(__file__, kind, str(size), precision)
         for who, kind in kinds.items()
@@ -102,15 +110,17 @@ def main() -> None:
     if len(sys.argv) > 1:
         kind, size, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
         kind, _, lit = kind.partition("-")
-        serve(
-            ours(size, precision, bool(lit)) if kind == "ours" else theirs(size, precision, kind == "fused", bool(lit))
-        )
+        serve(ours(size, precision, bool(lit)) if kind == "ours" else theirs(size, precision, kind, bool(lit)))
         return
-    rows = race("C1", 16, "bf16", {"open_clip": 1.8, "open_clip, fused AdamW": 1.6}, 3)
-    rows += race("C1", 32, "bf16", {"open_clip": 1.8}, 2)
-    rows += race("C2", 16, "fp32", {"open_clip": 1.75}, 3)
-    rows += race("C10", 32, "bf16", {"open_clip": 7.0}, 3)
-    finish(rows)
+    races = {
+        "C1": [
+            ("C1", 16, "bf16", {"open_clip": 2.4, "open_clip, fused AdamW": 1.6}, 4),
+            ("C1", 32, "bf16", {"open_clip": 1.8}, 2),
+        ],
+        "C2": [("C2", 16, "fp32", {"open_clip": 2.7, "open_clip, both with it": 1.7}, 4)],
+        "C10": [("C10", 32, "bf16", {"open_clip": 7.0}, 3)],
+    }
+    finish([row for name, each in races.items() if selected(name) for arguments in each for row in race(*arguments)])
 
 
 if __name__ == "__main__":

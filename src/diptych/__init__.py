@@ -5,13 +5,14 @@
     model, _, preprocess = diptych.create_model_and_transforms("ViT-B-32", pretrained="runs/mine/model.safetensors")
     tokenizer = diptych.get_tokenizer("ViT-B-32")
 
-This is the public door; names are imported when they are first used, so that importing the package costs nothing.
+The public interface: these names stay. They are imported when they are first used, so that importing the package costs
+nothing; ``create_model_and_transforms`` and ``get_tokenizer`` take and return what open_clip's do.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from diptych.errors import DiptychError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "Batch": "types",
     "DiptychError": "errors",
     "Encoded": "types",
@@ -58,11 +59,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    """Import a public name on first use. Raises AttributeError for others."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'diptych' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"diptych.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"diptych.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
+    """What the module has, with the names that were not imported yet."""
     return sorted({*globals(), *__all__})

@@ -221,7 +221,7 @@ def test_the_readable_part_of_a_truncated_tar_is_used(tmp_path, capsys):
         source = open_source(str(path))
         assert 0 < len(source) < 11
         assert all(source.record(index).captions == (caption(4 + index),) for index in range(len(source)))
-        assert "cut short" in capsys.readouterr().err
+        assert "truncated" in capsys.readouterr().err
 
 
 def test_members_that_point_outside_are_left_out(tmp_path, capsys):

@@ -153,7 +153,7 @@ def test_members_are_those_that_the_standard_library_finds(tmp_path_factory, mem
             if item.isfile() and ".." not in item.name.split("/") and not item.name.startswith("/")
         ]
     found = members_of(str(path))
-    assert [(name, *place) for name, place in zip(found.each_name(), found.places.tolist(), strict=True)] == expected
+    assert [(name, *place) for name, place in zip(found.each_name(), found.spans.tolist(), strict=True)] == expected
     assert found.whole
 
 
@@ -185,7 +185,7 @@ def test_the_readable_part_of_a_truncated_tar_is_used(tmp_path, cut, capsys):
     whole = sum(cut >= number * 2048 + 1024 + 512 + 5 for number in range(4))
     if whole:
         assert len(open_source(str(path))) == whole
-        assert "cut short" in capsys.readouterr().err
+        assert "truncated" in capsys.readouterr().err
     else:
         with pytest.raises(SourceError):
             open_source(str(path))

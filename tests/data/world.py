@@ -22,7 +22,7 @@ def picture(number: int) -> bytes:
 
 
 def caption(number: int) -> str:
-    return f"picture number {number}"
+    return f"image number {number}"
 
 
 def write_images(folder: Path, count: int = COUNT) -> list[str]:

@@ -22,12 +22,12 @@ import json, sys, torch
 from diptych.commands import main
 code = main(["selftest", "--device", "fakeacc:FakeAccelerator:1", "--json"])
 from diptych.devices import get_device
-kept = str(get_device("fakeacc").torch_device)
+current = str(get_device("fakeacc").torch_device)
 try:
-    told = str(torch.ones(3, 3) @ torch.ones(3, 3, device="fakeacc"))
+    mixed = str(torch.ones(3, 3) @ torch.ones(3, 3, device="fakeacc"))
 except RuntimeError as error:
-    told = str(error)
-print(json.dumps({"operators": torch.ops.fakeacc.operators(), "two devices": told, "kept": kept}))
+    mixed = str(error)
+print(json.dumps({"operators": torch.ops.fakeacc.operators(), "two devices": mixed, "current": current}))
 sys.exit(code)
 """
 
@@ -37,14 +37,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(FAKE), "OMP_NUM_THREADS": "1", **more}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=280)
+def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(FAKE), str(SOURCE.parent)])  # this tree's package, whichever is installed
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+    return subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=environment, timeout=280)
 
 
 @pytest.fixture(scope="module")
 def selftest():
-    """Exit code, report, and what the plug-in saw."""
+    """Exit code, report, and the operators that the plug-in ran."""
     done = run("-c", DRIVER)
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 2, done.stderr
@@ -86,8 +87,8 @@ def test_a_tensor_left_on_the_host_is_refused_as_on_real_hardware(selftest):
     assert "on the same device" in selftest[2]["two devices"]
 
 
-def test_the_accelerator_that_a_program_chose_before_is_kept(selftest):
-    assert selftest[2]["kept"] == "fakeacc:1"
+def test_the_accelerator_that_a_program_selected_before_stays_current(selftest):
+    assert selftest[2]["current"] == "fakeacc:1"
 
 
 def test_its_collectives_are_the_plugins_own(selftest):
@@ -99,9 +100,9 @@ def test_two_processes_take_the_step_that_one_takes(tmp_path):
     script = str(FAKE / "two_processes.py")
     alone = run(script, "cpu")
     both = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, NAME)
-    one, two = (json.loads(done.stdout.strip().splitlines()[-1]) for done in (alone, both))
-    assert (two["size"], two["device"]) == (2, "fakeacc:0")
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
+    single, double = (json.loads(done.stdout.strip().splitlines()[-1]) for done in (alone, both))
+    assert (double["size"], double["device"]) == (2, "fakeacc:0")
+    assert double["losses"] == pytest.approx(single["losses"], rel=1e-5)
 
 
 def test_the_source_has_no_special_case_for_it():

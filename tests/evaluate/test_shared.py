@@ -8,7 +8,7 @@ import torch
 from diptych.devices import get_device
 from diptych.distributed import process_group
 from diptych.distributed.gather import gather_rows
-from diptych.errors import DataError, SourceError
+from diptych.errors import ConfigError, DataError, SourceError
 from diptych.evaluate import EVALUATORS, Encoder, build_classifier, image_features
 from diptych.image import EvalTransform
 from diptych.models import create_model
@@ -205,3 +205,21 @@ def test_rows_of_differing_number_come_in_rank_order():
 def _rows():
     rank = process_group.rank()
     return gather_rows(torch.full((rank, 1), float(rank))).tolist()
+
+
+def test_a_sharded_model_must_be_encoded_together():
+    assert (
+        run_in_processes(2, _alone)
+        == ["this model is sharded over processes, which must encode together: give shared=True."] * 2
+    )
+
+
+def _alone():
+    class Sharded:
+        collective, group = True, None
+
+    try:
+        Encoder(Sharded(), None, None, get_device("cpu"))
+    except ConfigError as error:
+        return error.line
+    return None

@@ -47,7 +47,7 @@ def test_transparent_parts_become_white():
     assert [decode_image(encoded(clear)).getpixel((x, 0)) for x in (0, 1)] == [WHITE, RED]
 
 
-def test_grey_with_alpha_and_palette_with_transparency_become_white():
+def test_gray_with_alpha_and_palette_with_transparency_become_white():
     assert decode_image(encoded(Image.new("LA", (1, 1), (0, 0)))).getpixel((0, 0)) == WHITE
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([*BLUE, *RED])
@@ -65,7 +65,7 @@ def test_palettes_cmyk_and_one_bit_become_rgb():
     assert decode_image(encoded(Image.new("1", (1, 1), 1))).getpixel((0, 0)) == WHITE
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
+def test_sixteen_bit_gray_is_scaled_not_clipped():
     values = np.array([[0, 32896, 65535]], dtype=np.uint16)
     picture = decode_image(encoded(Image.fromarray(values)))
     assert [picture.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
@@ -95,8 +95,8 @@ def test_a_file_cut_short_is_one_line(kind, share):
         (b"", "empty"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"hello", "not an image"),
-        (b"\x89PNG\r\n\x1a\n", "cut short|not an image"),
-        (b"\xff\xd8\xff\xe0" + b"\x00" * 20, "cut short|not an image"),
+        (b"\x89PNG\r\n\x1a\n", "truncated|not an image"),
+        (b"\xff\xd8\xff\xe0" + b"\x00" * 20, "truncated|not an image"),
     ],
 )
 def test_what_is_no_image_says_what_it_looks_like(data, expected):

@@ -148,7 +148,7 @@ def test_the_fast_kernel_is_the_exact_one_up_to_rounding(shape, interpolation):
 
 
 @needs_photos
-def test_the_fast_kernel_on_photos_differs_by_less_than_a_tenth_of_a_grey_level():
+def test_the_fast_kernel_on_photos_differs_by_less_than_a_tenth_of_a_gray_level():
     exact, fast = (TrainTransform(224, kernel=kernel) for kernel in ("exact", "fast"))
     differences = []
     for seed, path in enumerate(some_photos(40)):

@@ -20,9 +20,9 @@ train_data = "pairs.jsonl"
 """
 
 
-def picture(width: int = 64, height: int = 64, colour: str = "teal") -> str:
+def embedded_image(width: int = 64, height: int = 64, color: str = "teal") -> str:
     file = io.BytesIO()
-    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    Image.new("RGB", (width, height), color).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -64,18 +64,24 @@ RESULTS = [
 
 
 def gallery() -> list[dict]:
-    hits = [{"text": None, "image": picture(), "correct": place == 1, "score": 0.5 - place / 10} for place in range(3)]
+    hits = [
+        {"text": None, "image": embedded_image(), "correct": place == 1, "score": 0.5 - place / 10}
+        for place in range(3)
+    ]
     missed = [{**hit, "correct": False} for hit in hits]
     texts = [{"text": f"caption {place}", "image": None, "correct": place == 0, "score": 0.1} for place in range(3)]
     return [
         {
-            "title": "Pictures found by caption",
+            "title": "Images found by caption",
             "rows": [
                 {"query": {"text": "a teal square"}, "rank": 2, "hits": hits},
-                {"query": {"text": "a lost square"}, "rank": 57, "hits": missed, "answer": {"image": picture()}},
+                {"query": {"text": "a lost square"}, "rank": 57, "hits": missed, "answer": {"image": embedded_image()}},
             ],
         },
-        {"title": "Captions found by picture", "rows": [{"query": {"image": picture()}, "rank": 1, "hits": texts}]},
+        {
+            "title": "Captions found by image",
+            "rows": [{"query": {"image": embedded_image()}, "rank": 1, "hits": texts}],
+        },
     ]
 
 

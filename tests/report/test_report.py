@@ -68,11 +68,11 @@ def test_a_full_run_gives_every_part_of_the_page(run_folder):
         assert words in tree.text
     for curve in ("Loss", "Learning rate", "Logit scale", "Throughput", "Waiting for data", "Gradient norm"):
         assert f"<h3>{curve}</h3>" in path.read_text(encoding="utf-8")
-    assert "Captions found by picture · val" in tree.text and "chance R@10: 5.0" in tree.text
+    assert "Captions found by image · val" in tree.text and "chance R@10: 5.0" in tree.text
     assert "ln 64 = 4.16" in tree.text  # 32 pairs x 2 micro-batches
     assert (
         "2 samples could not be read" in tree.text
-        and "7 tokens of long captions were cut off: 3 captions of 0/pairs.jsonl" in tree.text
+        and "7 tokens of long captions were truncated: 3 captions of 0/pairs.jsonl" in tree.text
     )
     assert tree.tags.count("details") == 1 and 'train_data = "pairs.jsonl"' in tree.text
 

@@ -1,4 +1,4 @@
-"""One line per run, pictures of its curves, and several runs on one page."""
+"""One line per run, drawings of its curves, and several runs on one page."""
 
 from __future__ import annotations
 
@@ -38,28 +38,33 @@ def test_the_summary_says_what_the_sources_tables_say(tmp_path):
         row(1, 10.0, epoch=0.1), row(10, 800.0, 0.25, epoch=5.0, precision="bf16", processes=8),
     ]  # fmt: skip
     results = [{"name": "val", "metrics": {"image_to_text_R@5": 0.777, "text_to_image_R@5": 0.5}}]
-    found = summary(read_run(make(tmp_path / "8p", rows, config, results)))
-    assert found.cells() == ["8p", "800", "25.0 %", "5", "bf16", "1 024".replace(" ", "\N{NARROW NO-BREAK SPACE}")] or (
-        found.batch_size == 1024 and found.cells()[:2] == ["8p", "800"]
-    )
-    assert found.metrics["image_to_text_R@5"] == 0.777 and found.data_wait == 0.25
+    summarized = summary(read_run(make(tmp_path / "8p", rows, config, results)))
+    assert summarized.cells() == [
+        "8p",
+        "800",
+        "25.0 %",
+        "5",
+        "bf16",
+        "1 024".replace(" ", "\N{NARROW NO-BREAK SPACE}"),
+    ] or (summarized.batch_size == 1024 and summarized.cells()[:2] == ["8p", "800"])
+    assert summarized.metrics["image_to_text_R@5"] == 0.777 and summarized.data_wait == 0.25
 
 
 def test_a_folder_without_anything_has_dashes(tmp_path):
     assert summary(read_run(make(tmp_path / "x", []))).cells() == ["x", "–", "–", "–", "–", "–"]
 
 
-def test_curves_become_pictures(tmp_path):
+def test_curves_become_png_files(tmp_path):
     rows = [row(step, 10.0, loss=5 / step) for step in range(1, 60)]
     rows += [{"phase": "eval", "step": step, "name": "val", "loss": 2.0, "image_to_text_R@5": 0.3} for step in (20, 50)]
     folder = make(tmp_path / "a", rows)
     write_report(folder)
     for name in ("loss.png", "recall.png"):
-        with Image.open(folder / name) as picture:
-            assert picture.size == (960, 540) and len(picture.convert("RGB").getcolors(1 << 20)) > 20
+        with Image.open(folder / name) as drawing:
+            assert drawing.size == (960, 540) and len(drawing.convert("RGB").getcolors(1 << 20)) > 20
 
 
-def test_no_curve_no_picture(tmp_path):
+def test_no_curve_no_png_file(tmp_path):
     folder = make(tmp_path / "a", [], results=[{"name": "x", "metrics": {"top1": 0.5}}])
     write_report(folder)
     assert not list(folder.glob("*.png"))

@@ -35,18 +35,22 @@ def test_ids_equal_berts_without_its_separator_on_2000_difficult_strings(bert, f
     # As open_clip calls it: cleaned, cut to 32 with both marks, then the separator becomes padding.
     clean = [" ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()) for text in texts]
     rows = theirs(clean, padding="max_length", max_length=32, truncation=True)["input_ids"]
-    expected = [[0 if one == theirs.sep_token_id else one for one in row] for row in rows]
+    expected = [[0 if number == theirs.sep_token_id else number for number in row] for row in rows]
     assert theirs.pad_token_id == 0
-    found = ours(texts).tolist()
-    for text, one, two in zip(texts, found, expected, strict=True):
-        assert one == two, repr(text)
+    for text, row, row_of_theirs in zip(texts, ours(texts).tolist(), expected, strict=True):
+        assert row == row_of_theirs, repr(text)
+    special = {theirs.pad_token_id, theirs.unk_token_id, theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id}
+    assert ours.special_ids() == special and ours.mask_id == theirs.mask_token_id
 
 
 def test_a_long_text_counts_what_it_lost_and_words_come_back(bert):
     ours = get_tokenizer("clipa", 8, bert[0] / "vocab.txt")
-    found = ours.encode("two dogs " * 20)
-    assert found.num_truncated == len(ours.tokens("two dogs " * 20)) - 6
-    assert found.ids[0] == ours.start_id and found.ids[-1] == 0
+    long = ours.encode("two dogs " * 20)
+    assert long.num_truncated == len(ours.tokens("two dogs " * 20)) - 6
+    assert long.ids[0] == ours.start_id and long.ids[-1] == 0
+    for text in ("", "two dogs", "two dogs " * 20):
+        encoded = ours.encode(text)
+        assert ours.pad([encoded.ids])[1].tolist() == [encoded.length]
     assert ours.decode(ours.encode("Two Dogs").ids) == "two dogs"
 
 

@@ -90,6 +90,9 @@ def test_siglip2s_ids_equal_transformers_on_2000_difficult_strings(gemma):
         expected = [*plain[:63], 1]
         expected += [0] * (64 - len(expected))
         assert ours(text)[0].tolist() == expected, repr(text)
+    vocab = json.loads(path.read_text())["model"]["vocab"]
+    assert ours.mask_id == vocab["<mask>"] == 4
+    assert ours.special_ids() >= {vocab[token] for token in ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")}
 
 
 @needs_photos
@@ -110,6 +113,8 @@ def test_a_text_keeps_its_end_and_counts_what_it_lost(spiece):
     assert long.ids[-1] == 1
     assert long.num_truncated == len(tokenizer.tokens("a photo of " * 30)) - 7
     assert tokenizer.decode(short.ids) == "a photo"
+    assert tokenizer.mask_id is None and tokenizer.special_ids() == {0, 1, 2}
+    assert tokenizer.pad([short.ids, long.ids])[1].tolist() == [short.length, long.length]
 
 
 def test_a_worker_gets_the_same_tokenizer(spiece, gemma):

@@ -150,7 +150,7 @@ def test_a_changed_model_or_objective_is_refused(pairs, tmp_path):
     run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
     with pytest.raises(ConfigError, match="the model changed"):
         run(pairs, tmp_path / "a", "--resume", "latest", "--model", "tiny-test-resnet")
-    with pytest.raises(ConfigError, match=r"the objective changed .local_loss: True there, False here"):
+    with pytest.raises(ConfigError, match=r"the objective changed .local_loss: True in the checkpoint, False now"):
         run(pairs, tmp_path / "a", "--resume", "latest", "--no-local-loss")
 
 

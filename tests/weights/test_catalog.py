@@ -1,4 +1,4 @@
-"""The catalogue: facts that fit the architectures, names that are found, and a clear line where no network is."""
+"""The catalog: facts that fit the architectures, names that resolve, and a clear line where no network is."""
 
 import json
 
@@ -9,8 +9,9 @@ import diptych
 from diptych import weights
 from diptych.errors import WeightsError
 from diptych.models import create_model
-from diptych.weights._catalog import entries, entry_for, files, located
-from diptych.weights._convert import convert
+from diptych.weights import catalog, convert
+from diptych.weights._catalog import entry_for, weight_file_names
+from diptych.weights._locate import locate
 
 NAMES = """CLIP-ViT-bigG-14-laion2B-39B-b160k CLIP-ViT-g-14-laion2B-s34B-b88K CLIP-ViT-H-14-laion2B-s32B-b79K
 CLIP-ViT-L-14-laion2B-s32B-b82K CLIP-ViT-B-16-laion2B-s34B-b88K CLIP-ViT-B-32-laion2B-s34B-b79K
@@ -21,7 +22,7 @@ ZOO = NAMES.split()
 
 
 def test_every_entry_fits_a_preset():
-    for name, entry in entries().items():
+    for name, entry in catalog().items():
         config = entry.config
         assert config.name == entry.architecture
         quick = any(word in name for word in ("openai", "metaclip", "dfn2b", "dfn5b")) or name.startswith(
@@ -30,22 +31,22 @@ def test_every_entry_fits_a_preset():
         quick = quick and "altogether" not in name and "s39b" not in name
         quick = quick or name in ("RN50/yfcc15m", "RN50/cc12m", "RN101/yfcc15m")
         assert (config.activation == "quickgelu") == quick, name
-        assert entry.licence
+        assert entry.license
 
 
 def test_the_zoo_of_source_002_is_whole_with_its_figures():
-    found = {one.zoo: one for one in entries().values() if one.zoo}
-    assert set(ZOO) <= set(found)
-    assert found["CLIP-ViT-bigG-14-laion2B-39B-b160k"].imagenet_top1 == 80.1
-    assert found["DFN5B-CLIP-ViT-H-14-378"].preprocess.resize_mode == "squash"
-    assert found["CLIP-ViT-L-14-laion2B-s32B-b82K"].preprocess.mean == (0.5, 0.5, 0.5)
-    assert all(found[name].imagenet_top1 for name in ZOO)
+    zoo = {entry.zoo: entry for entry in catalog().values() if entry.zoo}
+    assert set(ZOO) <= set(zoo)
+    assert zoo["CLIP-ViT-bigG-14-laion2B-39B-b160k"].imagenet_top1 == 80.1
+    assert zoo["DFN5B-CLIP-ViT-H-14-378"].preprocess.resize_mode == "squash"
+    assert zoo["CLIP-ViT-L-14-laion2B-s32B-b82K"].preprocess.mean == (0.5, 0.5, 0.5)
+    assert all(zoo[name].imagenet_top1 for name in ZOO)
 
 
 def test_nine_of_openai_carry_their_digests():
-    openai = [one for one in entries().values() if one.tag == "openai"]
+    openai = [entry for entry in catalog().values() if entry.tag == "openai"]
     assert len(openai) == 9
-    assert all(one.original_sha256 in one.original and len(one.original_sha256) == 64 for one in openai)
+    assert all(entry.original_sha256 in entry.original and len(entry.original_sha256) == 64 for entry in openai)
 
 
 @pytest.mark.parametrize(
@@ -57,19 +58,19 @@ def test_nine_of_openai_carry_their_digests():
         ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", ""),
     ],
 )
-def test_names_are_found(name, model):
+def test_names_resolve(name, model):
     entry = entry_for(name, model)
     assert entry is not None
     assert (entry.model, entry.tag) == ("ViT-B-32", "laion2b_s34b_b79k")
 
 
-def test_openais_tag_is_found_for_the_quickgelu_name():
+def test_openais_tag_resolves_for_the_quickgelu_name():
     assert entry_for("openai", "ViT-B-32-quickgelu") is entry_for("ViT-B-32/openai")
 
 
 def test_the_listing_is_open_clips():
     assert ("ViT-B-32", "openai") in diptych.list_pretrained()
-    assert len(diptych.list_pretrained()) == len(entries())
+    assert len(diptych.list_pretrained()) == len(catalog())
 
 
 @pytest.mark.parametrize(
@@ -83,11 +84,11 @@ def test_the_listing_is_open_clips():
 )
 def test_an_unknown_name_gets_a_hint(name, model, message):
     with pytest.raises(WeightsError, match=message) as caught:
-        located(name, model)
+        locate(name, model)
     assert "\n" not in caught.value.line
 
 
-def test_without_a_network_the_message_says_which_file_to_put_where(monkeypatch, tmp_path):
+def test_without_a_network_the_message_says_which_file_to_fetch_by_hand(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
     pytest.importorskip("huggingface_hub")
     from huggingface_hub import constants
@@ -113,14 +114,14 @@ def test_a_hub_library_that_has_the_file_is_used(monkeypatch, tmp_path):
     snapshot.mkdir(parents=True)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("0" * 40)
-    (tmp_path / "b" / files()[0]).rename(snapshot / files()[0])
+    (tmp_path / "b" / weight_file_names()[0]).rename(snapshot / weight_file_names()[0])
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = weights.load("ViT-B-32/openai", precision="file")
-    assert found.config.activation == "quickgelu"
-    assert torch.equal(found.image.ln_post.weight, model.image.ln_post.weight)
+    loaded = weights.load("ViT-B-32/openai", precision="file")
+    assert loaded.config.activation == "quickgelu"
+    assert torch.equal(loaded.image.ln_post.weight, model.image.ln_post.weight)
     again, _, preprocess = diptych.create_model_and_transforms("ViT-B-32-quickgelu", "openai", precision="file")
     assert again.config.name == "ViT-B-32-quickgelu"
     assert preprocess.transform.size == 224
@@ -128,7 +129,7 @@ def test_a_hub_library_that_has_the_file_is_used(monkeypatch, tmp_path):
         diptych.create_model_and_transforms("ViT-B-32", "openai")
 
 
-def test_a_paddle_folder_named_as_in_the_zoo_takes_the_catalogues_word(tmp_path):
+def test_a_paddle_folder_named_as_in_the_zoo_takes_what_the_catalog_says(tmp_path):
     """PaddleMIX's config cannot say QuickGELU for the image tower: the four DFN models need it."""
     name = "DFN2B-CLIP-ViT-B-16"
     model = create_model("ViT-B-16-quickgelu", dtype=torch.bfloat16)
@@ -138,9 +139,9 @@ def test_a_paddle_folder_named_as_in_the_zoo_takes_the_catalogues_word(tmp_path)
     (tmp_path / name / "config.json").write_text(text)
     assert weights.load(tmp_path / name, precision="file").config.activation == "quickgelu"
     (tmp_path / name).rename(tmp_path / "other")
-    about = json.loads(text)
-    del about["preprocess_cfg"]  # PaddleMIX's own has none
-    (tmp_path / "other" / "config.json").write_text(json.dumps(about))
+    values = json.loads(text)
+    del values["preprocess_cfg"]  # PaddleMIX's own has none
+    (tmp_path / "other" / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match="GELU or QuickGELU"):
         weights.load(tmp_path / "other")
     again = weights.load(tmp_path / "other", model="ViT-B-16-quickgelu", precision="file")

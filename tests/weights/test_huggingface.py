@@ -1,4 +1,4 @@
-"""Folders that transformers wrote give its features here, and folders that we write give ours there."""
+"""Folders that transformers wrote give its features in Diptych, and folders that we write give ours in transformers."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 from diptych import weights
 from diptych.errors import WeightsError
 from diptych.models import create_model
-from diptych.weights._convert import convert
+from diptych.weights import convert
 
 from . import peers
 
@@ -59,8 +59,8 @@ def test_what_we_write_transformers_opens(name, tmp_path):
         assert torch.equal(item, again.state_dict()[key]), key
     assert again.config.text_config.hidden_act == theirs.config.text_config.hidden_act
     pixels, ids = inputs(weights.load(tmp_path / "a").config)
-    for one, two in zip(peers.features(theirs, pixels, ids), peers.features(again, pixels, ids), strict=True):
-        assert torch.equal(one, two)
+    for before, after in zip(peers.features(theirs, pixels, ids), peers.features(again, pixels, ids), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_shards_and_an_index_are_followed(tmp_path):
@@ -104,12 +104,12 @@ def test_the_text_tokenizer_opens_in_transformers(tmp_path):
 def test_preprocessing_travels(tmp_path, size, crop, do_crop, mode, to):
     first, second = tmp_path / "a", tmp_path / "b"
     peers.clip().save_pretrained(first)
-    about = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2, "size": size}
-    about |= {"crop_size": crop, "do_center_crop": do_crop}
-    (first / "preprocessor_config.json").write_text(json.dumps(about))
+    values = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2, "size": size}
+    values |= {"crop_size": crop, "do_center_crop": do_crop}
+    (first / "preprocessor_config.json").write_text(json.dumps(values))
     model = weights.load(first)
-    look = model.config.preprocess
-    assert (look.resize_mode, look.interpolation, look.resize_to) == (mode, "bilinear", to)
+    preprocess = model.config.preprocess
+    assert (preprocess.resize_mode, preprocess.interpolation, preprocess.resize_to) == (mode, "bilinear", to)
     assert model.image.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     convert(first, "hf", second)
     assert weights.load(second).config == model.config
@@ -126,10 +126,10 @@ def test_preprocessing_travels(tmp_path, size, crop, do_crop, mode, to):
 )
 def test_a_config_that_is_not_ours_to_read_is_one_line(tmp_path, change, message):
     peers.clip(vocabulary=500).save_pretrained(tmp_path)
-    about = json.loads((tmp_path / "config.json").read_text())
+    values = json.loads((tmp_path / "config.json").read_text())
     for key, value in change.items():
-        about[key] = {**about[key], **value} if isinstance(value, dict) else value
-    (tmp_path / "config.json").write_text(json.dumps(about))
+        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=message) as caught:
         weights.load(tmp_path)
     assert "\n" not in caught.value.line
@@ -138,7 +138,7 @@ def test_a_config_that_is_not_ours_to_read_is_one_line(tmp_path, change, message
         weights.load(tmp_path)
 
 
-def test_a_resnet_has_no_place_in_transformers(tmp_path):
+def test_transformers_has_no_resnet(tmp_path):
     weights.save(tmp_path / "model.safetensors", create_model("tiny-test-resnet"))
     with pytest.raises(WeightsError, match="has a ResNet"):
         convert(tmp_path, "hf", tmp_path / "new")

@@ -1,4 +1,4 @@
-"""What the door checks: conflicts, sizes, lacking tensors, memory; and which file of a folder it opens."""
+"""What opening checks: conflicts, sizes, missing tensors; and which file of a folder it opens."""
 
 import dataclasses
 import json
@@ -10,23 +10,23 @@ import torch.nn.functional as F
 from diptych import weights
 from diptych.errors import ConfigError, OutputError, WeightsError
 from diptych.models import create_model, model_config
-from diptych.weights._convert import convert
+from diptych.weights import _load, convert
 from diptych.weights._resize import image_positions, text_positions
 
-from .test_layouts import random_model, small
+from .test_formats import random_model, small
 
 
 @pytest.fixture
 def openclip(tmp_path):
     """A folder of open_clip with a config that says GELU and a mean of one half."""
     config = model_config("ViT-Mini-8-64")
-    look = dataclasses.replace(config.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
-    weights.save(tmp_path / "a.safetensors", random_model(dataclasses.replace(config, preprocess=look)))
+    preprocess = dataclasses.replace(config.preprocess, mean=(0.5,) * 3, std=(0.5,) * 3)
+    weights.save(tmp_path / "a.safetensors", random_model(dataclasses.replace(config, preprocess=preprocess)))
     convert(tmp_path / "a.safetensors", "openclip", tmp_path / "new")
     return tmp_path / "new"
 
 
-def test_the_config_beside_the_file_tells_everything(openclip):
+def test_the_config_beside_the_file_says_everything(openclip):
     model = weights.load(openclip)
     assert model.config.name == "ViT-Mini-8-64"
     assert model.config.preprocess.mean == (0.5, 0.5, 0.5)
@@ -37,9 +37,9 @@ def test_the_config_beside_the_file_tells_everything(openclip):
 
 
 def test_another_activation_is_an_error_and_not_a_warning(openclip, tmp_path):
-    about = json.loads((openclip / "open_clip_config.json").read_text())
-    about["model_cfg"]["quick_gelu"] = True
-    (openclip / "open_clip_config.json").write_text(json.dumps(about))
+    values = json.loads((openclip / "open_clip_config.json").read_text())
+    values["model_cfg"]["quick_gelu"] = True
+    (openclip / "open_clip_config.json").write_text(json.dumps(values))
     assert weights.load(openclip).config.activation == "quickgelu"
     with pytest.raises(WeightsError, match=r"trained with quickgelu .*--model ViT-Mini-8-64 uses gelu"):
         weights.load(openclip, model="ViT-Mini-8-64")
@@ -48,7 +48,7 @@ def test_another_activation_is_an_error_and_not_a_warning(openclip, tmp_path):
         weights.create("ViT-Mini-8-64", str(tmp_path / "b.safetensors"))
 
 
-def test_what_lacks_or_is_left_over_is_named_unless_allowed(openclip):
+def test_what_is_missing_or_left_over_is_named_unless_allowed(openclip):
     from safetensors.torch import load_file, save_file
 
     path = openclip / "open_clip_model.safetensors"
@@ -63,15 +63,13 @@ def test_what_lacks_or_is_left_over_is_named_unless_allowed(openclip):
 
 
 @pytest.mark.parametrize("name", ["ViT-Mini-8-64", "emoji-64", "tiny-test-siglip"])
-def test_another_size_of_picture_resizes_the_positions(name, tmp_path, monkeypatch):
+def test_another_image_size_resizes_the_positions(name, tmp_path, monkeypatch):
     config = model_config(name)
     larger = dataclasses.replace(
         config, vision=dataclasses.replace(config.vision, image_size=config.vision.image_size * 2)
     )
     weights.save(tmp_path / "a.safetensors", random_model(config))
-    import diptych.weights as door
-
-    monkeypatch.setattr(door, "model_config", lambda _: larger)
+    monkeypatch.setattr(_load, "model_config", lambda _: larger)
     model = weights.load(tmp_path / "a.safetensors", model="larger")
     assert model.config.vision.image_size == config.vision.image_size * 2
     side = model.config.vision.image_size
@@ -79,14 +77,14 @@ def test_another_size_of_picture_resizes_the_positions(name, tmp_path, monkeypat
 
 
 def test_positions_are_resized_as_open_clip_does():
-    """The source's command loads a table of 8 x 8 places into one of 7 x 7."""
+    """The source's command loads a table of 8 x 8 positions into one of 7 x 7."""
     torch.manual_seed(0)
     table = torch.randn(65, 12)
     grid = table[1:].reshape(8, 8, 12).permute(2, 0, 1)[None]
     expected = F.interpolate(grid, size=(7, 7), mode="bicubic", antialias=True, align_corners=False)
-    found = image_positions(table, 8, 7, "vit")
-    assert torch.equal(found[0], table[0])
-    assert torch.allclose(found[1:].reshape(7, 7, 12), expected[0].permute(1, 2, 0), atol=1e-6)
+    resized = image_positions(table, 8, 7, "vit")
+    assert torch.equal(resized[0], table[0])
+    assert torch.allclose(resized[1:].reshape(7, 7, 12), expected[0].permute(1, 2, 0), atol=1e-6)
     assert image_positions(table, 8, 8, "vit").shape == (65, 12)
     assert text_positions(torch.arange(8.0)[:, None], 4).flatten().tolist() == pytest.approx([0.5, 2.5, 4.5, 6.5])
     with pytest.raises(WeightsError, match="no square grid"):
@@ -149,18 +147,18 @@ def test_a_taken_folder_is_left_alone(tmp_path):
         convert(tmp_path / "a.safetensors", "openclp", tmp_path / "other")
 
 
-def test_a_wrong_table_is_caught_before_anything_is_kept(tmp_path, monkeypatch):
+def test_a_wrong_table_is_caught_before_anything_is_written(tmp_path, monkeypatch):
     """The proof can fail: with a writer that mixes up two tensors, nothing is left behind."""
     from diptych.weights.openclip import OpenClip
 
     whole = OpenClip.write
 
     def mixed(self, folder, config, tensors):
-        one, two = "visual.ln_pre.weight", "visual.ln_post.weight"
-        return whole(self, folder, config, {**tensors, one: tensors[two], two: tensors[one]})
+        first, last = "visual.ln_pre.weight", "visual.ln_post.weight"
+        return whole(self, folder, config, {**tensors, first: tensors[last], last: tensors[first]})
 
     monkeypatch.setattr(OpenClip, "write", mixed)
     weights.save(tmp_path / "a.safetensors", random_model(small()))
-    with pytest.raises(WeightsError, match="not kept"):
+    with pytest.raises(WeightsError, match="not written"):
         convert(tmp_path / "a.safetensors", "openclip", tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

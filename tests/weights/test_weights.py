@@ -46,11 +46,11 @@ def test_the_metadata_says_architecture_activation_and_preprocessing(path):
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["diptych"])
-    assert about["config"]["activation"] == "gelu"
-    assert about["config"]["preprocess"]["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
-    assert about["config"]["vision"]["patch_size"] == 16
-    assert about["notes"] == {"note": "x"}
+        values = json.loads(file.metadata()["diptych"])
+    assert values["config"]["activation"] == "gelu"
+    assert values["config"]["preprocess"]["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+    assert values["config"]["vision"]["patch_size"] == 16
+    assert values["notes"] == {"note": "x"}
 
 
 def refused(path, expected):
@@ -90,12 +90,12 @@ def test_files_that_do_not_fit_say_what_is_wrong(path, tmp_path):
     refused(tmp_path / "c.safetensors", "left over: more")
     save_file(tensors | {"logit_scale": torch.ones(2)}, tmp_path / "d.safetensors", metadata)
     refused(tmp_path / "d.safetensors", r"logit_scale has shape \[2\], expected \[1\]")
-    about = json.loads(metadata["diptych"])
+    values = json.loads(metadata["diptych"])
     for number, change in enumerate(({"layout": 99}, {"config": {"name": "x"}}, {"config": 3})):
         save_file(
             tensors | {"logit_scale": scale},
             tmp_path / f"e{number}.safetensors",
-            {"diptych": json.dumps(about | change)},
+            {"diptych": json.dumps(values | change)},
         )
         refused(tmp_path / f"e{number}.safetensors", "update Diptych|vision|expected a table")
     save_file(tensors, tmp_path / "f.safetensors", {"diptych": "{"})
@@ -108,7 +108,7 @@ def test_pretrained_weights_of_another_architecture_are_refused(path):
     assert weights.create("tiny-test", str(path)).training
 
 
-def test_open_clips_snippet_works_with_diptych_in_its_place(path, tmp_path):
+def test_open_clips_snippet_works_with_diptych_imported_instead(path, tmp_path):
     """The inference example of the open_clip quick start, word for word but for the import and the paths."""
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "image.jpg")
     code = f"""
@@ -140,10 +140,10 @@ def test_preprocessing_gives_uint8_squares_and_training_crops_follow_torchs_seed
     pixels = evaluate(image)
     assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
     torch.manual_seed(1)
-    one = train(image)
+    crop = train(image)
     torch.manual_seed(1)
-    assert torch.equal(one, train(image))
-    assert not torch.equal(one, train(image))
+    assert torch.equal(crop, train(image))
+    assert not torch.equal(crop, train(image))
 
 
 def test_the_tokenizer_of_a_model_has_its_context_length():

@@ -16,7 +16,17 @@ from diptych import log, weights
 from diptych.data import VALIDATION_SPLITS, SourceOptions, open_split
 from diptych.devices import get_device
 from diptych.errors import ConfigError
-from diptych.evaluate import AnyEvaluator, DataKind, Encoder, ProbeData, Result, evaluators, open_labeled, paired
+from diptych.evaluate import (
+    AnyEvaluator,
+    DataKind,
+    Encoder,
+    ProbeData,
+    Records,
+    Result,
+    evaluators,
+    open_labeled,
+    paired,
+)
 from diptych.files import write_text
 from diptych.report import write_report
 
@@ -89,7 +99,7 @@ class Task:
     name: str
     evaluator: AnyEvaluator
     options: Any
-    source: Any
+    source: Records | ProbeData
 
 
 @dataclass(frozen=True)
@@ -120,14 +130,14 @@ def tasks(options: MeasureOptions) -> list[Task]:
     ]
 
 
-def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Any]:
-    sources: dict[DataKind, Any] = {}
+def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records | ProbeData]:
+    sources: dict[DataKind, Records | ProbeData] = {}
     if data.val_data:
         sources["pairs"] = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, options, "--val-split")
     if data.imagenet_val:
-        sources["labeled"] = open_labeled(data.imagenet_val, options)
-    if data.probe_train:
-        sources["probe"] = ProbeData(open_labeled(data.probe_train, options), sources["labeled"])
+        sources["labeled"] = labeled = open_labeled(data.imagenet_val, options)
+        if data.probe_train:
+            sources["probe"] = ProbeData(open_labeled(data.probe_train, options), labeled)
     return sources
 
 

@@ -9,10 +9,14 @@ import fnmatch
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from diptych.commands import command
+
+if TYPE_CHECKING:  # a second to import, and --help needs none of it
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Options:
     """What to list."""
 
     inspect: Positional[tuple[str, ...]] = ()
-    """"inspect FILE": say what a weight file or folder holds."""
+    """"inspect FILE": show what a weight file or folder holds."""
     pretrained: bool = False
     """List published weights instead of architectures."""
 
@@ -54,11 +58,11 @@ def main(options: Options) -> int:
 
 def _inspect(options: Options) -> int:
     from diptych.errors import ConfigError
-    from diptych.weights._inspect import inspect
+    from diptych.weights import inspect_file
 
     if options.inspect[0] != "inspect" or len(options.inspect) != 2:
-        raise ConfigError(f"{' '.join(options.inspect)!r} is not known here; it is: diptych models inspect FILE")
-    facts = inspect(Path(options.inspect[1]))
+        raise ConfigError(f"{' '.join(options.inspect)!r} was given; expected: diptych models inspect FILE")
+    facts = inspect_file(Path(options.inspect[1]))
     if options.json:
         print(json.dumps(facts))
     else:
@@ -70,50 +74,50 @@ def _inspect(options: Options) -> int:
 def _pretrained(options: Options) -> int:
     from diptych.errors import ConfigError
     from diptych.registry import did_you_mean
-    from diptych.weights._catalog import entries
+    from diptych.weights import catalog
 
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, str | float]] = [
         {
             "weights": name,
-            "architecture": one.architecture,
-            "repository": one.repo,
-            "ImageNet": one.imagenet_top1 or "",
-            "mean": f"{one.preprocess.mean[0]:.3g}",
-            "resize": one.preprocess.resize_mode,
-            "licence": one.licence,
+            "architecture": entry.architecture,
+            "repository": entry.repo,
+            "ImageNet": entry.imagenet_top1 or "",
+            "mean": f"{entry.preprocess.mean[0]:.3g}",
+            "resize": entry.preprocess.resize_mode,
+            "licence": entry.license,
         }
-        for name, one in entries().items()
+        for name, entry in catalog().items()
         if fnmatch.fnmatch(name.lower(), options.match.lower())
     ]
     if not rows:
-        raise ConfigError(did_you_mean(options.match, entries(), "name of the catalogue"))
+        raise ConfigError(did_you_mean(options.match, catalog(), "name of the catalog"))
     print(json.dumps(rows)) if options.json else _print_table(rows)
     return 0
 
 
-def _row(name: str) -> dict[str, object]:
+def _row(name: str) -> dict[str, str | float]:
     from diptych.models import create_model
 
     model = create_model(name, device="meta")
-
-    def count(module: object) -> int:
-        return sum(item.numel() for item in module.parameters())  # type: ignore[attr-defined]
-
     config = model.config
     return {
         "model": name,
         "image_size": config.vision.image_size,
-        "image_width": config.vision.width,
+        "image_width": getattr(config.vision, "width", ""),
         "text_width": config.text.width,
         "embed_dim": config.embed_dim,
         "activation": config.activation,
-        "parameters": count(model),
-        "image_parameters": count(model.image),
-        "text_parameters": count(model.text),
+        "parameters": _count(model),
+        "image_parameters": _count(model.image),
+        "text_parameters": _count(model.text),
     }
 
 
-def _print_table(rows: list[dict[str, object]]) -> None:
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _print_table(rows: list[dict[str, str | float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -124,7 +128,10 @@ def _print_table(rows: list[dict[str, object]]) -> None:
             justify="right" if isinstance(rows[0][name], int | float) else "left",
         )
     for row in rows:
-        cells = [f"{value / 1e6:.2f}" if "parameters" in name else str(value) for name, value in row.items()]  # type: ignore[operator]
+        cells = [
+            f"{value / 1e6:.2f}" if "parameters" in name and isinstance(value, int) else str(value)
+            for name, value in row.items()
+        ]
         table.add_row(*cells)
     console = Console()
     if not console.is_terminal:

@@ -19,7 +19,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     """Flags, over a recipe (``--recipe NAME|FILE.toml``) or a resumed run's own config."""
     description = (
         f"Example: {EXAMPLE}\n\n{(main.__doc__ or '').strip()}\n\n"
-        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options here."
+        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options."
     )
     return read(argv, program="diptych train", description=description)
 

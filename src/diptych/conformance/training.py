@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
+from diptych.distributed.process_group import World
 from diptych.models import TwoTower, create_model, list_models, model_config
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.train.optimizer import OptimizerOptions
@@ -137,10 +138,19 @@ def micro_batches(device: Device, name: str) -> str:
     return f"error {_loss_error(losses, expected, LOSS_LIMIT['fp32']):.0e}"
 
 
-def training_step(model: TwoTower, device: Device, precision: str, learning_rate: float) -> Step:
-    """The very step that ``diptych train`` takes on CLIP's loss, with AdamW and clipping; moves the model to the device."""
+<<<<<<< HEAD
+def training_step(
+    model: TwoTower,
+    device: Device,
+    precision: str,
+    *,
+    learning_rate: float,
+    clip_norm: float = 0.0,
+    world: World | None = None,
+) -> Step:
+    """The step that ``diptych train`` takes on CLIP's loss, with its AdamW; moves the model to the device."""
     objective = create_objective(OBJECTIVES.get("clip").Config(), model)
-    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=1.0), device, precision)
+    return create_step(objective, OptimizerOptions(lr=learning_rate, grad_clip_norm=clip_norm), device, precision, world)
 
 
 def _losses(
@@ -150,7 +160,7 @@ def _losses(
     torch.manual_seed(11)
     model = create_model(name)
     torch.set_rng_state(state)
-    step = training_step(model, device, precision, learning_rate=1e-3)
+    step = training_step(model, device, precision, learning_rate=1e-3, clip_norm=1.0)
     batches = split(example_batch(model.config.vision.image_size, model.config.text.context_length))
     losses: list[float] = []
     # The scaler starts high and skips steps until its scale fits fp16's range: those do not count.

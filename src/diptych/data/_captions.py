@@ -1,6 +1,6 @@
-"""Every caption a record of its own: an epoch then shows each of a picture's captions once.
+"""Every caption a record of its own: an epoch then shows each of an image's captions once.
 
-The counts are read once, when the source is made; the pictures are not decoded for it. Same-picture groups travel on.
+The counts are read once, when the source is built; the images are not decoded for it. Groups of the same image are passed on.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class CaptionPerRecord:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def record(self, index: int) -> Record:
-        """One caption and its picture."""
-        place = int(np.searchsorted(self._ends, index, side="right"))
-        number = index - (int(self._ends[place - 1]) if place else 0)
-        found = self.source.record(place)
-        group = found.group if found.group is not None else found.key
-        return dataclasses.replace(found, key=f"{found.key}@{number}", captions=(found.captions[number],), group=group)
+        """One caption and its image."""
+        position = int(np.searchsorted(self._ends, index, side="right"))
+        number = index - (int(self._ends[position - 1]) if position else 0)
+        record = self.source.record(position)
+        group = record.group if record.group is not None else record.key
+        return dataclasses.replace(
+            record, key=f"{record.key}@{number}", captions=(record.captions[number],), group=group
+        )
 
     def splits(self) -> dict[str, int]:
         """Those of the source."""

@@ -14,11 +14,14 @@ from diptych.data._shared_memory import pixel_buffer, to_main_process
 from diptych.types import IGNORED, Batch, MaskedTokens, Sample
 
 
-def collate(samples: Sequence[Sample], epoch: int = 0) -> Batch:
-    """B samples of one epoch -> a Batch (shapes in ``types.Batch``). Raises ValueError where only some have features or masks."""
+def collate(samples: Sequence[Sample], epoch: int = 0, pad_id: int = 0) -> Batch:
+    """B samples of an epoch -> a Batch (shapes in ``types.Batch``), short captions filled with the tokenizer's ``pad_id``.
+
+    Raises ValueError where only some samples have features or masks.
+    """
     views, count = len(samples[0].tokens), len(samples)
     longest = max((len(ids) for sample in samples for ids in sample.tokens), default=0)
-    tokens = np.zeros((views, count, longest), dtype=np.int64)
+    tokens = np.full((views, count, longest), pad_id, dtype=np.int64)
     for row, sample in enumerate(samples):
         for view, ids in enumerate(sample.tokens):
             tokens[view, row, : len(ids)] = ids
@@ -32,7 +35,7 @@ def collate(samples: Sequence[Sample], epoch: int = 0) -> Batch:
         seeds=_integers([sample.seed for sample in samples]),
         groups=_integers([sample.group for sample in samples]),
         labels=_labels(samples),
-        masked=_masked(samples, longest),
+        masked=_masked(samples, longest, pad_id),
         epoch=epoch,
         num_truncated=sum(sample.num_truncated for sample in samples),
         image_features=_features(samples),
@@ -53,14 +56,14 @@ def _pixels(samples: Sequence[Sample]) -> torch.Tensor:
     return to_main_process(pixels)
 
 
-def _masked(samples: Sequence[Sample], longest: int) -> MaskedTokens | None:
+def _masked(samples: Sequence[Sample], longest: int, pad_id: int) -> MaskedTokens | None:
     """Masked ids and targets padded like the batch's tokens; padding is never predicted."""
     given = [sample.masked for sample in samples if sample.masked is not None]
     if not given:
         return None
     if len(given) != len(samples):
         raise ValueError(f"{len(given)} of {len(samples)} samples have masked tokens: all or none are expected")
-    tokens = np.zeros((len(samples), longest), dtype=np.int64)
+    tokens = np.full((len(samples), longest), pad_id, dtype=np.int64)
     targets = np.full((len(samples), longest), IGNORED, dtype=np.int64)
     for row, masked in enumerate(given):
         tokens[row, : len(masked.tokens)] = masked.tokens

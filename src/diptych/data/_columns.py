@@ -20,7 +20,7 @@ LABEL_NAME_KEYS = ("label_name", "class_name", "classname", "name")
 
 
 def image_of(given: str, root: Path) -> Path | bytes:
-    """The image that a path means: a file here, or the bytes of a remote one. Windows separators are mended.
+    """The image that a path means: a local file, or the bytes of a remote one. Windows separators are fixed.
 
     Relative paths start from ``root`` or, failing that, from where the program runs; so does one that begins with a slash
     where no such file is (lists made for another machine). Raises SourceError when a remote one cannot be read, RecordError
@@ -29,12 +29,12 @@ def image_of(given: str, root: Path) -> Path | bytes:
     if is_remote(given):
         return read_whole(given)
     try:
-        return _here(Path(given.replace("\\", "/")), root)
+        return _resolved(Path(given.replace("\\", "/")), root)
     except (OSError, ValueError) as error:  # longer than names may be; with a NUL, or half of a character, inside
-        raise RecordError(given[:80].replace("\0", " "), "its image cannot be a path", "mend the list") from error
+        raise RecordError(given[:80].replace("\0", " "), "its image cannot be a path", "fix the list") from error
 
 
-def _here(path: Path, root: Path) -> Path:
+def _resolved(path: Path, root: Path) -> Path:
     if path.is_absolute() and path.exists():
         return path
     beside = root / str(path).lstrip("/")
@@ -45,8 +45,8 @@ def _here(path: Path, root: Path) -> Path:
 
 def captions_of(value: Any) -> tuple[str, ...]:
     """A text, or a list of texts, as a tuple; nothing, and what is no text, is left out."""
-    found = (_text(item) for item in (value if isinstance(value, list) else [value]))
-    return tuple(text for text in found if text is not None)
+    texts = (_text(item) for item in (value if isinstance(value, list) else [value]))
+    return tuple(text for text in texts if text is not None)
 
 
 def _text(value: Any) -> str | None:

@@ -20,7 +20,7 @@ CHUNK = 1 << 24
 
 
 class Reader:
-    """Reads ``size`` bytes at ``offset`` of a file, here or remote, in whichever process it finds itself."""
+    """Reads ``size`` bytes at ``offset`` of a file, local or remote, in any process."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
@@ -51,10 +51,10 @@ def checked_file(spec: str) -> Path:
     """The path of a file that exists and is not empty; a remote one is fetched into the cache. Raises SourceError."""
     path = fetched(spec, cache_folder() / "remote") if is_remote(spec) else Path(spec)
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError):  # no file can have such a name
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise SourceError(f"{spec[:200]}: no such file.")
     if path.stat().st_size == 0:
         raise SourceError(f"{spec}: the file is empty (0 bytes).")

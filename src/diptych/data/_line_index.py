@@ -1,4 +1,4 @@
-"""Where each row of a text file begins: built once, kept in the cache folder, mapped ever after.
+"""Where each row of a text file begins: built once, stored in the cache folder, mapped ever after.
 
 An index is a file: int64 [rows, 2] (offset and size in bytes, the line break left out), uint16 [rows] (which split) or nothing,
 and a footer of JSON. It is valid for one size and time of the text file. Building streams, so a file of any length costs a
@@ -24,7 +24,7 @@ from diptych.errors import OutputError, SourceError
 from diptych.files import cache_folder, replacing
 
 VERSION = 2
-TELL_ABOVE = 1 << 28  # bytes; indexing a larger file is worth a word
+REPORT_ABOVE = 1 << 28  # bytes; indexing a larger file is worth a message
 
 
 class Rows:
@@ -40,9 +40,9 @@ class Rows:
             file.seek(size - 8)
             length = int.from_bytes(file.read(8), "little")
             file.seek(size - 8 - length)
-            self.about: dict[str, Any] = json.loads(file.read(length))
-        count = int(self.about["rows"])
-        self.names: tuple[str, ...] = tuple(self.about["splits"])
+            self.metadata: dict[str, Any] = json.loads(file.read(length))
+        count = int(self.metadata["rows"])
+        self.names: tuple[str, ...] = tuple(self.metadata["splits"])
         empty = np.zeros((0, 2), dtype=np.int64)
         self.bounds = _mapped(self.index, np.int64, 0, (count, 2)) if count else empty
         self.codes = _mapped(self.index, np.uint16, count * 16, (count,)) if count and self.names else None
@@ -65,7 +65,7 @@ class Rows:
         return {name: int(count) for name, count in sorted(zip(self.names, counts, strict=True)) if name}
 
     def of_split(self, split: str, where: str) -> np.ndarray:
-        """The rows of one split. Raises SourceError, listing the splits there are."""
+        """The rows of one split. Raises SourceError, listing the known splits."""
         sizes = self.splits()
         if split not in sizes:
             seen = ", ".join(f"{name} ({count})" for name, count in sizes.items()) or "none"
@@ -76,23 +76,23 @@ class Rows:
 
 def _mapped(path: Path, kind: type, offset: int, shape: tuple[int, ...]) -> np.ndarray:
     """A part of a file as an array. Read in a shuffled order, so the system is asked not to read ahead."""
-    found = np.memmap(path, kind, "r", offset, shape)
+    mapped = np.memmap(path, kind, "r", offset, shape)
     with contextlib.suppress(AttributeError, OSError, ValueError):  # advice; not every system takes it
-        found._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
-    return found
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+    return mapped
 
 
 class Built:
-    """What a builder hands over: ``keep`` takes int64 [k, 2] bounds (and codes, when there are splits), in order."""
+    """What a builder hands over: ``append`` takes int64 [k, 2] bounds (and codes, when there are splits), in order."""
 
     def __init__(self, bounds: BinaryIO, codes: BinaryIO) -> None:
         self._bounds, self._codes = bounds, codes
         self.rows = 0
         self.names: list[str] = [""]
         self._codes_of = {"": 0}
-        self.about: dict[str, Any] = {}
+        self.metadata: dict[str, Any] = {}
 
-    def keep(self, bounds: np.ndarray, codes: np.ndarray | None = None) -> None:
+    def append(self, bounds: np.ndarray, codes: np.ndarray | None = None) -> None:
         """Append rows."""
         self._bounds.write(np.ascontiguousarray(bounds, dtype=np.int64).tobytes())
         given = np.zeros(len(bounds)) if codes is None else codes
@@ -112,7 +112,7 @@ class Built:
 
 
 def rows_of(path: Path, kind: str, build: Callable[[Path, Built], None]) -> Rows:
-    """The index of a text file, built by ``build`` when there is none yet for its size and time. Raises SourceError."""
+    """The index of a text file, built by ``build`` when the cache has none for its size and time. Raises SourceError."""
     state = path.stat()
     mark = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {kind} {VERSION}"
     digest = hashlib.blake2b(mark.encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
@@ -120,7 +120,7 @@ def rows_of(path: Path, kind: str, build: Callable[[Path, Built], None]) -> Rows
     if index.is_file():
         with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged index is built again
             return Rows(index)
-    if state.st_size > TELL_ABOVE:
+    if state.st_size > REPORT_ABOVE:
         log.info(f"indexing {path} once ({state.st_size / 1e9:.1f} GB); the next opening is immediate")
     try:
         _write(path, index, build)
@@ -144,7 +144,7 @@ def _write(path: Path, index: Path, build: Callable[[Path, Built], None]) -> Non
                     codes.seek(0)
                     while piece := codes.read(CHUNK):
                         file.write(piece)
-                footer = {**built.about, "rows": built.rows, "splits": built.names if len(built.names) > 1 else []}
+                footer = {**built.metadata, "rows": built.rows, "splits": built.names if len(built.names) > 1 else []}
                 text = json.dumps(footer).encode()
                 file.write(text + len(text).to_bytes(8, "little"))
         finally:
@@ -153,19 +153,19 @@ def _write(path: Path, index: Path, build: Callable[[Path, Built], None]) -> Non
 
 def line_bounds(path: Path) -> Iterator[tuple[np.ndarray, bytes, int]]:
     """Lines of a file, some at a time: bounds int64 [k, 2] (blank lines too), the bytes they lie in, and those bytes' offset."""
-    kept, base = b"", 0  # an unfinished line, and where it begins
+    rest, base = b"", 0  # an unfinished line, and where it begins
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            text = kept + chunk
+            text = rest + chunk
             breaks = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord("\n"))
             if not len(breaks):
-                kept = text
+                rest = text
                 continue
             starts = np.concatenate([[0], breaks[:-1] + 1])
             yield np.stack([starts + base, breaks - starts], axis=1), text[: breaks[-1] + 1], base
-            kept, base = text[breaks[-1] + 1 :], base + int(breaks[-1]) + 1
-    if kept:
-        yield np.array([[base, len(kept)]], dtype=np.int64), kept, base
+            rest, base = text[breaks[-1] + 1 :], base + int(breaks[-1]) + 1
+    if rest:
+        yield np.array([[base, len(rest)]], dtype=np.int64), rest, base
 
 
 def not_blank(bounds: np.ndarray) -> np.ndarray:
@@ -173,7 +173,7 @@ def not_blank(bounds: np.ndarray) -> np.ndarray:
     return bounds[:, 1] > 1
 
 
-def numbers_of_lines(path: Path, offset: int) -> int:
+def line_number(path: Path, offset: int) -> int:
     """The number of the line that begins at ``offset``, from 1, for messages."""
     total = 1
     with path.open("rb") as file:
@@ -183,11 +183,11 @@ def numbers_of_lines(path: Path, offset: int) -> int:
     return total
 
 
-def kept_rows(rows: Rows, split: str, where: str) -> np.ndarray | range:
+def selected_rows(rows: Rows, split: str, where: str) -> np.ndarray | range:
     """The rows to use: all, without an array of their numbers, or those of a split."""
     return rows.of_split(split, where) if split else range(len(rows))
 
 
-def known_keys(found: Sequence[str], known: Sequence[str]) -> str | None:
-    """The first of the known names that is there."""
-    return next((name for name in known if name in found), None)
+def known_keys(given: Sequence[str], known: Sequence[str]) -> str | None:
+    """The first of the known names that is given."""
+    return next((name for name in known if name in given), None)

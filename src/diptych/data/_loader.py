@@ -197,7 +197,8 @@ class _Fetch:
         except DataError as error:
             # Sent as a value: raised in a worker, torch would bury it in a traceback.
             return [Fetched(None, error, bad, {})]
-        return [Fetched(collate(samples, epoch=requests[0].epoch), None, bad, _truncation(samples))]
+        batch = collate(samples, requests[0].epoch, self.prepare.tokenizer.pad_id)
+        return [Fetched(batch, None, bad, _truncation(samples))]
 
     def _sample(self, request: SampleRequest, bad: list[tuple[str, str]]) -> Sample:
         record, seed = request.record, request.seed

@@ -85,7 +85,7 @@ def _format_of(spec: str) -> type[Format]:
 
 
 class ConcatSource:
-    """Several sources, one after the other, as a single source."""
+    """Several sources in sequence, as a single source."""
 
     classes: tuple[str, ...] | None = None
 

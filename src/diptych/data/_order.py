@@ -1,6 +1,6 @@
-"""The order of the data as a pure function: (seed, epoch, place) -> record, in constant memory.
+"""The order of the data as a pure function: (seed, epoch, position) -> record, in constant memory.
 
-A Feistel network permutes the smallest power of four that holds all places; places that fall outside are sent through again
+A Feistel network permutes the smallest power of four that holds all positions; positions that fall outside are sent through again
 until they land inside (cycle walking), which keeps it a bijection. So every record is visited exactly once per epoch, in an
 order that depends on nothing but the seed and the epoch: not on ranks, workers, or where a run was interrupted.
 Not cryptography: it only has to look shuffled.
@@ -19,7 +19,7 @@ WORD = (1 << 64) - 1
 
 
 def mixed(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: uint64 -> uint64, every input bit reaching every output bit."""
+    """splitmix64's finalizer: uint64 -> uint64, every input bit reaching every output bit."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,16 +37,16 @@ def draw(*numbers: int) -> int:
     return state >> 1
 
 
-def permute(places: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """The records at ``places`` (integers in [0, count)) of an epoch, int64, of the same shape."""
+def permute(positions: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """The records at ``positions`` (integers in [0, count)) of an epoch, int64, of the same shape."""
     half = np.uint64(max(1, (max(count - 1, 1).bit_length() + 1) // 2))
     keys = [np.uint64(draw(seed, epoch, number)) for number in range(ROUNDS)]
-    found = _feistel(np.asarray(places).astype(np.uint64), half, keys)
-    outside = found >= count
+    records = _feistel(np.asarray(positions).astype(np.uint64), half, keys)
+    outside = records >= count
     while outside.any():
-        found[outside] = _feistel(found[outside], half, keys)
-        outside = found >= count
-    return found.astype(np.int64)
+        records[outside] = _feistel(records[outside], half, keys)
+        outside = records >= count
+    return records.astype(np.int64)
 
 
 def _feistel(values: np.ndarray, half: np.uint64, keys: list[np.uint64]) -> np.ndarray:
@@ -58,10 +58,10 @@ def _feistel(values: np.ndarray, half: np.uint64, keys: list[np.uint64]) -> np.n
 
 
 class Mixture:
-    """Sampling with replacement, by weight over several sources: which record stands at a place, as a pure function.
+    """Sampling with replacement, by weight over several sources: the record at each position, as a pure function.
 
-    ``sizes`` are the numbers of records of the sources, one after the other in the joined order; a source is drawn in
-    proportion to its size times its factor (open_clip's --train-data-upsampling-factors). An epoch has ``count`` places.
+    ``sizes`` are the numbers of records of the sources, in the joined order; a source is drawn in
+    proportion to its size times its factor (open_clip's --train-data-upsampling-factors). An epoch has ``count`` positions.
     """
 
     def __init__(self, sizes: Sequence[int], factors: Sequence[float] = (), count: int = 0) -> None:
@@ -80,10 +80,10 @@ class Mixture:
         shares = self.sizes * np.array(factors)
         self.ends = np.cumsum(shares / shares.sum())
 
-    def records(self, places: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-        """The records at ``places`` of an epoch, int64, of the same shape."""
+    def records(self, positions: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The records at ``positions`` of an epoch, int64, of the same shape."""
         key = np.uint64(draw(seed, epoch, -1))
-        first = mixed(np.asarray(places).astype(np.uint64) ^ key)
+        first = mixed(np.asarray(positions).astype(np.uint64) ^ key)
         # 53 bits are what a double holds exactly.
         chosen = np.searchsorted(self.ends, (first >> np.uint64(11)) / float(1 << 53), side="right")
         chosen = np.minimum(chosen, len(self.sizes) - 1)

@@ -9,33 +9,25 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from diptych import text
 from diptych.data._columns import captions_of
 from diptych.data._order import draw
 from diptych.errors import ConfigError, RecordError
 from diptych.image import VIEWS as IMAGE_VIEWS
 from diptych.image import ImageView, ViewOptions, decode_pixels
 from diptych.registry import did_you_mean
-from diptych.text import Tokenizer
+from diptych.text import VIEWS as TEXT_VIEWS
+from diptych.text import TextView, Tokenizer, mask_tokens
 from diptych.types import MaskedSample, Record, Sample, Wants
 
 PRECOMPUTED_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its image, fp32 [D]
 NO_PIXELS = np.empty((3, 0, 0), dtype=np.uint8)
-TextView = Callable[[str, np.random.Generator], str]
 Recipe = TypeVar("Recipe")
-
-
-def _as_written(caption: str, rng: np.random.Generator) -> str:
-    return caption
-
-
-TEXT_VIEWS: dict[str, TextView] = getattr(text, "VIEWS", {"caption": _as_written})  # until the merge of diptych.text
 
 
 @dataclass(frozen=True)
@@ -99,7 +91,7 @@ class Prepare:
         return view(self._caption(record, rng), rng)
 
     def _masked(self, ids: np.ndarray, length: int, rng: np.random.Generator) -> MaskedSample:
-        return MaskedSample(*text.mask_tokens(ids, length, self.tokenizer, rng))
+        return mask_tokens(ids, length, self.tokenizer, rng)
 
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:

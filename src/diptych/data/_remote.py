@@ -1,7 +1,7 @@
-"""Files that lie elsewhere: s3://, gs://, http://, hf:// and whatever else fsspec knows, by its own libraries.
+"""Remote files: s3://, gs://, http://, hf:// and whatever else fsspec knows, by its own libraries.
 
 Lists (CSV, JSON) are fetched whole into the cache, since they are small beside what they list; tars are read by ranges;
-images one by one. Kept out of everybody's way: without a remote path fsspec is not even imported.
+images one by one. Costs nothing where unused: without a remote path fsspec is not even imported.
 """
 
 from __future__ import annotations
@@ -78,11 +78,13 @@ def size_and_mark(url: str) -> tuple[int, str]:
     """The size in bytes, and a mark that changes when the file does, as far as its store tells. Raises SourceError."""
     files, path = _parts(url)
     try:
-        about = files.info(path)
+        metadata = files.info(path)
     except Exception as error:
         raise _failed(url, error) from error
-    told = [str(about.get(key, "")) for key in ("ETag", "etag", "mtime", "LastModified", "created", "updated", "md5")]
-    return int(about.get("size") or 0), " ".join(told)
+    marks = [
+        str(metadata.get(key, "")) for key in ("ETag", "etag", "mtime", "LastModified", "created", "updated", "md5")
+    ]
+    return int(metadata.get("size") or 0), " ".join(marks)
 
 
 def fetched(url: str, folder: Path) -> Path:
@@ -104,9 +106,9 @@ def fetched(url: str, folder: Path) -> Path:
 
 
 def piped(command: str, folder: Path) -> Path:
-    """What a command writes to its standard output, as a file in ``folder``: run once, kept under the command's own name.
+    """What a command writes to its standard output, as a file in ``folder``: run once, cached under the command's own name.
 
-    A stream has no places to come back to; a file has. Raises SourceError when the command fails, OutputError.
+    A stream cannot be read at an offset; a file can. Raises SourceError when the command fails, OutputError.
     """
     digest = hashlib.blake2b(command.encode(), digest_size=8).hexdigest()
     copy = folder / f"pipe-{digest}.tar"
@@ -115,8 +117,8 @@ def piped(command: str, folder: Path) -> Path:
     with replacing(copy, "output of a pipe") as beside, beside.open("wb") as target:
         done = subprocess.run(command, shell=True, stdout=target, stderr=subprocess.PIPE, check=False)
         if done.returncode:
-            told = " ".join(done.stderr.decode(errors="replace").split())[-200:]
-            raise SourceError(f"pipe:{command}: ended with code {done.returncode} ({told}).")
+            message = " ".join(done.stderr.decode(errors="replace").split())[-200:]
+            raise SourceError(f"pipe:{command}: ended with code {done.returncode} ({message}).")
     return copy
 
 

@@ -1,4 +1,4 @@
-"""A tar as random access: where each member lies, found by reading headers only, kept in the cache, mapped ever after.
+"""A tar as random access: where each member lies, read from headers only, stored in the cache, mapped ever after.
 
 Headers are read straight from the mapped file, which is many times as fast as a general reader; names longer than a header
 (GNU's and POSIX's ways) are understood. What a truncated archive still holds is used. Members that are no plain files, or
@@ -28,11 +28,11 @@ REMOTE_WINDOW = 1 << 20
 
 
 class Members(NamedTuple):
-    """The members of one archive: ``places`` int64 [n, 2] offsets and sizes; names one after the other, ends in ``ends``."""
+    """The members of one archive: ``spans`` int64 [n, 2] offsets and sizes; names concatenated, ends in ``ends``."""
 
     names: bytes
     ends: np.ndarray
-    places: np.ndarray
+    spans: np.ndarray
     whole: bool
     outside: int
 
@@ -40,7 +40,7 @@ class Members(NamedTuple):
         """The names of all members."""
         ends = self.ends.tolist()
         bounds = list(zip([0, *ends], ends, strict=False))
-        if self.names.isascii():  # cutting one text is several times as fast as decoding each
+        if self.names.isascii():  # slicing one text is several times as fast as decoding each
             text = self.names.decode("ascii")
             return [text[start:end] for start, end in bounds]
         return [self.names[start:end].decode("utf-8", errors="surrogateescape") for start, end in bounds]
@@ -55,42 +55,42 @@ def members_of(spec: str) -> Members:
         size, mark = size_and_mark(spec)
         state = f"{spec} {size} {mark}"
     else:
-        found = Path(spec).stat()
-        state = f"{Path(spec).resolve()} {found.st_size} {found.st_mtime_ns}"
+        stat = Path(spec).stat()
+        state = f"{Path(spec).resolve()} {stat.st_size} {stat.st_mtime_ns}"
     digest = hashlib.blake2b(f"{state} {VERSION}".encode("utf-8", "surrogateescape"), digest_size=10).hexdigest()
     index = cache_folder() / "index" / f"{spec.rpartition('/')[2][:60]}-{digest}.tarindex"
     if index.is_file():
         with contextlib.suppress(ValueError, KeyError, OSError):  # a damaged index is built again
             return _read(index)
     members = _scanned(spec)
-    # Without room for an index the members are only found again the next time.
+    # Without room for an index the members are scanned again the next time.
     with contextlib.suppress(OutputError), replacing(index, "index") as beside:
         _write(beside, members)
     return members
 
 
 def _write(path: Path, members: Members) -> None:
-    about = {
+    metadata = {
         "members": len(members.ends),
         "names": len(members.names),
         "whole": members.whole,
         "outside": members.outside,
     }
-    text = json.dumps(about).encode().ljust(128)
+    text = json.dumps(metadata).encode().ljust(128)
     with path.open("wb") as file:
-        file.write(text + members.ends.tobytes() + members.places.tobytes() + members.names)
+        file.write(text + members.ends.tobytes() + members.spans.tobytes() + members.names)
 
 
 def _read(index: Path) -> Members:
     with index.open("rb") as file:
-        about = json.loads(file.read(128))
-        count = int(about["members"])
+        metadata = json.loads(file.read(128))
+        count = int(metadata["members"])
         ends = np.frombuffer(file.read(8 * count), dtype=np.int64)
-        places = np.frombuffer(file.read(16 * count), dtype=np.int64).reshape(count, 2)
+        spans = np.frombuffer(file.read(16 * count), dtype=np.int64).reshape(count, 2)
         names = file.read()
-    if len(names) != about["names"]:
-        raise ValueError("cut short")
-    return Members(names, ends, places, bool(about["whole"]), int(about["outside"]))
+    if len(names) != metadata["names"]:
+        raise ValueError("truncated")
+    return Members(names, ends, spans, bool(metadata["whole"]), int(metadata["outside"]))
 
 
 def _scanned(spec: str) -> Members:
@@ -107,8 +107,8 @@ def _scanned(spec: str) -> Members:
             offsets.append(offset)
             sizes.append(size)
     ends = np.cumsum(np.fromiter(map(len, names), dtype=np.int64, count=len(names)))
-    places = np.stack([np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64)], axis=1)
-    return Members(b"".join(names), ends, places, state["whole"], outside)
+    spans = np.stack([np.array(offsets, dtype=np.int64), np.array(sizes, dtype=np.int64)], axis=1)
+    return Members(b"".join(names), ends, spans, state["whole"], outside)
 
 
 @contextlib.contextmanager
@@ -140,33 +140,33 @@ class _Window:
 
 def _headers(data: Any, spec: str, state: dict[str, bool]) -> Iterator[tuple[bytes, int, int]]:
     """(name, offset, size) of every plain file that lies whole in the archive; ``state["whole"]`` says whether it ends well."""
-    place, end, longer, larger, first = 0, len(data), b"", b"", True
-    while place + BLOCK <= end:
-        header = data[place : place + BLOCK]
+    start, end, longer, larger, first = 0, len(data), b"", b"", True
+    while start + BLOCK <= end:
+        header = data[start : start + BLOCK]
         if header == ZEROS:
             state["whole"] = True
             return
-        # The sum is costly; where the mark of a header stands in its place, it is one.
+        # The sum is costly; a block with a header's magic bytes is one.
         size = _size(header) if header[257:262] == b"ustar" or _adds_up(header) else -1
         if size < 0:
             if first:
                 raise SourceError(f"{spec}: not a readable tar (its first header does not add up).")
             return
-        first, kind, content = False, header[156], place + BLOCK
-        place = content + (size + BLOCK - 1 & -BLOCK)
-        if kind in LONGER:  # the next member's name, in a member of its own
+        first, typeflag, content = False, header[156], start + BLOCK
+        start = content + (size + BLOCK - 1 & -BLOCK)
+        if typeflag in LONGER:  # the next member's name, in a member of its own
             text = data[content : content + size]
-            if kind == LONGER[0]:
+            if typeflag == LONGER[0]:
                 longer = text.rstrip(b"\0")
             else:
-                told = _posix(text)
-                longer, larger = told.get(b"path", longer), told.get(b"size", b"")
+                fields = _posix(text)
+                longer, larger = fields.get(b"path", longer), fields.get(b"size", b"")
             continue
-        if larger.isdigit():  # what the header has no room for stands in the extended one
+        if larger.isdigit():  # a size too large for the header is in the extended one
             size, larger = int(larger), b""
-            place = content + (size + BLOCK - 1 & -BLOCK)
+            start = content + (size + BLOCK - 1 & -BLOCK)
         name, longer = longer or _name(header), b""
-        if kind in PLAIN and content + size <= end and name[-1:] != b"/":
+        if typeflag in PLAIN and content + size <= end and name[-1:] != b"/":
             yield name, content, size
     if first and end:
         raise SourceError(f"{spec}: not a readable tar (shorter than one header).")
@@ -189,10 +189,10 @@ def _size(header: bytes) -> int:
 def _adds_up(header: bytes) -> bool:
     """The sum of a header's bytes, its own field counted as blanks."""
     try:
-        told = _number(header[148:156])
+        checksum = _number(header[148:156])
     except ValueError:
         return False
-    return told == sum(header) - sum(header[148:156]) + 8 * 32
+    return checksum == sum(header) - sum(header[148:156]) + 8 * 32
 
 
 def _number(field: bytes) -> int:
@@ -212,13 +212,13 @@ def _name(header: bytes) -> bytes:
 
 def _posix(text: bytes) -> dict[bytes, bytes]:
     """The records "LENGTH KEY=VALUE" of a POSIX extended header, as far as they are whole."""
-    place, found = 0, {}
-    while place < len(text):
-        digits, _, _ = text[place : place + 20].partition(b" ")
-        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(text) - place:
+    start, records = 0, {}
+    while start < len(text):
+        digits, _, _ = text[start : start + 20].partition(b" ")
+        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(text) - start:
             break
-        key, equals, value = text[place + len(digits) + 1 : place + int(digits)].partition(b"=")
+        key, equals, value = text[start + len(digits) + 1 : start + int(digits)].partition(b"=")
         if equals:
-            found[key] = value.rstrip(b"\n")
-        place += int(digits)
-    return found
+            records[key] = value.rstrip(b"\n")
+        start += int(digits)
+    return records

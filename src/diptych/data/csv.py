@@ -1,6 +1,6 @@
-"""CSV and TSV with a header: one caption per row, or a label; rows of one image are told to be one picture.
+"""CSV and TSV with a header: one caption per row, or a label; rows of one image share a group.
 
-Separator and columns are found by themselves, or taken from open_clip's flags. A quoted field may hold line breaks; a file with
+Separator and columns are detected, or taken from open_clip's flags. A quoted field may hold line breaks; a file with
 stray quotes, which would swallow rows, is read without quoting instead. Every row is checked once, when the index of rows is
 built; after that rows are read where they stand, so a file of any length costs no memory.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, image_of, label_of
 from diptych.data._index import Reader, checked_file
-from diptych.data._line_index import Built, kept_rows, line_bounds, rows_of
+from diptych.data._line_index import Built, line_bounds, rows_of, selected_rows
 from diptych.errors import SourceError
 from diptych.types import Record
 
@@ -29,7 +29,7 @@ PIECE = 1 << 13  # rows that are handed on at a time
 Quoting = Literal[0, 3]
 
 
-class Fault(NamedTuple):
+class RowError(NamedTuple):
     """The first row that does not fit the header: its number, from 1 with the header, and how many fields it has."""
 
     row: int
@@ -54,8 +54,8 @@ class Csv:
             self.path, f"csv {self._separator!r}", lambda path, built: _build(path, self._separator, built)
         )
         self._reader = Reader(self.path)
-        self._quoting: Quoting = self._rows.about["quoting"]
-        header: list[str] = self._rows.about["header"]
+        self._quoting: Quoting = self._rows.metadata["quoting"]
+        header: list[str] = self._rows.metadata["header"]
         self._width = len(header)
         self._image = self._column(header, options.csv_img_key, IMAGE_KEYS, "images", "--csv-img-key")
         lowered = [column.lower() for column in header]
@@ -68,7 +68,7 @@ class Csv:
         )  # fmt: skip
         if not len(self._rows):
             raise SourceError(f"{self.path}: holds a header at most and no row.")
-        self._kept = kept_rows(self._rows, split, str(self.path))
+        self._selected = selected_rows(self._rows, split, str(self.path))
         self.classes = self._named_classes()
 
     @classmethod
@@ -93,7 +93,7 @@ class Csv:
         raise SourceError(f"{self.path}: no column for {what}; columns seen: {', '.join(header)}; name it with {flag}.")
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._selected)
 
     def splits(self) -> dict[str, int]:
         """Sizes of the splits that a column "split" names."""
@@ -101,23 +101,23 @@ class Csv:
 
     def record(self, index: int) -> Record:
         """One row; its key is the image and the row's number."""
-        row = int(self._kept[index])
+        row = int(self._selected[index])
         fields = self._fields(row)
         given = fields[self._image]
         captions = (fields[self._caption],) if self._caption >= 0 else ()
         key, image = f"{given}#{row}", image_of(given, self.root)
         if self._label < 0:
             return Record(key, image, captions, group=given)
-        said = fields[self._label].strip()
-        label = self.classes.index(said) if self.classes else label_of(said)
-        about = {"label_name": fields[self._label_name]} if self._label_name >= 0 else {}
-        return Record(key, image, captions, label, given, about)
+        value = fields[self._label].strip()
+        label = self.classes.index(value) if self.classes else label_of(value)
+        metadata = {"label_name": fields[self._label_name]} if self._label_name >= 0 else {}
+        return Record(key, image, captions, label, given, metadata)
 
     def _named_classes(self) -> tuple[str, ...] | None:
         """The classes in sorted order, where the column of labels holds names and not numbers."""
-        if self._label < 0 or self._fields(int(self._kept[0]))[self._label].strip().isdigit():
+        if self._label < 0 or self._fields(int(self._selected[0]))[self._label].strip().isdigit():
             return None
-        return tuple(sorted({self._fields(int(row))[self._label].strip() for row in self._kept}))
+        return tuple(sorted({self._fields(int(row))[self._label].strip() for row in self._selected}))
 
     def _fields(self, row: int) -> list[str]:
         offset, size = map(int, self._rows.bounds[row])
@@ -141,7 +141,7 @@ def _separator(path: Path, asked: str) -> str:
     def fit(separator: str) -> tuple[int, int]:
         try:
             columns = next(csv.reader([first], delimiter=separator), [])
-        except csv.Error:  # a lone CR: the reading of the whole file will say it better
+        except csv.Error:  # a lone CR: reading the whole file raises a better error
             columns = []
         return len(known & {column.strip() for column in columns}), len(columns)
 
@@ -150,11 +150,11 @@ def _separator(path: Path, asked: str) -> str:
 
 def _build(path: Path, separator: str, built: Built) -> None:
     """Check every row, decide about quotes, and note where rows stand."""
-    quoted, several_lines = _fault(path, separator, csv.QUOTE_MINIMAL)
+    quoted, several_lines = _first_error(path, separator, csv.QUOTE_MINIMAL)
     quoting: Quoting = csv.QUOTE_MINIMAL
-    # A header in quotes says that quotes are meant; else a field over several lines may be a stray quote that swallows rows.
+    # A header in quotes means that quotes count; else a field over several lines may be a stray quote that swallows rows.
     if quoted or (several_lines and not _header_is_quoted(path)):
-        plain, uneven = _fault(path, separator, csv.QUOTE_NONE)
+        plain, uneven = _first_error(path, separator, csv.QUOTE_NONE)
         if plain is None:
             quoting, quoted, several_lines = csv.QUOTE_NONE, None, uneven
     header = next(_parsed(path, separator, quoting), (0, []))[1]
@@ -163,18 +163,18 @@ def _build(path: Path, separator: str, built: Built) -> None:
             f"{path}, row {quoted.row}: {quoted.fields} fields where the header has {len(header)} "
             f"(separator {separator!r}); set --csv-separator, or quote fields that contain it."
         )
-    built.about = {"header": [column.strip() for column in header], "quoting": int(quoting)}
-    if not several_lines and "split" not in built.about["header"]:
+    built.metadata = {"header": [column.strip() for column in header], "quoting": int(quoting)}
+    if not several_lines and "split" not in built.metadata["header"]:
         _rows_are_lines(path, built)
         return
     lines = line_bounds(path)
     pending, past = np.zeros((0, 2), dtype=np.int64), 0  # bounds of lines not used yet, and how many came before them
-    for piece in _pieces(path, separator, quoting, built.about["header"]):
+    for piece in _pieces(path, separator, quoting, built.metadata["header"]):
         while past + len(pending) < piece.after[-1]:
             pending = np.concatenate([pending, next(lines)[0]])
         first, last = pending[piece.first - past], pending[piece.after - 1 - past]
         bounds = np.stack([first[:, 0], last[:, 0] + last[:, 1] - first[:, 0]], axis=1)
-        built.keep(bounds, np.array([built.code(name) for name in piece.splits]) if piece.splits else None)
+        built.append(bounds, np.array([built.code(name) for name in piece.splits]) if piece.splits else None)
         used = int(piece.after[-1]) - past
         pending, past = pending[used:], past + used
 
@@ -189,15 +189,15 @@ def _rows_are_lines(path: Path, built: Built) -> None:
     header = True
     for bounds, text, base in line_bounds(path):
         sizes, first = bounds[:, 1], np.frombuffer(text, dtype=np.uint8)
-        alone = first[np.minimum(bounds[:, 0] - base, len(first) - 1)]
-        kept = bounds[(sizes > 1) | ((sizes == 1) & (alone != ord("\r")))]
-        if header and len(kept):
-            kept, header = kept[1:], False
-        built.keep(kept)
+        single = first[np.minimum(bounds[:, 0] - base, len(first) - 1)]
+        rows = bounds[(sizes > 1) | ((sizes == 1) & (single != ord("\r")))]
+        if header and len(rows):
+            rows, header = rows[1:], False
+        built.append(rows)
 
 
 class Piece(NamedTuple):
-    """Some rows: the line that each begins on and the one after it, from 0; their splits, if the file has such a column."""
+    """Some rows: the line that each begins on and the line after it, from 0; their splits, if the file has such a column."""
 
     first: np.ndarray
     after: np.ndarray
@@ -205,23 +205,23 @@ class Piece(NamedTuple):
 
 
 def _pieces(path: Path, separator: str, quoting: Quoting, header: list[str]) -> Iterator[Piece]:
-    place = header.index("split") if "split" in header else -1
+    column = header.index("split") if "split" in header else -1
     rows = _parsed(path, separator, quoting)
     next(rows, None)  # the header
     while taken := list(itertools.islice(rows, PIECE)):
         after = np.array([line for line, _ in taken])
         inside = np.array([sum(field.count("\n") for field in row) for _, row in taken])
-        splits = [row[place] for _, row in taken] if place >= 0 else []
+        splits = [row[column] for _, row in taken] if column >= 0 else []
         yield Piece(after - 1 - inside, after, splits)
 
 
-def _fault(path: Path, separator: str, quoting: Quoting) -> tuple[Fault | None, bool]:
+def _first_error(path: Path, separator: str, quoting: Quoting) -> tuple[RowError | None, bool]:
     """The first row that does not fit the header, if any, and whether some row does not stand on the line of its number."""
     width, several = -1, False
     for number, (line, row) in enumerate(_parsed(path, separator, quoting), start=1):
         if len(row) != width:
             if width >= 0:
-                return Fault(number, len(row)), several
+                return RowError(number, len(row)), several
             width = len(row)
         if line != number:
             several = True

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._index import Reader, checked_file
-from diptych.data._line_index import Built, line_bounds, not_blank, numbers_of_lines, rows_of
+from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of
 from diptych.errors import SourceError
 from diptych.types import Record
 
@@ -20,7 +20,7 @@ FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
 
 @SOURCES.register("flickr_token")
 class FlickrToken:
-    """A token file as a source: one record per caption, photos told to be the same."""
+    """A token file as a source: one record per caption, photos of one name share a group."""
 
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "results.token"
@@ -32,8 +32,8 @@ class FlickrToken:
         self.path = checked_file(spec)
         self.name = self.path.name
         base = self.path.parent
-        found = next((base / name for name in FOLDERS if (base / name).is_dir()), base)
-        self.root = Path(options.image_root) if options.image_root else found
+        folder = next((base / name for name in FOLDERS if (base / name).is_dir()), base)
+        self.root = Path(options.image_root) if options.image_root else folder
         self._rows = rows_of(self.path, "lines", _build)
         self._reader = Reader(self.path)
 
@@ -61,11 +61,11 @@ class FlickrToken:
         name, tab, caption = line.partition("\t")
         image, mark, _ = name.rpartition("#")
         if not tab or not mark:
-            where = f"{self.path}, line {numbers_of_lines(self.path, offset)}"
+            where = f"{self.path}, line {line_number(self.path, offset)}"
             raise SourceError(f"{where}: expected NAME.jpg#K, a tab and a caption; got {line[:60]!r}.")
         return Record(f"{name}", self.root / image, (caption.strip(),), group=image)
 
 
 def _build(path: Path, built: Built) -> None:
     for bounds, _, _ in line_bounds(path):
-        built.keep(bounds[not_blank(bounds)])
+        built.append(bounds[not_blank(bounds)])

@@ -1,9 +1,9 @@
 """A folder of images: with a text file of the same name beside each (one caption per line), or in class folders.
 
     DIR/dog1.jpg + DIR/dog1.txt                 captions
-    DIR/dog/1.jpg, DIR/cat/7.png, ...           labels: the place of the folder among the sorted folders' names
+    DIR/dog/1.jpg, DIR/cat/7.png, ...           labels: the index of the folder among the sorted folders' names
 
-Looks into folders at any depth. A folder with both kinds is read as captioned; images without a text are then left out.
+Reads folders at any depth. A folder with both kinds is read as captioned; images without a text are then left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Folder:
         if not self.root.is_dir():
             raise SourceError(f"{spec}: no such folder.")
         name = self.root.resolve().name
-        # "images" alone says nothing: what lies around it is the data set.
+        # "images" alone names nothing: the folder around it is the data set.
         self.name = f"{self.root.resolve().parent.name}/{name}" if name == "images" else name or str(self.root)
         images, texts = _walk(self.root)
         if not images:
@@ -54,7 +54,7 @@ class Folder:
                 raise SourceError(
                     f"{spec}: {len(images)} images, but neither a .txt beside any of them nor class folders around them."
                 )
-        self._label = {name: place for place, name in enumerate(self.classes or ())}
+        self._label = {name: label for label, name in enumerate(self.classes or ())}
 
     @classmethod
     def matches(cls, spec: str) -> bool:

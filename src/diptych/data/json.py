@@ -69,37 +69,37 @@ def _as_lines(path: Path) -> str:
 
 
 def _items(path: Path) -> Iterator[Any]:
-    """The array's items, one at a time: the text is held, the objects are not."""
+    """The array's items, one at a time: the text is in memory, the objects are not."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     decoder = json.JSONDecoder()
-    place = text.find("[") if text.lstrip().startswith("[") else _images(text, path)
-    place += 1
+    position = text.find("[") if text.lstrip().startswith("[") else _images(text, path)
+    position += 1
     while True:
-        while place < len(text) and text[place] in " \t\r\n,":
-            place += 1
-        if place < len(text) and text[place] == "]":
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        if position < len(text) and text[position] == "]":
             return
         try:
-            item, place = decoder.raw_decode(text, place)
+            item, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, place) + 1
+            line = text.count("\n", 0, position) + 1
             raise SourceError(f"{path}, line {line}: not valid JSON ({error}).") from error
         yield item
 
 
 def _images(text: str, path: Path) -> int:
     """Where the array under "images" begins."""
-    found = re.search(r'"images"\s*:\s*\[', text)
-    if found is None:
+    match = re.search(r'"images"\s*:\s*\[', text)
+    if match is None:
         raise SourceError(f'{path}: neither an array of images nor an object with "images": [...].')
-    return found.end() - 1
+    return match.end() - 1
 
 
 def _plain(item: Any, number: int, path: Path) -> dict[str, Any]:
-    """One record in the words of JSON Lines."""
+    """One record with the keys of JSON Lines."""
     if not isinstance(item, dict):
         raise SourceError(f"{path}, item {number}: expected an object {{...}}, got {type(item).__name__}.")
     if "sentences" not in item:
@@ -107,9 +107,9 @@ def _plain(item: Any, number: int, path: Path) -> dict[str, Any]:
     # Karpathy's: a folder and a name, and sentences with their tokens.
     folder = f"{item['filepath']}/" if item.get("filepath") else ""
     sentences = item["sentences"] if isinstance(item["sentences"], list) else []
-    captions = [one["raw"] for one in sentences if isinstance(one, dict) and isinstance(one.get("raw"), str)]
-    kept = {"image": f"{folder}{item.get('filename') or ''}", "captions": captions}
+    captions = [text["raw"] for text in sentences if isinstance(text, dict) and isinstance(text.get("raw"), str)]
+    row = {"image": f"{folder}{item.get('filename') or ''}", "captions": captions}
     # His "restval" is training data, as everybody who uses his split does.
     named = item.get("split")
     split = {"restval": "train"}.get(named, named) if isinstance(named, str) else ""
-    return kept | ({"split": split} if split else {})
+    return row | ({"split": split} if split else {})

@@ -2,7 +2,7 @@
 
     {"image": "photos/1.jpg", "captions": ["a dog", "a puppy runs"], "split": "train"}
 
-Lines are found through an index that is built once and mapped (``_rows``), and parsed when asked for, so a file of any length
+Lines are read through an index that is built once and mapped (``_line_index``) and parsed on demand, so a file of any length
 costs no memory. DeCLIP's YFCC list is such a file ("filename", "caption"); ImageNet's ``val_official.json`` another ("label").
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from diptych.data._base import SOURCES, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
 from diptych.data._index import Reader, checked_file
-from diptych.data._line_index import Built, kept_rows, known_keys, line_bounds, not_blank, numbers_of_lines, rows_of
+from diptych.data._line_index import Built, known_keys, line_bounds, line_number, not_blank, rows_of, selected_rows
 from diptych.errors import SourceError
 from diptych.types import Record
 
@@ -48,7 +48,7 @@ class JsonLines:
         self._caption_key = options.csv_caption_key or known_keys(tuple(first), CAPTION_KEYS)
         if self._caption_key is None and "label" not in first:
             self._key(first, CAPTION_KEYS, "captions")
-        self._kept = kept_rows(self._rows, split, str(self.path))
+        self._selected = selected_rows(self._rows, split, str(self.path))
 
     @classmethod
     def matches(cls, spec: str) -> bool:
@@ -61,12 +61,12 @@ class JsonLines:
         return cls(spec, split, options)
 
     def _key(self, first: Mapping[str, Any], known: tuple[str, ...], what: str) -> str:
-        found = known_keys(tuple(first), known)
-        if found is None:
+        key = known_keys(tuple(first), known)
+        if key is None:
             raise SourceError(
                 f"{self.path}, line 1: no key for {what}; expected one of {', '.join(known)}; seen: {', '.join(first)}."
             )
-        return found
+        return key
 
     def _line(self, row: int) -> Mapping[str, Any]:
         offset, size = map(int, self._rows.bounds[row])
@@ -74,16 +74,16 @@ class JsonLines:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
-            value = parsed(data, self._where(row))  # once more, for its words: finding the line costs time
+            value = parsed(data, self._where(row))  # once more, for its message: counting lines costs time
         if not isinstance(value, dict):
             raise SourceError(f"{self._where(row)}: expected an object {{...}}, got {type(value).__name__}.")
         return value
 
     def _where(self, row: int) -> str:
-        return f"{self.path}, line {numbers_of_lines(self.path, int(self._rows.bounds[row, 0]))}"
+        return f"{self.path}, line {line_number(self.path, int(self._rows.bounds[row, 0]))}"
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._selected)
 
     def splits(self) -> dict[str, int]:
         """Sizes of the splits that lines name."""
@@ -91,7 +91,7 @@ class JsonLines:
 
     def record(self, index: int) -> Record:
         """Raises SourceError, with the line's number, for a line that is no such object."""
-        row_number = int(self._kept[index])
+        row_number = int(self._selected[index])
         row = self._line(row_number)
         if not isinstance(row.get(self._image_key), str):
             raise SourceError(f"{self._where(row_number)}: {self._image_key!r} is missing or no text.")
@@ -108,9 +108,9 @@ class JsonLines:
 
 def _build(path: Path, built: Built) -> None:
     for bounds, text, base in line_bounds(path):
-        kept = not_blank(bounds)
+        full = not_blank(bounds)
         if b'"split"' not in text:
-            built.keep(bounds[kept])
+            built.append(bounds[full])
             continue
         codes = np.zeros(len(bounds), dtype=np.int64)
         starts = bounds[:, 0] - base
@@ -119,6 +119,6 @@ def _build(path: Path, built: Built) -> None:
             line = int(np.searchsorted(starts, match.start(), side="right")) - 1
             try:
                 codes[line] = built.code(str(json.loads(match.group(1))))
-            except ValueError:  # the line itself will say so when it is read
+            except ValueError:  # reading the line itself raises
                 codes[line] = 0
-        built.keep(bounds[kept], codes[kept])
+        built.append(bounds[full], codes[full])

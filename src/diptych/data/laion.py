@@ -66,7 +66,7 @@ class Laion:
         return {}
 
     def record(self, index: int) -> Record:
-        """One line. Raises RecordError for one that has too few columns, or no picture."""
+        """One line. Raises RecordError for one that has too few columns, or no image."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[shard - 1]) if shard else 0)
         offset, size = map(int, self._rows[shard].bounds[row])
@@ -77,7 +77,7 @@ class Laion:
         try:
             image = base64.b64decode(columns[IMAGE], validate=True)
         except binascii.Error as error:
-            raise RecordError(key, f"its picture is not base64 ({error})") from error
+            raise RecordError(key, f"its image is not base64 ({error})") from error
         return Record(key, image, _caption(columns[TEXT], key))
 
 
@@ -87,11 +87,13 @@ def _caption(column: bytes, key: str) -> tuple[str, ...]:
     except UnicodeDecodeError:
         text = column.decode("gb18030", errors="replace")
     try:
-        about = json.loads(text)
+        metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(key, f"its third column is not JSON ({error})") from error
-    found = next((about[name] for name in CAPTIONS if about.get(name)), None) if isinstance(about, dict) else None
-    return captions_of(found)
+    captions = (
+        next((metadata[name] for name in CAPTIONS if metadata.get(name)), None) if isinstance(metadata, dict) else None
+    )
+    return captions_of(captions)
 
 
 def _shards(listed: Path, root: Path) -> list[Path]:
@@ -112,4 +114,4 @@ def _shards(listed: Path, root: Path) -> list[Path]:
 
 def _build(path: Path, built: Built) -> None:
     for bounds, _, _ in line_bounds(path):
-        built.keep(bounds[not_blank(bounds)])
+        built.append(bounds[not_blank(bounds)])

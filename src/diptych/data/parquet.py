@@ -1,7 +1,7 @@
 """Parquet: img2dataset's output, Hugging Face's image structs, and plain tables of paths.
 
 The image is a column of bytes (``jpg``), of structs {bytes, path} (``image``), or of paths. A column chunk is compressed as a
-whole, so a record costs its row group: groups are kept, as many as fit in 256 MB per process, and a shuffled order over groups
+whole, so a record costs its row group: groups are cached, as many as fit in 256 MB per process, and a shuffled order over groups
 of tens of megabytes is slow by the format's nature. ``diptych data shard`` makes tars of it, which are not.
 """
 
@@ -53,11 +53,13 @@ class Parquet:
                 )
         self._others = [name for name in ("label", OWN_KEY, OWN_GROUP) if name in names]
         # (file, row group) of each group, and where its rows end.
-        self._groups = [(place, group) for place, file in enumerate(files) for group in range(file.num_row_groups)]
-        sizes = [files[place].metadata.row_group(group).num_rows for place, group in self._groups]
+        self._groups = [
+            (file_number, group) for file_number, file in enumerate(files) for group in range(file.num_row_groups)
+        ]
+        sizes = [files[file_number].metadata.row_group(group).num_rows for file_number, group in self._groups]
         self._ends = np.cumsum(sizes) if sizes else np.zeros(0, dtype=np.int64)
-        self._splits, self._kept = self._split_rows(files, names, split, spec)
-        self._held: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+        self._splits, self._selected = self._split_rows(files, names, split, spec)
+        self._cached: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._process = os.getpid()
 
     @classmethod
@@ -96,19 +98,19 @@ class Parquet:
         return sizes, np.flatnonzero(of_row == split) if split else range(len(of_row))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": OrderedDict()}
+        return {**self.__dict__, "_cached": OrderedDict()}
 
     def __len__(self) -> int:
-        kept = getattr(self, "_kept", None)
-        return len(kept) if kept is not None else int(self._ends[-1]) if len(self._ends) else 0
+        selected = getattr(self, "_selected", None)
+        return len(selected) if selected is not None else int(self._ends[-1]) if len(self._ends) else 0
 
     def splits(self) -> dict[str, int]:
         """Sizes of the splits that a column "split" names."""
         return self._splits
 
     def record(self, index: int) -> Record:
-        """One row. Raises RecordError for one without a picture."""
-        row = int(self._kept[index])
+        """One row. Raises RecordError for one without an image."""
+        row = int(self._selected[index])
         group = int(np.searchsorted(self._ends, row, side="right"))
         inside = row - (int(self._ends[group - 1]) if group else 0)
         key = f"{Path(self.paths[self._groups[group][0]]).name}#{row}"
@@ -121,7 +123,7 @@ class Parquet:
         if isinstance(given, dict):
             given = given.get("bytes") or given.get("path")
         if not given:
-            raise RecordError(key, "has no picture")
+            raise RecordError(key, "has no image")
         image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(str(given), self.root)
         own_key, own_group = values.get(OWN_KEY), values.get(OWN_GROUP)
         named = own_group if isinstance(own_group, str) else (None if isinstance(image, bytes) else str(given))
@@ -132,16 +134,16 @@ class Parquet:
     def _table(self, group: int) -> Any:
         """A row group, decoded; the least recently used leave when the budget is spent."""
         if self._process != os.getpid():
-            self._held, self._process = OrderedDict(), os.getpid()
-        if group in self._held:
-            self._held.move_to_end(group)
-            return self._held[group][0]
-        place, number = self._groups[group]
+            self._cached, self._process = OrderedDict(), os.getpid()
+        if group in self._cached:
+            self._cached.move_to_end(group)
+            return self._cached[group][0]
+        file_number, number = self._groups[group]
         columns = [name for name in (self._image, self._caption, *self._others) if name]
-        table = _library(self.name).ParquetFile(self.paths[place]).read_row_group(number, columns=columns)
-        self._held[group] = (table, table.nbytes)
-        while len(self._held) > 1 and sum(size for _, size in self._held.values()) > BUDGET:
-            self._held.popitem(last=False)
+        table = _library(self.name).ParquetFile(self.paths[file_number]).read_row_group(number, columns=columns)
+        self._cached[group] = (table, table.nbytes)
+        while len(self._cached) > 1 and sum(size for _, size in self._cached.values()) > BUDGET:
+            self._cached.popitem(last=False)
         return table
 
 

@@ -6,7 +6,7 @@ A tar is random access once its headers are read, so it is a source like any oth
 shards serves any number of ranks. Shards are named by a path, a pattern (``train-*.tar``), or braces (``{000..099}.tar``).
 A gzipped tar cannot be read at an offset: it is unpacked once into the cache folder (DIPTYCH_CACHE, else the user's own).
 Remote shards (s3://, http://, ...) are read by ranges; what cannot be (a store without ranges, ``pipe:COMMAND``) is copied into
-the cache once, since a stream has no place to come back to.
+the cache once, since a stream cannot be read at an offset.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from diptych.types import Record
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("json", "txt", "cls")
-KINDS = frozenset((*IMAGES, *TEXTS))
+ENDINGS = frozenset((*IMAGES, *TEXTS))
 ABSENT = -1
 PIPE = "pipe:"
 MOST_SHARDS = 1_000_000  # more is a slip of the pen, and would fill the memory with names
 
 
 class Group(NamedTuple):
-    """The members of one sample: its key, and offset and size of the image and of each kind of text."""
+    """The members of one sample: its key, and offset and size of the image and of each type of text."""
 
     key: str
     members: dict[str, tuple[int, int]]
@@ -64,24 +64,24 @@ class WebDataset:
         rows: list[tuple[int, ...]] = []
         dropped = twice = 0
         names = [str(path).rpartition("/")[2] for path in paths]
-        if len(set(names)) < len(names):  # a/000.tar and b/000.tar hold other pictures
+        if len(set(names)) < len(names):  # a/000.tar and b/000.tar hold other images
             names = [f"{number}/{name}" for number, name in enumerate(names)]
         for number, (path, members) in enumerate(zip(paths, _indexed(paths), strict=True)):
-            _tell(str(path), members)
+            _warn_of(str(path), members)
             name, met = names[number], set[str]()
             for group in groups(members):
-                image = next((group.members[kind] for kind in IMAGES if kind in group.members), None)
+                image = next((group.members[ending] for ending in IMAGES if ending in group.members), None)
                 if image is None or not ({"json", "txt", "cls"} & set(group.members)):
                     dropped += 1
                     continue
-                texts = [group.members.get(kind, (ABSENT, 0)) for kind in TEXTS]
+                texts = [group.members.get(ending, (ABSENT, 0)) for ending in TEXTS]
                 self._keys.append(f"{name}/{group.key}")
                 twice += group.key in met
                 met.add(group.key)
                 rows.append((number, *image, *itertools.chain(*texts)))
         if twice:
             log.warn(f"{spec}: {twice} keys come twice within a shard; both are used.")
-            self._keys = [f"{key}#{place}" for place, key in enumerate(self._keys)]
+            self._keys = [f"{key}#{number}" for number, key in enumerate(self._keys)]
         if dropped:
             log.warn(f"{spec}: {dropped} samples lack an image or a text and are left out; {len(rows)} are used.")
         self._table = np.array(rows, dtype=np.int64).reshape(len(rows), 3 + 2 * len(TEXTS))
@@ -105,35 +105,37 @@ class WebDataset:
 
     def record(self, index: int) -> Record:
         """One sample, its image still encoded."""
-        shard, *places = self._table[index].tolist()
+        shard, *spans = self._table[index].tolist()
         reader, key = self._readers[shard], self._keys[index]
-        image = reader.read(places[0], places[1])
-        parts = zip(places[2::2], places[3::2], strict=True)
-        texts = {kind: reader.read(*part) for kind, part in zip(TEXTS, parts, strict=True) if part[0] != ABSENT}
-        captions, label, about = _described(texts, key)
-        # Shards of ours carry the key and the picture's name that their source gave.
-        named, group = about.get(OWN_KEY), about.get(OWN_GROUP)
+        image = reader.read(spans[0], spans[1])
+        parts = zip(spans[2::2], spans[3::2], strict=True)
+        texts = {ending: reader.read(*part) for ending, part in zip(TEXTS, parts, strict=True) if part[0] != ABSENT}
+        captions, label, metadata = _described(texts, key)
+        # Shards of ours carry the key and the image's name that their source gave.
+        named, group = metadata.get(OWN_KEY), metadata.get(OWN_GROUP)
         key = named if isinstance(named, str) else key
-        return Record(key, image, captions, label, group if isinstance(group, str) else None, about)
+        return Record(key, image, captions, label, group if isinstance(group, str) else None, metadata)
 
 
 def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int | None, dict[str, Any]]:
-    """Captions and label of a sample, the JSON's when it has some, else the text file's; and what else the JSON says."""
+    """Captions and label of a sample, the JSON's when it has some, else the text file's; and the rest of the JSON."""
     captions: tuple[str, ...] = ()
     label: int | None = None
-    about: Any = {}
+    metadata: Any = {}
     if "json" in texts:
-        about = parsed(texts["json"], f"{key}.json")
-        found = (
-            next((about[name] for name in CAPTION_KEYS if about.get(name)), None) if isinstance(about, dict) else None
+        metadata = parsed(texts["json"], f"{key}.json")
+        captions_value = (
+            next((metadata[name] for name in CAPTION_KEYS if metadata.get(name)), None)
+            if isinstance(metadata, dict)
+            else None
         )
-        captions = captions_of(found)
-        label = label_of(about.get("label")) if isinstance(about, dict) else None
+        captions = captions_of(captions_value)
+        label = label_of(metadata.get("label")) if isinstance(metadata, dict) else None
     if not captions and "txt" in texts:
         captions = (texts["txt"].decode("utf-8", errors="replace").strip(),)
-    if "cls" in texts and (told := label_of(texts["cls"])) is not None:
-        label = told
-    return captions, label, about if isinstance(about, dict) else {}
+    if "cls" in texts and (number := label_of(texts["cls"])) is not None:
+        label = number
+    return captions, label, metadata if isinstance(metadata, dict) else {}
 
 
 def _indexed(paths: Sequence[Path | str]) -> list[Members]:
@@ -142,9 +144,9 @@ def _indexed(paths: Sequence[Path | str]) -> list[Members]:
         return list(pool.map(members_of, map(str, paths)))
 
 
-def _tell(path: str, members: Members) -> None:
+def _warn_of(path: str, members: Members) -> None:
     if not members.whole:
-        log.warn(f"{path}: cut short; what stands before the cut is used.")
+        log.warn(f"{path}: truncated; the whole members before its end are used.")
     if members.outside:
         log.warn(f"{path}: {members.outside} members point outside of the archive and are left out.")
 
@@ -154,14 +156,14 @@ def shards(spec: str) -> list[Path | str]:
 
     Gzipped ones are unpacked into the cache; remote ones stay where they are, unless they are gzipped.
     """
-    found: list[Path | str] = []
+    files: list[Path | str] = []
     for name in braces(spec):
         magic = glob.has_magic(name) and not name.startswith(PIPE)
         matching = (listed(name) if is_remote(name) else sorted(glob.glob(name))) if magic else [name]
         if not matching:
             raise SourceError(f"{name}: no file matches this pattern.")
-        found += [_shard(one) for one in matching]
-    return found
+        files += [_shard(path) for path in matching]
+    return files
 
 
 def _shard(name: str) -> Path | str:
@@ -173,19 +175,19 @@ def _shard(name: str) -> Path | str:
 
 
 def braces(spec: str) -> Iterator[str]:
-    """``a{00..02}b{x,y}`` -> a00bx, a00by, a01bx, ...; zeros in front are kept."""
+    """``a{00..02}b{x,y}`` -> a00bx, a00by, a01bx, ...; leading zeros are preserved."""
     match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", spec)
     if match is None:
         yield spec
         return
-    first, last, words = match.groups()
-    if words is None:
+    first, last, listed_names = match.groups()
+    if listed_names is None:
         if int(last) - int(first) >= MOST_SHARDS:
             raise SourceError(f"{spec}: {{{first}..{last}}} names more than {MOST_SHARDS:,} shards.")
         width = len(first) if first.startswith("0") else 0
         choices = [str(number).zfill(width) for number in range(int(first), int(last) + 1)]
     else:
-        choices = words.split(",")
+        choices = listed_names.split(",")
     for choice in choices:
         yield from braces(spec[: match.start()] + choice + spec[match.end() :])
 
@@ -193,16 +195,16 @@ def braces(spec: str) -> Iterator[str]:
 def groups(members: Members) -> Iterator[Group]:
     """The samples of one tar: members that share a name up to the first dot, in the order they stand."""
     key = ""
-    found: dict[str, tuple[int, int]] = {}
-    for name, place in zip(members.each_name(), members.places.tolist(), strict=True):
+    parts: dict[str, tuple[int, int]] = {}
+    for name, span in zip(members.each_name(), members.spans.tolist(), strict=True):
         dot = name.find(".", name.rfind("/") + 1)
         whole = name[:dot] if dot >= 0 else name
-        if whole != key and found:
-            yield Group(key, found)
-            found = {}
+        if whole != key and parts:
+            yield Group(key, parts)
+            parts = {}
         key = whole
-        kind = name[name.rfind(".") + 1 :].lower() if dot >= 0 else ""
-        if kind in KINDS:
-            found[kind] = (place[0], place[1])
-    if found:
-        yield Group(key, found)
+        ending = name[name.rfind(".") + 1 :].lower() if dot >= 0 else ""
+        if ending in ENDINGS:
+            parts[ending] = (span[0], span[1])
+    if parts:
+        yield Group(key, parts)

@@ -1,6 +1,6 @@
 """The contract of an evaluator: its options, the data it measures on, its scores, and what a report shows of them.
 
-An evaluator is one file of this folder. Nothing else names it: the command line makes flags of its ``Options``, and
+An evaluator is a file of this folder. Nothing else names it: the command line makes flags of its ``Options``, and
 ``diptych evaluate`` and training runs choose evaluators by the ``data`` that they have. It loads no weights and opens no data.
 """
 
@@ -29,8 +29,8 @@ class Evaluator(ABC, Generic[DataT, OptionsT, ResultT]):
     """One way to measure a model. It has no state: everything comes through ``run``.
 
     ``Options`` is a frozen dataclass whose fields have defaults and become flags of ``diptych evaluate``; a training run sets
-    those that its own options have under the same name. ``data`` says what it measures on. ``title`` tells its results from
-    those of other evaluators on the same data. ``training_name`` names its results in a training run, which measures it each
+    those that its own options have under the same name. ``data`` says what it measures on. ``title`` distinguishes its results
+    from those of other evaluators on the same data. ``training_name`` names its results in a training run, which measures it each
     time its data is due; empty: training leaves it out.
     """
 

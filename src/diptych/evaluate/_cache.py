@@ -65,7 +65,7 @@ def image_features(
     path = cache_folder() / "features" / f"{digest.hexdigest()[:40]}.safetensors"
     features = read_tensor(path, "features", len(indices))
     if features is not None and unreadable is None and bool(features[:, :1].isnan().any()):
-        features = None  # written by a caller that accepts unreadable images, which are errors to this one
+        features = None  # written by a caller that accepts unreadable images, which are errors to this caller
     missing = features is None
     if encoder.shared:  # then all must agree whether there is work to share
         missing = process_group.any_rank(missing, encoder.device.torch_device, encoder.group)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -18,6 +18,8 @@ from diptych.errors import DataError
 from diptych.image import EvalTransform, decode_image, decode_pixels
 from diptych.types import Record
 
+ImageTransform = Callable[[Image.Image], Tensor]
+"""A PIL image -> uint8 [3, H, W]."""
 ImageBatch = tuple[Tensor, list[tuple[int, DataError]]]
 """Images uint8 [B, 3, H, W], blank where they cannot be read, and (row, error) of those."""
 
@@ -41,9 +43,9 @@ class Records(Protocol):
 
 
 def image_batches(
-    source: Records, indices: Sequence[int], transform: Callable[[Any], Tensor], batch_size: int, workers: int
+    source: Records, indices: Sequence[int], transform: ImageTransform, batch_size: int, workers: int
 ) -> Iterable[ImageBatch]:
-    """The images of the records at ``indices``, in order; ``workers`` processes decode them (0: this one)."""
+    """The images of the records at ``indices``, in order; ``workers`` processes decode them (0: the calling process)."""
     return DataLoader(
         _Images(source, indices, transform),
         batch_size=batch_size,
@@ -54,9 +56,9 @@ def image_batches(
 
 
 class _Images(Dataset[Tensor | DataError]):
-    """The chosen images of a source; one that cannot be read is returned as its error, which a worker process would garble."""
+    """The chosen images of a source; one that cannot be read is given as its error, which a worker would garble if raised."""
 
-    def __init__(self, source: Records, indices: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, source: Records, indices: Sequence[int], transform: ImageTransform) -> None:
         self.source, self.indices, self.transform = source, indices, transform
 
     def __len__(self) -> int:
@@ -65,14 +67,14 @@ class _Images(Dataset[Tensor | DataError]):
     def __getitem__(self, position: int) -> Tensor | DataError:
         try:
             record = self.source.record(self.indices[position])
-            # Another transform than ours is given what the library promises it, a Pillow image.
-            decode: Callable[..., Any] = decode_pixels if isinstance(self.transform, EvalTransform) else decode_image
-            return self.transform(decode(record.image, record.key))
+            if isinstance(self.transform, EvalTransform):  # takes pixels too, which are faster to decode
+                return self.transform(decode_pixels(record.image, record.key))
+            return self.transform(decode_image(record.image, record.key))
         except DataError as error:
             return error
 
 
-def _stack(transform: Callable[[Any], Tensor], images: list[Tensor | DataError]) -> ImageBatch:
+def _stack(transform: ImageTransform, images: list[Tensor | DataError]) -> ImageBatch:
     errors = [(position, image) for position, image in enumerate(images) if isinstance(image, DataError)]
     readable = next((image for image in images if isinstance(image, Tensor)), None)
     blank = torch.zeros_like(transform(Image.new("RGB", (64, 64))) if readable is None else readable)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from diptych.distributed import process_group
 from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
-from diptych.evaluate._decode import Records, image_batches
+from diptych.evaluate._decode import ImageTransform, Records, image_batches
 from diptych.image import compile_kernels
 from diptych.models import SharedPrefixes, TwoTower
 from diptych.text import Tokenizer
@@ -34,6 +34,8 @@ Unreadable = Callable[[RecordError], None]
 class LaidOut(Protocol):
     """A model that is laid out over processes, as a ``diptych.distributed.layout.Layout`` is."""
 
+    collective: bool
+    """Whether each call involves all processes."""
     group: Group
     """The processes that see different pairs."""
 
@@ -61,8 +63,8 @@ class Encoder:
     """A model with all that turns images and captions into its features.
 
     ``model`` is a TwoTower or a Layout. ``transform`` maps a PIL image to uint8 [3, H, W]; ``workers`` processes decode images
-    (0: this one). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the same
-    weights are taken from the cache folder, and written there.
+    (0: the calling process). Features are on the device, fp32, not normalized. ``cache``: image features and classifiers of the
+    same weights are read from the cache folder, and written there.
 
     ``shared``: the processes of the group encode a part each, and all get all. Then every process must make the same calls,
     and makes the same number of forward calls with as many rows, padded where there is nothing left to encode: a sharded
@@ -71,7 +73,7 @@ class Encoder:
 
     model: TwoTower | LaidOut
     tokenizer: Tokenizer
-    transform: Callable[[Any], Tensor]
+    transform: ImageTransform
     device: Device
     batch_size: int = 64
     workers: int = 0
@@ -82,6 +84,9 @@ class Encoder:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError(f"batch size {self.batch_size}, workers {self.workers}: expected at least 1 and 0.")
+        laid_out = None if isinstance(self.model, nn.Module) else self.model
+        if laid_out is not None and laid_out.collective and process_group.size(self.group) > 1 and not self.shared:
+            raise ConfigError("this model is sharded over processes, which must encode together: give shared=True.")
 
     @property
     def group(self) -> Group:
@@ -93,8 +98,8 @@ class Encoder:
     ) -> Tensor:
         """Return features [len(indices), D] of the records' images.
 
-        Raises the error of the first image that cannot be read. With ``unreadable``, each RecordError is passed to it in the
-        process that met it, and that row is not a number; the error is raised only where no image at all can be read.
+        Raises the error of the first image that cannot be read. With ``unreadable``, each RecordError is passed to it in every
+        process that meets it, and that row is not a number; the error is raised only where no image at all can be read.
         """
         if not indices:
             raise ConfigError("no image to encode.")
@@ -137,6 +142,8 @@ class Encoder:
 
     def texts(self, captions: Sequence[str], advance: Advance) -> Tensor:
         """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
+        if not captions:
+            raise ConfigError("no caption to encode.")
         encoded = [self.tokenizer.encode(caption) for caption in captions]
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
 
@@ -184,7 +191,7 @@ class Encoder:
         return rows[position % ranks * each + position // ranks]
 
     def _agree(self, error: DataError | None) -> None:
-        """Raise the error, in every process where the work is shared: one that went on alone would wait for ever."""
+        """Raise the error, in every process where the work is shared: a process that went on alone would wait for ever."""
         if self.shared and process_group.any_rank(error is not None, self.device.torch_device, self.group):
             error = process_group.first_not_none(error, self.group)
         if error is not None:
@@ -193,7 +200,7 @@ class Encoder:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Without gradients, in the encoder's precision; entered once for many batches, so that weights are cast once."""
-        # no_grad, not inference_mode: what a tower caches here (masks, positions) must serve the next training step.
+        # no_grad, not inference_mode: what a tower caches now (masks, positions) must serve the next training step.
         with torch.no_grad(), self.device.autocast(self.precision):
             yield
 

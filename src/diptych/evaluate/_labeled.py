@@ -27,7 +27,7 @@ class ClassFolder(NamedTuple):
 
 
 def class_folder(spec: str) -> ClassFolder:
-    """Look for ``images/``, ``labels.txt`` and ``templates.txt`` in a folder, as PaddleMIX has it; else it is the source."""
+    """Find ``images/``, ``labels.txt`` and ``templates.txt`` in a folder, as PaddleMIX has it; else it is the source."""
     root = Path(spec)
     labels, templates = (
         str(path) if path.is_file() else None for path in (root / "labels.txt", root / "templates.txt")

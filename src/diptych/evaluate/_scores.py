@@ -35,7 +35,7 @@ def retrieval_scores(
 ) -> dict[str, float]:
     """Score retrieval in both directions by cosine similarity.
 
-    ``image_features`` [N, D] and ``text_features`` [M, D], normalized here, in float64 where given so and else in fp32;
+    ``image_features`` [N, D] and ``text_features`` [M, D], normalized by this function, in float64 where given so, else in fp32;
     ``text_to_image`` int64 [M], the index of each text's image (None: row j belongs to row j); ``chunk`` queries are
     scored at a time (0: as many as fit 64 MiB). An image without a text is a candidate but not a query.
 

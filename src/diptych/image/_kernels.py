@@ -3,7 +3,7 @@
 Each output value is a weighted sum of bytes: weights in 22 bits after the point, first along the rows and rounded to bytes,
 then along the columns. Those are Pillow's rules (its ``Resample.c``, 8 bits per channel), so the pixels are Pillow's own, bit
 for bit; a property test holds that. Nothing here is used before ``diptych.image.resize.compile_kernels`` has imported it, and
-without numba nothing is lost but time. Widths and heights are in pixels; a picture is uint8 [h, w, 3] of any strides.
+without numba nothing is lost but time. Widths and heights are in pixels; an image is uint8 [h, w, 3] of any strides.
 """
 
 import math
@@ -47,15 +47,15 @@ def taps(given: int, wanted: int, begin: int, end: int, kernel: int) -> np.ndarr
     most = math.ceil(reach) * 2 + 1
     table = np.zeros((end - begin, 2 + most), np.int32)
     exact = np.empty(most, np.float64)
-    for place in range(begin, end):
-        centre = (place + 0.5) * scale
-        first = max(int(centre - reach + 0.5), 0)
-        count = min(int(centre + reach + 0.5), given) - first
+    for output in range(begin, end):
+        center = (output + 0.5) * scale
+        first = max(int(center - reach + 0.5), 0)
+        count = min(int(center + reach + 0.5), given) - first
         total = 0.0
         for tap in range(count):
-            exact[tap] = weight(kernel, (tap + first - centre + 0.5) * (1.0 / stretch))
+            exact[tap] = weight(kernel, (tap + first - center + 0.5) * (1.0 / stretch))
             total += exact[tap]
-        row = table[place - begin]
+        row = table[output - begin]
         row[0], row[1] = first, count
         for tap in range(count):
             share = exact[tap] / total if total != 0.0 else exact[tap]
@@ -70,17 +70,17 @@ def byte(value: np.int32) -> np.uint8:
 
 
 @njit(types.void(_picture, _table, types.Array(types.uint8, 2, "C")), cache=True, nogil=True)
-def along_rows(picture, table, out):  # type: ignore[no-untyped-def]
+def along_rows(image, table, out):  # type: ignore[no-untyped-def]
     """Resize every row: uint8 [h, w, 3] -> out, uint8 [h, 3 * W], one channel after the other."""
-    height, width, wide = picture.shape[0], picture.shape[1], table.shape[0]
-    # Some rows are turned on their side, so that one weight meets a long run of neighbours in memory.
+    height, width, wide = image.shape[0], image.shape[1], table.shape[0]
+    # Some rows are turned on their side, so that one weight meets a long run of neighbors in memory.
     turned = np.zeros(width * 3 * LANES, np.uint8)
     sums = np.empty(3 * LANES, np.int32)
     done = np.empty(3 * wide * LANES, np.uint8)
     for top in range(0, height, LANES):
         rows = min(LANES, height - top)
         for row in range(rows):
-            line = picture[top + row]
+            line = image[top + row]
             for x in range(width):
                 for channel in range(3):
                     turned[(x * 3 + channel) * LANES + row] = line[x, channel]
@@ -88,8 +88,8 @@ def along_rows(picture, table, out):  # type: ignore[no-untyped-def]
             for lane in range(3 * LANES):
                 sums[lane] = HALF
             for tap in range(table[x, 1]):
-                share, place = table[x, 2 + tap], table[x, 0] + tap
-                part = turned[place * (3 * LANES) : (place + 1) * (3 * LANES)]
+                share, column = table[x, 2 + tap], table[x, 0] + tap
+                part = turned[column * (3 * LANES) : (column + 1) * (3 * LANES)]
                 for lane in range(3 * LANES):
                     sums[lane] = np.int32(sums[lane] + np.int32(np.int32(part[lane]) * share))
             part = done[x * (3 * LANES) : (x + 1) * (3 * LANES)]
@@ -121,18 +121,18 @@ def along_columns(lines, skipped, table, out):  # type: ignore[no-untyped-def]
                 sums[x] = np.int32(sums[x] + np.int32(np.int32(line[x]) * share))
         for x in range(length):
             done[x] = byte(sums[x])
-        # Not a slice: numba would compile the words of an error that cannot happen, which takes longer than all else here.
+        # Not a slice: numba would compile the message of an error that cannot happen, which takes longer than all else here.
         for channel in range(3):
             for x in range(wide):
                 out[channel, y, x] = done[channel * wide + x]
 
 
-def resized(picture: np.ndarray, size: tuple[int, int], part: tuple[int, int, int, int], kernel: str) -> np.ndarray:
-    """uint8 [h, w, 3] resized to ``size`` (width, height), of which only ``part`` (left, top, right, bottom) is made.
+def resized(image: np.ndarray, size: tuple[int, int], part: tuple[int, int, int, int], kernel: str) -> np.ndarray:
+    """uint8 [h, w, 3] resized to ``size`` (width, height), of which only ``part`` (left, top, right, bottom) is computed.
 
     Returns uint8 [3, bottom - top, right - left], contiguous.
     """
-    height, width, channels = picture.shape
+    height, width, channels = image.shape
     if channels != 3 or not (0 <= part[0] < part[2] <= size[0] and 0 <= part[1] < part[3] <= size[1]):
         raise ValueError(f"{channels} channels, part {part} of {size}: the code below would read beyond its arrays")
     left, top, right, bottom = part
@@ -140,7 +140,7 @@ def resized(picture: np.ndarray, size: tuple[int, int], part: tuple[int, int, in
     down = taps(height, size[1], top, bottom, KERNELS[kernel])
     begin, end = int(down[0, 0]), int(down[:, :2].sum(1).max())
     lines = np.empty((end - begin, 3 * (right - left)), np.uint8)
-    along_rows(picture[begin:end], across, lines)
+    along_rows(image[begin:end], across, lines)
     out = np.empty((3, bottom - top, right - left), np.uint8)
     along_columns(lines, begin, down, out)
     return out

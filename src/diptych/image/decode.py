@@ -1,7 +1,7 @@
-"""An encoded picture to RGB, or one clear line about why not.
+"""An encoded image to RGB, or an error of one line that says why not.
 
-Handles what people really have: EXIF rotation, alpha (laid on white), palettes, CMYK, 16-bit greys (scaled, not clipped),
-animations (the first frame). A picture that is cut short, of an unknown kind, or larger than the limit is a RecordError
+Handles what real files have: EXIF rotation, alpha (laid on white), palettes, CMYK, 16-bit grays (scaled, not clipped),
+animations (the first frame). An image that is truncated, of an unknown format, or larger than the limit is a RecordError
 before it costs memory. Plain JPEGs go through simplejpeg where it is installed, which gives the same pixels faster.
 """
 
@@ -24,19 +24,19 @@ JPEG, EXIF = b"\xff\xd8", b"Exif\0\0"
 
 
 def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a file's path or bytes into an RGB picture, upright. Raises RecordError, whose ``key`` names the file."""
+    """Decode a file's path or bytes into an RGB image, upright. Raises RecordError, whose ``key`` names the file."""
     name = key or (str(source) if not isinstance(source, bytes) else "image")
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
-    return Image.fromarray(plain) if plain is not None else _any_kind(data, name, max_pixels)
+    return Image.fromarray(plain) if plain is not None else _by_pillow(data, name, max_pixels)
 
 
 def decode_pixels(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The same picture as an array, uint8 [H, W, 3]: saves two copies when no Pillow picture is needed."""
+    """The same image as an array, uint8 [H, W, 3]: saves two copies when no Pillow image is needed."""
     name = key or (str(source) if not isinstance(source, bytes) else "image")
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
-    return plain if plain is not None else np.asarray(_any_kind(data, name, max_pixels))
+    return plain if plain is not None else np.asarray(_by_pillow(data, name, max_pixels))
 
 
 def _whole(source: Path | str | bytes, name: str) -> bytes:
@@ -47,13 +47,13 @@ def _whole(source: Path | str | bytes, name: str) -> bytes:
 
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """The pixels of an upright three-channel JPEG by libjpeg-turbo; None leaves it to Pillow, which also words the errors."""
+    """The pixels of an upright three-channel JPEG by libjpeg-turbo; None leaves it to Pillow, which also gives the errors."""
     library = _simplejpeg()
     if library is None or not data.startswith(JPEG) or EXIF in data:
         return None
     try:
-        height, width, colours, _ = library.decode_jpeg_header(data)
-        if colours != "YCbCr" or not 0 < width * height <= max_pixels:
+        height, width, colors, _ = library.decode_jpeg_header(data)
+        if colors != "YCbCr" or not 0 < width * height <= max_pixels:
             return None
         pixels: np.ndarray = library.decode_jpeg(data, colorspace="RGB")
         return pixels
@@ -61,14 +61,14 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         return None  # damaged, or a variant that it does not read
 
 
-def _any_kind(data: bytes, name: str, max_pixels: int) -> Image.Image:
+def _by_pillow(data: bytes, name: str, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures and odd metadata; size is checked below, by our own limit.
+            # Pillow warns of large images and odd metadata; size is checked below, by our own limit.
             warnings.simplefilter("ignore")
             return _decode(data, name, max_pixels)
     except UnidentifiedImageError as error:
-        raise RecordError(name, f"not an image that can be read ({_kind(data)})", "remove it or convert it") from error
+        raise RecordError(name, f"not an image that can be read ({_content(data)})", "remove it or convert it") from error
     except Image.DecompressionBombError as error:
         raise RecordError(name, f"larger than {max_pixels:,} pixels", "shrink it or remove it") from error
     except (
@@ -85,7 +85,7 @@ def _any_kind(data: bytes, name: str, max_pixels: int) -> Image.Image:
     ) as error:
         # These are what Pillow's readers raise on damaged files, by their documentation and by fuzzing.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RecordError(name, f"damaged or cut short ({reason})", "download it again or remove it") from error
+        raise RecordError(name, f"damaged or truncated ({reason})", "download it again or remove it") from error
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -96,10 +96,10 @@ def _read(path: Path, name: str) -> bytes:
     except OSError as error:
         raise RecordError(name, f"the image file cannot be read: {error.strerror}") from error
     except ValueError as error:  # a NUL, or half of a character, inside
-        raise RecordError(name[:80].replace("\0", " "), "its image cannot be a path", "mend the list") from error
+        raise RecordError(name[:80].replace("\0", " "), "its image cannot be a path", "fix the list") from error
 
 
-def _kind(data: bytes) -> str:
+def _content(data: bytes) -> str:
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "it looks like a web page, not an image"
@@ -118,19 +118,19 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         if fast is not None:
             return fast if orientation == 1 else _upright(fast, orientation)
         opened.load()
-        picture = ImageOps.exif_transpose(opened) if orientation != 1 else opened
-        return _rgb(picture)
+        image = ImageOps.exif_transpose(opened) if orientation != 1 else opened
+        return _rgb(image)
 
 
 def _fast_jpeg(data: bytes, opened: Image.Image) -> Image.Image | None:
-    """The picture by libjpeg-turbo, if it is a three-channel JPEG; None leaves it to Pillow."""
+    """The image by libjpeg-turbo, if it is a three-channel JPEG; None leaves it to Pillow."""
     library = _simplejpeg()
     if library is None or opened.format != "JPEG" or opened.mode != "RGB":
         return None
     try:
         return Image.fromarray(library.decode_jpeg(data, colorspace="RGB"))
     except ValueError:
-        # Damaged, or a variant that it does not read: Pillow decides, and words the error.
+        # Damaged, or a variant that it does not read: Pillow decides, and gives the error.
         return None
 
 
@@ -143,31 +143,31 @@ def _simplejpeg() -> Any:
     return simplejpeg
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
     exif = Image.Exif()
     exif[_EXIF_ORIENTATION] = orientation
-    picture.getexif().update(exif)
-    return ImageOps.exif_transpose(picture)
+    image.getexif().update(exif)
+    return ImageOps.exif_transpose(image)
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB; transparent parts become white, as on a page."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture.copy()
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _grey_of_high_depth(picture)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return _gray_of_high_depth(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
         page = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, layer).convert("RGB")
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
-def _grey_of_high_depth(picture: Image.Image) -> Image.Image:
-    # Pillow's own conversion clips at 255, which turns a 16-bit grey picture white.
-    values = np.asarray(picture).astype(np.float64)
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and values.max(initial=0) > 255):
+def _gray_of_high_depth(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255, which turns a 16-bit gray image white.
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
         values = values / 257
-    elif picture.mode == "F" and values.max(initial=0) <= 1:
+    elif image.mode == "F" and values.max(initial=0) <= 1:
         values = values * 255
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")

@@ -1,4 +1,4 @@
-"""From an RGB picture to the uint8 square that a tower takes: one recipe for training, one for evaluation.
+"""From an RGB image to the uint8 square that a tower takes: a recipe for training and one for evaluation.
 
 Resizing gives Pillow's pixels, the field's reference. Sizes and crops follow the rules that CLIP's published numbers were
 made with, to the pixel. Randomness comes from a generator that the caller seeds, never from global state.
@@ -23,7 +23,7 @@ from diptych.image.resize import Box, planar, resize, resize_fast
 class EvalTransform:
     """The same pixels every time.
 
-    ``resize_mode``: "shortest" resizes the short side to ``resize_to`` (0: ``size``) and crops the centre; "squash" resizes
+    ``resize_mode``: "shortest" resizes the short side to ``resize_to`` (0: ``size``) and crops the center; "squash" resizes
     to the square; "longest" resizes the long side and pads with black.
     """
 
@@ -33,7 +33,7 @@ class EvalTransform:
     resize_to: int = 0
 
     def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        """RGB picture, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]."""
+        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]."""
         pixels = np.asarray(image)
         if self.resize_mode == "squash":
             return torch.from_numpy(resize(pixels, (self.size, self.size), self.interpolation))
@@ -61,12 +61,12 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A random crop resized to the square, and on request a mirror image and changed colours.
+    """A random crop resized to the square, and on request a mirror image and changed colors.
 
     ``scale`` bounds the share of the area that the crop keeps, ``ratio`` its width over height (drawn on a logarithmic
     scale). ``flip`` and ``grayscale`` are probabilities; ``color_jitter`` j draws factors of brightness, contrast and
     saturation from 1 - j to 1 + j. ``kernel`` "exact" gives Pillow's pixels; "fast" those of torch's vectorised form of the
-    same kernel, which rounds between its two passes in another order: 0.04 grey levels apart on average.
+    same kernel, which rounds between its two passes in another order: 0.04 gray levels apart on average.
     """
 
     size: int
@@ -81,22 +81,22 @@ class TrainTransform:
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ConfigError(
-                f"--aug-scale {self.scale[0]:g} {self.scale[1]:g}: expected the least and the most share of a picture that "
+                f"--aug-scale {self.scale[0]:g} {self.scale[1]:g}: expected the least and the most share of an image that "
                 "a crop keeps, above 0 and at most 1."
             )
 
     def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """RGB picture, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all chance from ``rng``."""
+        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all randomness from ``rng``."""
         pixels = np.asarray(image)
         left, top, right, bottom = self._box(pixels.shape[1], pixels.shape[0], rng)
         crop = pixels[top:bottom, left:right]
         if self.kernel == "fast":
-            made = resize_fast(crop, self.size, self.interpolation)
+            square = resize_fast(crop, self.size, self.interpolation)
         else:
-            made = resize(crop, (self.size, self.size), self.interpolation)
+            square = resize(crop, (self.size, self.size), self.interpolation)
         if not (self.flip or self.color_jitter or self.grayscale):
-            return made
-        return planar(np.asarray(self._changed(Image.fromarray(made.transpose(1, 2, 0)), rng)))
+            return square
+        return planar(np.asarray(self._changed(Image.fromarray(square.transpose(1, 2, 0)), rng)))
 
     def _changed(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if self.flip and rng.random() < self.flip:
@@ -109,7 +109,7 @@ class TrainTransform:
         return image
 
     def _box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """The crop's left, top, right, bottom: ten draws, then the largest centred crop of an allowed shape."""
+        """The crop's left, top, right, bottom: ten draws, then the largest centered crop of an allowed shape."""
         for _ in range(10):
             area = width * height * rng.uniform(*self.scale)
             shape = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))

@@ -1,6 +1,6 @@
-"""What a run says: words to the terminal, numbers to files.
+"""What a run reports: messages to the terminal, numbers to files.
 
-Words go to standard error, from rank 0 only; on a terminal a live line shows the work going on, elsewhere plain lines
+Messages go to standard error, from rank 0 only; on a terminal a live line shows the work going on, elsewhere plain lines
 appear from time to time. Numbers go to sinks (``sinks``): ``metrics.jsonl`` always, TensorBoard, wandb, trackio and swanlab when
 asked. Nothing is measured here.
 """
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from diptych.log.sinks import Sink, open_sinks, read_rows
 
-if TYPE_CHECKING:  # a tenth of a second to import, and most uses say nothing
+if TYPE_CHECKING:  # a tenth of a second to import, and most uses print nothing
     from rich.console import Console
 
 PLAIN_LINE_SECONDS = 10.0
 
 
 def console() -> Console:
-    """The terminal for words; silent on ranks other than 0."""
+    """The terminal for messages; silent on ranks other than 0."""
     from rich.console import Console
 
     return Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0", highlight=False, soft_wrap=True)
@@ -39,7 +39,7 @@ def warn(message: str) -> None:
 
 
 class Report(Protocol):
-    """What ``progress`` yields: tell how much is done, and a few words on how it goes."""
+    """What ``progress`` yields: call it with how much is done, and a short text on how it goes."""
 
     def __call__(self, done: int, detail: str = "", total: int | None = None) -> None:
         """``done`` units of the total, which may have become known; ``detail`` stands at the end of the line."""
@@ -69,14 +69,14 @@ def progress(title: str, total: int, start: int = 0) -> Iterator[Report]:
 def _plain_lines(title: str, expected: int) -> Report:
     last = time.monotonic()
 
-    def tell(done: int, detail: str = "", total: int | None = None) -> None:
+    def report(done: int, detail: str = "", total: int | None = None) -> None:
         nonlocal last, expected
         now, expected = time.monotonic(), total or expected
         if done >= expected or now - last >= PLAIN_LINE_SECONDS:
             last = now
             info(f"{title} {done}/{expected} {detail}".rstrip())
 
-    return tell
+    return report
 
 
 __all__ = ["Report", "Sink", "console", "info", "open_sinks", "progress", "read_rows", "warn"]

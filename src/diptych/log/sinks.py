@@ -28,7 +28,7 @@ class Sink(Protocol):
     """Where numbers go. ``values`` holds plain floats, ints and strings; ``phase`` is "train" or "eval"."""
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
-        """Keep one row."""
+        """Store one row."""
 
     def close(self) -> None:
         """Flush and let go."""
@@ -46,8 +46,8 @@ class JsonLines:
 
     def _forget_after(self, step: int) -> None:
         """Drop rows past the checkpoint: the resumed run writes them again."""
-        kept = [json.dumps(row) for row in read_rows(self.path) if row.get("step", 0) <= step]
-        write_text(self.path, "".join(row + "\n" for row in kept), "metric log")
+        lines = [json.dumps(row) for row in read_rows(self.path) if row.get("step", 0) <= step]
+        write_text(self.path, "".join(line + "\n" for line in lines), "metric log")
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Append one row; numbers that JSON cannot hold become null."""
@@ -67,7 +67,7 @@ class JsonLines:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file back; a last line cut short by a crash is left out."""
+    """Read a metrics file back; a last line truncated by a crash is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -170,10 +170,10 @@ class Swanlab:
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         self._library = _library("swanlab")
-        place = folder / "swanlab"
-        place.mkdir(parents=True, exist_ok=True)
+        subfolder = folder / "swanlab"
+        subfolder.mkdir(parents=True, exist_ok=True)
         self._library.init(
-            project=PROJECT, experiment_name=folder.resolve().name, logdir=str(place), config=_config(folder)
+            project=PROJECT, experiment_name=folder.resolve().name, logdir=str(subfolder), config=_config(folder)
         )
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
@@ -186,7 +186,7 @@ class Swanlab:
 
 
 class NullSink:
-    """Keeps nothing: for ranks other than 0."""
+    """Stores nothing: for ranks other than 0."""
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Do nothing."""

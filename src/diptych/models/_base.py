@@ -120,7 +120,7 @@ class TextTower(Tower):
 
 
 def lengths_of(tokens: Tensor) -> Tensor:
-    """Ids up to and including the end token of each text, int64 [B], where nobody carried them: CLIP's end token is its largest id.
+    """Ids up to and including the end token of each text, int64 [B], which is CLIP's largest id, where nobody carried them.
 
     For the public interface only. A vocabulary with larger ids than the end token's needs lengths that are carried.
     """

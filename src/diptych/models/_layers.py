@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from diptych.models._cpu_attention import cpu_attention, small_products_are_slow
+
 
 class Plan(Protocol):
     """Which token attends to which, for tokens in the plan's layout.
@@ -148,7 +150,8 @@ class Block(nn.Module):
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of [B, L, D] (queries may be fewer than keys), heads split and joined again."""
-    return join_heads(scaled_dot_product(*(split_heads(item, heads) for item in (query, key, value)), causal=causal))
+    queries, keys, values = (split_heads(item, heads) for item in (query, key, value))
+    return join_heads(scaled_dot_product(queries, keys, values, causal=causal))
 
 
 def scaled_dot_product(
@@ -159,12 +162,12 @@ def scaled_dot_product(
     In main memory, half precision is computed in fp32: torch's half kernel there is no faster forward and 1.1 (257 tokens) to 5
     times slower backward (14 tokens), and fp32 is nearer to the truth.
     """
+    if mask is None and small_products_are_slow(query):
+        return cpu_attention(query, key, value, causal)
     if not (query.is_cpu and query.dtype in (torch.bfloat16, torch.float16)):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     with torch.autocast(query.device.type, enabled=False):
-        mixed = F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), attn_mask=mask, is_causal=causal
-        )
+        mixed = scaled_dot_product(query.float(), key.float(), value.float(), mask, causal)
     return mixed.to(query.dtype)
 
 

@@ -62,8 +62,8 @@ class PaddedCausal:
         """``query`` [B, D] of the end tokens, each attending to everything up to itself."""
         # The causal mask's row of each end token.
         mask = torch.arange(key.shape[1], device=key.device) < self.lengths[:, None]
-        split = (split_heads(item, heads) for item in (query[:, None], key, value))
-        return join_heads(scaled_dot_product(*split, mask[:, None, None]))[:, 0]
+        queries, keys, values = (split_heads(item, heads) for item in (query[:, None], key, value))
+        return join_heads(scaled_dot_product(queries, keys, values, mask[:, None, None]))[:, 0]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The end token of each sequence."""

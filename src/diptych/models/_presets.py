@@ -8,7 +8,6 @@ chooses a family of towers by name, and the family's own ``Config`` reads the re
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -78,9 +77,9 @@ class _Plain:
 
     name: str
     embed_dim: int
-    activation: Activation = "gelu"
-    logit_scale: float = math.log(1 / 0.07)
-    logit_bias: float | None = None
+    activation: Activation = ModelConfig.activation
+    logit_scale: float = ModelConfig.logit_scale
+    logit_bias: float | None = ModelConfig.logit_bias
 
 
 def model_config_from_dict(values: Mapping[str, Any], where: str = "model config") -> ModelConfig:

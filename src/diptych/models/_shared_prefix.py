@@ -157,5 +157,5 @@ def _branch_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> 
     """Attention of the last S of P + S tokens: [n, S, D] over [n, P + S, D], each over what stands before it and itself."""
     size, whole = query.shape[1], key.shape[1]
     mask = torch.ones(size, whole, dtype=torch.bool, device=query.device).tril(whole - size)
-    split = (split_heads(item, heads) for item in (query, key, value))
-    return join_heads(scaled_dot_product(*split, mask))
+    queries, keys, values = (split_heads(item, heads) for item in (query, key, value))
+    return join_heads(scaled_dot_product(queries, keys, values, mask))

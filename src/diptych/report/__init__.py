@@ -1,8 +1,8 @@
-"""A run's report: one self-contained HTML file and two pictures, made from the files of the run's folder and nothing else.
+"""A run's report: one self-contained HTML file and two drawings, from the files of the run's folder and nothing else.
 
 ``read`` takes the folder in, ``summary``, ``curves`` (drawn by ``chart``), ``table`` and ``grid`` make the parts, ``page`` puts
-them together; ``png`` draws loss and recall as pictures, ``compare`` lays several runs over each other. It may be made while the
-run goes on, after a crash, or for a folder that holds results only.
+them together; ``png`` draws loss and recall as PNG files, ``compare`` lays several runs over each other. It may be written
+while the run goes on, after a crash, or for a folder that holds results only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["HEADS", "Summary", "columns", "read_run", "summary", "write_comparis
 def write_report(run_folder: Path) -> Path:
     """Make ``report.html``, ``loss.png`` and ``recall.png`` in the folder from what is there; return the page's path.
 
-    Reads ``config.toml``, ``metrics.jsonl``, ``results.json`` and ``gallery.json``; each may be absent or cut short.
+    Reads ``config.toml``, ``metrics.jsonl``, ``results.json`` and ``gallery.json``; each may be absent or truncated.
     Raises OutputError when there is no such folder, or when a file cannot be written.
     """
     folder = Path(run_folder)

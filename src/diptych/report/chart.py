@@ -1,6 +1,6 @@
-"""One line chart as inline SVG: hairline grid, round ticks, direct words, and a reading under the pointer without a script.
+"""One line chart as inline SVG: hairline grid, round ticks, direct labels, and a reading under the pointer without a script.
 
-Draws any series of points; which curves a run has is ``curves``. Colours come from the page's style sheet by class.
+Draws any series of points; which curves a run has is ``curves``. Colors come from the page's style sheet by class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 520, 240
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 38
 DRAWN_POINTS = 400  # of one line: more cannot be seen at this size
-READINGS = 40  # places under the pointer that show their values
+READINGS = 40  # positions of the pointer that show their values
 
 
 @dataclass(frozen=True)
@@ -75,43 +75,43 @@ def draw(chart: Chart) -> str:
     return (
         f'<figure class="chart"><figcaption><h3>{escape(chart.title)}</h3><span class="unit">{escape(unit)}</span>'
         f"{_legend(chart, series)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_words(chart, series))}">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_description(chart, series))}">'
         f"{''.join(body)}</svg></figure>"
     )
 
 
 def smooth(points: Sequence[Point]) -> list[Point]:
-    """The trend of a noisy line, at most 300 points: medians of buckets, then of neighbours, then means of neighbours.
+    """The trend of a noisy line, at most 300 points: medians of buckets, then of neighbors, then means of neighbors.
 
-    Medians, because one spike must not lift the trend around it; windows are centred, so that it does not lag.
+    Medians, because one spike must not lift the trend around it; windows are centered, so that it does not lag.
     """
     count = min(len(points), 300)
     buckets = [points[i * len(points) // count : (i + 1) * len(points) // count] for i in range(count)]
     xs = [bucket[-1][0] for bucket in buckets]
     ys = [median(y for _, y in bucket) for bucket in buckets]
-    for centre, reach in ((median, count // 40), (fmean, count // 60)):
-        ys = [centre(window) for window in _windows(ys, reach)]
+    for center, reach in ((median, count // 40), (fmean, count // 60)):
+        ys = [center(window) for window in _windows(ys, reach)]
     return list(zip(xs, ys, strict=True))
 
 
 def _windows(values: list[float], reach: int) -> list[list[float]]:
-    """Each value with its neighbours on both sides; fewer, and as many on either side, towards the ends."""
+    """Each value with its neighbors on both sides; fewer, and as many on either side, towards the ends."""
     last = len(values) - 1
-    near = [min(reach, place, last - place) for place in range(len(values))]
-    return [values[place - r : place + r + 1] for place, r in enumerate(near)]
+    reaches = [min(reach, index, last - index) for index in range(len(values))]
+    return [values[index - r : index + r + 1] for index, r in enumerate(reaches)]
 
 
 def thin(points: Sequence[Point], limit: int = DRAWN_POINTS) -> list[Point]:
-    """At most about ``limit`` points with every bucket's lowest and highest kept, so that no spike is lost."""
+    """At most about ``limit`` points with every bucket's lowest and highest in it, so that no spike is lost."""
     if len(points) <= limit:
         return list(points)
     buckets = max(1, limit // 2)
-    kept: list[Point] = []
+    extremes: list[Point] = []
     for index in range(buckets):
         bucket = points[index * len(points) // buckets : (index + 1) * len(points) // buckets]
         low, high = min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])
-        kept += sorted({low, high})
-    return sorted({points[0], *kept, points[-1]})
+        extremes += sorted({low, high})
+    return sorted({points[0], *extremes, points[-1]})
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _y_ticks(chart: Chart, series: Sequence[Series]) -> list[float]:
     ticks = nice_ticks(low, high, 4)
     if chart.top is None:
         return ticks
-    kept = [tick for tick in ticks if tick <= chart.top]
-    return kept if len(kept) > 1 else [0.0, chart.top]
+    shown = [tick for tick in ticks if tick <= chart.top]
+    return shown if len(shown) > 1 else [0.0, chart.top]
 
 
 def _grid(plot: _Plot, ticks: list[float], power: int) -> str:
@@ -167,8 +167,8 @@ def _level(plot: _Plot, chart: Chart) -> str:
         return ""
     y = plot.y(value)
     drawn = [(plot.x(x), plot.y(v)) for item in chart.series for x, v in thin(item.points)]
-    places = [(x, at) for at in (y - 6, y + 14) if TOP + 4 < at < HEIGHT - BOTTOM for x in (WIDTH - RIGHT, LEFT + 4)]
-    side, at = max(places, key=lambda place: _clearance(place, drawn), default=(WIDTH - RIGHT, y - 6))
+    corners = [(x, at) for at in (y - 6, y + 14) if TOP + 4 < at < HEIGHT - BOTTOM for x in (WIDTH - RIGHT, LEFT + 4)]
+    side, at = max(corners, key=lambda corner: _clearance(corner, drawn), default=(WIDTH - RIGHT, y - 6))
     anchor = "end" if side > WIDTH / 2 else "start"
     return (
         f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -176,9 +176,9 @@ def _level(plot: _Plot, chart: Chart) -> str:
     )
 
 
-def _clearance(place: Point, drawn: Sequence[Point]) -> float:
-    """How far the lines stay from words that begin or end here, in units of the drawing; 20 is as good as any more."""
-    x, y = place
+def _clearance(corner: Point, drawn: Sequence[Point]) -> float:
+    """How far the lines stay from a label that begins or ends at the corner, in units of the drawing; at most 20."""
+    x, y = corner
     return min([20.0, *(abs(v - (y - 4)) for u, v in drawn if abs(u - x) < 0.35 * WIDTH)])
 
 
@@ -194,7 +194,7 @@ def _line(plot: _Plot, series: Series) -> str:
 
 
 def _readings(plot: _Plot, chart: Chart, series: Sequence[Series]) -> str:
-    """Invisible strips side by side; the one under the pointer shows a vertical line and the values there."""
+    """Invisible strips side by side; the one under the pointer shows a vertical line and the values of that step."""
     read = [item for item in series if item.read]
     xs = sorted({x for item in read for x, _ in item.points})
     if len(xs) > READINGS:
@@ -205,24 +205,24 @@ def _readings(plot: _Plot, chart: Chart, series: Sequence[Series]) -> str:
         WIDTH - RIGHT,
     ]
     parts = []
-    for place, x in enumerate(xs):
+    for index, x in enumerate(xs):
         near = [(item, _nearest(item.points, x)) for item in read]
-        words = f"step {brief(x)}" + "".join(f" · {item.name} {chart.show(point[1])}" for item, point in near)
+        label = f"step {brief(x)}" + "".join(f" · {item.name} {chart.show(point[1])}" for item, point in near)
         dots = "".join(
             f'<circle class="{item.style}" cx="{plot.x(x):.1f}" cy="{max(TOP, plot.y(point[1])):.1f}" r="3.5"/>'
             for item, point in near
         )
         parts.append(
-            f'<g class="reading"><rect x="{edges[place]:.1f}" y="0" width="{max(1.0, edges[place + 1] - edges[place]):.1f}"'
+            f'<g class="reading"><rect x="{edges[index]:.1f}" y="0" width="{max(1.0, edges[index + 1] - edges[index]):.1f}"'
             f' height="{HEIGHT - BOTTOM}"/><line x1="{plot.x(x):.1f}" x2="{plot.x(x):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-            f'{dots}<text x="{LEFT}" y="{HEIGHT - 1}">{escape(words)}</text></g>'
+            f'{dots}<text x="{LEFT}" y="{HEIGHT - 1}">{escape(label)}</text></g>'
         )
     return "".join(parts)
 
 
 def _nearest(points: Sequence[Point], x: float) -> Point:
-    place = bisect.bisect_left(points, (x, float("-inf")))
-    return min(points[max(0, place - 1) : place + 1], key=lambda point: abs(point[0] - x))
+    index = bisect.bisect_left(points, (x, float("-inf")))
+    return min(points[max(0, index - 1) : index + 1], key=lambda point: abs(point[0] - x))
 
 
 def _legend(chart: Chart, series: Sequence[Series]) -> str:
@@ -235,12 +235,12 @@ def _legend(chart: Chart, series: Sequence[Series]) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def _words(chart: Chart, series: Sequence[Series]) -> str:
+def _description(chart: Chart, series: Sequence[Series]) -> str:
     """The chart in one sentence, for readers who do not see it."""
-    said = [
+    lines = [
         f"{item.name} from {chart.show(item.points[0][1])} to {chart.show(item.points[-1][1])}"
         for item in series
         if item.read
     ]
     steps = f"steps {brief(series[0].points[0][0])} to {brief(series[0].points[-1][0])}"
-    return f"{chart.title} ({chart.unit or 'number'}), {steps}: " + "; ".join(said)
+    return f"{chart.title} ({chart.unit or 'number'}), {steps}: " + "; ".join(lines)

@@ -17,14 +17,14 @@ from diptych.report.read import RunFiles, points
 from diptych.report.scale import percent
 from diptych.report.summary import summary, summary_table
 
-COLOURS = 8  # run-0 to run-7 of the style sheet; a ninth run begins again
+COLORS = 8  # run-0 to run-7 of the style sheet; a ninth run begins again
 CURVES = (
     ("Training loss", "train", "loss", False),
     ("Held-out loss", "eval", "loss", False),
-    ("Captions found by picture, R@5", "eval", "image_to_text_R@5", True),
-    ("Pictures found by caption, R@5", "eval", "text_to_image_R@5", True),
-    ("Captions found by picture, R@10", "eval", "image_to_text_R@10", True),
-    ("Pictures found by caption, R@10", "eval", "text_to_image_R@10", True),
+    ("Captions found by image, R@5", "eval", "image_to_text_R@5", True),
+    ("Images found by caption, R@5", "eval", "text_to_image_R@5", True),
+    ("Captions found by image, R@10", "eval", "image_to_text_R@10", True),
+    ("Images found by caption, R@10", "eval", "text_to_image_R@10", True),
     ("Zero-shot accuracy, top-1", "eval", "top1", True),
     ("Throughput, pairs per second", "train", "pairs_per_second", False),
 )
@@ -51,8 +51,8 @@ def comparison(runs: Sequence[RunFiles]) -> str:
         headline="",
         contents=f'<nav aria-label="Contents">{links}</nav>',
         sections="".join(
-            f'<section id="{name}"><header><h2>{title}</h2><p>{words}</p></header>{body}</section>'
-            for name, title, words, body in shown
+            f'<section id="{name}"><header><h2>{title}</h2><p>{subtitle}</p></header>{body}</section>'
+            for name, title, subtitle, body in shown
         ),
         version=escape(__version__),
     )
@@ -62,8 +62,8 @@ def _curves(runs: Sequence[RunFiles]) -> str:
     figures = []
     for title, phase, key, is_share in CURVES:
         lines = [
-            Series(run.name, _line(run, phase, key, is_share), f"run-{place % COLOURS}", marked=phase == "eval")
-            for place, run in enumerate(runs)
+            Series(run.name, _line(run, phase, key, is_share), f"run-{index % COLORS}", marked=phase == "eval")
+            for index, run in enumerate(runs)
         ]
         shares: dict[str, Any] = {"from_zero": True, "top": 100, "show": _percents} if is_share else {}
         figures.append(draw(Chart(title, "%" if is_share else "", lines, **shares)))
@@ -74,8 +74,8 @@ def _curves(runs: Sequence[RunFiles]) -> str:
 def _line(run: RunFiles, phase: str, key: str, is_share: bool) -> list[Point]:
     """One curve; of an evaluation, that of the first data set which has the figure."""
     if phase == "train":
-        found = points(run.train, key)
-        return smooth(found) if len(found) >= 40 else found
+        line = points(run.train, key)
+        return smooth(line) if len(line) >= 40 else line
     names = dict.fromkeys(str(row.get("name", "")) for row in run.evaluations if key in row)
     first = next(iter(names), "")
     rows = tuple(row for row in run.evaluations if str(row.get("name", "")) == first)
@@ -84,10 +84,10 @@ def _line(run: RunFiles, phase: str, key: str, is_share: bool) -> list[Point]:
 
 def _differences(runs: Sequence[RunFiles]) -> str:
     options = [_flat(run.config) for run in runs]
-    names = dict.fromkeys(name for one in options for name in one)
+    names = dict.fromkeys(name for values in options for name in values)
     rows = ""
     for name in names:
-        values = [one.get(name, "–") for one in options]
+        values = [flat.get(name, "–") for flat in options]
         if name not in OWN and any(value != values[0] for value in values):
             cells = "".join(f"<td>{escape(str(value))}</td>" for value in values)
             rows += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'

@@ -14,8 +14,8 @@ from diptych.report.read import Row, RunFiles, number, points
 from diptych.report.scale import percent
 
 DIRECTIONS = (
-    ("image_to_text", "Captions found by picture", "image"),
-    ("text_to_image", "Pictures found by caption", "text"),
+    ("image_to_text", "Captions found by image", "image"),
+    ("text_to_image", "Images found by caption", "text"),
 )
 MOST_EVALUATIONS = 6
 
@@ -105,8 +105,8 @@ def _percents(value: float) -> str:
     return percent(value / 100)
 
 
-def _smoothed(found: list[Point], name: str) -> list[Series]:
+def _smoothed(line: list[Point], name: str) -> list[Series]:
     """The raw line, faint, under its running mean; the raw one alone where there are too few points to smooth."""
-    if len(found) < 40:
-        return [Series(name, found, "plain")]
-    return [Series("raw", found, "raw", read=False), Series(name, smooth(found), "plain")]
+    if len(line) < 40:
+        return [Series(name, line, "plain")]
+    return [Series("raw", line, "raw", read=False), Series(name, smooth(line), "plain")]

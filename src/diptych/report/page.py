@@ -62,15 +62,15 @@ def _contents(sections: list[str]) -> str:
         ("curves", "How it learned"),
         ("config", "Configuration"),
     )
-    there = [item for item, section in zip(titles, sections, strict=True) if section]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in there)
-    return f'<nav aria-label="Contents">{links}</nav>' if len(there) > 1 else ""
+    present = [item for item, section in zip(titles, sections, strict=True) if section]
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in present)
+    return f'<nav aria-label="Contents">{links}</nav>' if len(present) > 1 else ""
 
 
-def _section(name: str, title: str, words: str, body: str) -> str:
+def _section(name: str, title: str, subtitle: str, body: str) -> str:
     if not body:
         return ""
-    return f'<section id="{name}"><header><h2>{escape(title)}</h2><p>{escape(words)}</p></header>{body}</section>'
+    return f'<section id="{name}"><header><h2>{escape(title)}</h2><p>{escape(subtitle)}</p></header>{body}</section>'
 
 
 def _grid(figures: str) -> str:
@@ -110,13 +110,15 @@ def _facts(run: RunFiles) -> str:
 def _notes(run: RunFiles) -> list[str]:
     notes = list(run.notes)
     last = run.train[-1] if run.train else {}
-    bad, cut = number(last.get("bad_samples")), number(last.get("truncated_tokens"))
+    bad, truncated = number(last.get("bad_samples")), number(last.get("truncated_tokens"))
     if bad:
         notes.append(f"{count(bad)} samples could not be read and were replaced.")
-    if cut:
-        where = [
+    if truncated:
+        captions = [
             (name.partition(" ")[2], value) for name, value in last.items() if name.startswith("truncated_captions ")
         ]
-        told = ", ".join(f"{count(number(value) or 0)} captions of {name}" for name, value in where)
-        notes.append(f"{count(cut)} tokens of long captions were cut off{': ' + told if told else ''}.")
+        by_source = ", ".join(f"{count(number(value) or 0)} captions of {name}" for name, value in captions)
+        notes.append(
+            f"{count(truncated)} tokens of long captions were truncated{': ' + by_source if by_source else ''}."
+        )
     return notes

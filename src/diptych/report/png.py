@@ -73,6 +73,6 @@ def _draw(path: Path, title: str, unit: str, lines: Sequence[tuple[str, Sequence
     axes.legend(frameon=False, fontsize="small")
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    with replacing(path, "picture of the curves") as temporary:
+    with replacing(path, "drawing of the curves") as temporary:
         temporary.write_bytes(png.getvalue())
     return path

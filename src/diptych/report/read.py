@@ -1,4 +1,4 @@
-"""Reading a run's folder for the report: every file may be absent, cut short or older than this program.
+"""Reading a run's folder for the report: every file may be absent, truncated or older than this program.
 
 What cannot be read is left out, with a note that the page shows. Nothing is computed here but the few facts of the
 header (pairs seen, duration).
@@ -108,8 +108,8 @@ def number(value: Any) -> float | None:
 
 def points(rows: tuple[Row, ...], key: str) -> list[tuple[float, float]]:
     """The (step, value) pairs of one quantity, where it is a finite number, by step; of equal steps the last counts."""
-    found = {int(row["step"]): number(row.get(key)) for row in rows}
-    return [(float(step), value) for step, value in sorted(found.items()) if value is not None]
+    values = {int(row["step"]): number(row.get(key)) for row in rows}
+    return [(float(step), value) for step, value in sorted(values.items()) if value is not None]
 
 
 def _rows(path: Path, notes: list[str]) -> tuple[Row, ...]:
@@ -128,15 +128,15 @@ def _listed(path: Path, notes: list[str]) -> tuple[Row, ...]:
     if not text.strip():
         return ()
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except json.JSONDecodeError:
         notes.append(f"{path.name} is incomplete and was left out.")
         return ()
-    return tuple(_mappings(found))
+    return tuple(_mappings(parsed))
 
 
-def _mappings(found: Any) -> Iterator[Row]:
-    for item in found if isinstance(found, list) else [found]:
+def _mappings(parsed: Any) -> Iterator[Row]:
+    for item in parsed if isinstance(parsed, list) else [parsed]:
         if isinstance(item, Mapping):
             yield item
 

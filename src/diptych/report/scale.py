@@ -13,7 +13,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "\u207b⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def nice_step(span: float, count: int) -> float:
-    """The smallest of 1, 2, 2.5 or 5 times a power of ten that cuts ``span`` into at most ``count`` parts."""
+    """The smallest of 1, 2, 2.5 or 5 times a power of ten that divides ``span`` into at most ``count`` parts."""
     if not (span > 0 and math.isfinite(span)):
         return 1.0
     rough = span / max(count, 1)
@@ -24,7 +24,7 @@ def nice_step(span: float, count: int) -> float:
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values that cover low..high: the first at or below ``low``, the last at or above ``high``.
 
-    A range of one value, or too small beside its values for labels to tell apart, is widened.
+    A range of one value, or too small beside its values for labels that differ, is widened.
     """
     size = max(abs(low), abs(high))
     if not high - low > 1e-4 * size:
@@ -47,7 +47,7 @@ def power_of(values: list[float]) -> int:
 
 
 def tick_labels(ticks: list[float]) -> list[str]:
-    """Labels with the same number of decimals, just enough to tell the ticks apart."""
+    """Labels with the same number of decimals, just enough to distinguish the ticks."""
     top = max((abs(tick) for tick in ticks), default=0.0)
     unit, suffix = (1e6, "M") if top >= 1e6 else (1e3, "k") if top >= 1e4 else (1.0, "")
     scaled = [tick / unit for tick in ticks]
@@ -89,6 +89,6 @@ def duration(seconds: float) -> str:
     """Seconds as a person says it: 48 s, 3 min 20 s, 5 h 12 min, 2 d 4 h."""
     whole = round(seconds)
     parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
-    first = next((place for place, (amount, _) in enumerate(parts) if amount), len(parts) - 1)
+    first = next((index for index, (amount, _) in enumerate(parts) if amount), len(parts) - 1)
     shown = [part for part in parts[first : first + 2] if part[0]] or [parts[-1]]
     return " ".join(f"{amount}{THIN}{unit}" for amount, unit in shown)

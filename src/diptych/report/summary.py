@@ -35,7 +35,7 @@ class Summary:
     batch_size: int | None = None
 
     def cells(self) -> list[str]:
-        """The columns of ``HEADS`` as words; a dash where nothing is known."""
+        """The columns of ``HEADS`` as text; a dash where nothing is known."""
         return [
             self.name,
             "–" if self.fps is None else count(int(self.fps)),
@@ -47,7 +47,7 @@ class Summary:
 
 
 def summary(run: RunFiles) -> Summary:
-    """Summarise what the files of a run's folder say."""
+    """Summarize what the files of a run's folder say."""
     fps, wait = speed(run.train)
     last: Row = run.train[-1] if run.train else {}
     epoch = max((number(row.get("epoch")) or 0.0 for row in run.train), default=0.0)
@@ -81,33 +81,33 @@ def speed(rows: Sequence[Row]) -> tuple[float | None, float | None]:
     return (steps / seconds, waited / seconds) if seconds else (None, None)
 
 
-def summary_table(found: Sequence[Summary]) -> str:
+def summary_table(summaries: Sequence[Summary]) -> str:
     """The summaries as an HTML table, one row each."""
-    metrics = columns(found)
+    metrics = columns(summaries)
     heads = [HEADS[0], *metrics, *HEADS[1:]]
-    body = "".join(f"<tr>{''.join(_cells(one, metrics))}</tr>" for one in found)
+    body = "".join(f"<tr>{''.join(_cells(item, metrics))}</tr>" for item in summaries)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     return f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def columns(found: Sequence[Summary]) -> list[str]:
+def columns(summaries: Sequence[Summary]) -> list[str]:
     """The metrics that any of the summaries has, in their usual order."""
-    return [name for name in WANTED if any(name in one.metrics for one in found)]
+    return [name for name in WANTED if any(name in item.metrics for item in summaries)]
 
 
-def _cells(one: Summary, metrics: Sequence[str]) -> list[str]:
-    name, *rest = (escape(cell) for cell in one.cells())
-    scores = (percent(one.metrics[key]) if key in one.metrics else "–" for key in metrics)
+def _cells(summarized: Summary, metrics: Sequence[str]) -> list[str]:
+    name, *rest = (escape(cell) for cell in summarized.cells())
+    scores = (percent(summarized.metrics[key]) if key in summarized.metrics else "–" for key in metrics)
     return [f'<th scope="row">{name}</th>', *(f"<td>{cell}</td>" for cell in (*scores, *rest))]
 
 
 def _metrics(run: RunFiles) -> dict[str, float]:
     """The wanted metrics of the first data set that has them."""
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for row in run.results:
         metrics: Any = row.get("metrics")
         for name in WANTED if isinstance(metrics, Mapping) else ():
             value = number(metrics.get(name))
             if value is not None:
-                found.setdefault(name, value)
-    return found
+                scores.setdefault(name, value)
+    return scores

@@ -12,8 +12,8 @@ from diptych.report.read import Row, RunFiles, number
 from diptych.report.scale import brief, count, percent
 
 DIRECTIONS = (
-    ("image_to_text", "Picture → captions", "the captions of a picture are looked for"),
-    ("text_to_image", "Caption → pictures", "the picture of a caption is looked for"),
+    ("image_to_text", "Image → captions", "an image is given, its captions are ranked"),
+    ("text_to_image", "Caption → images", "a caption is given, its image is ranked"),
 )
 COLUMNS = (
     ("R@1", "R@1"),
@@ -26,8 +26,8 @@ NAMES = {
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
     "mean_per_class": "Mean accuracy per class",
-    "text_r_mean": "Mean recall, picture → captions",
-    "image_r_mean": "Mean recall, caption → pictures",
+    "text_r_mean": "Mean recall, image → captions",
+    "image_r_mean": "Mean recall, caption → images",
     "r_mean": "Mean recall",
     "loss": "Loss",
 }
@@ -44,14 +44,14 @@ def headline(run: RunFiles) -> str:
         metrics, chance = _metrics(row, "metrics"), _metrics(row, "chance")
         name = escape(str(row.get("name", "results")))
         wanted = [
-            ("text_to_image_R@10", "pictures found by caption, R@10", "text"),
-            ("image_to_text_R@10", "captions found by picture, R@10", "image"),
+            ("text_to_image_R@10", "images found by caption, R@10", "text"),
+            ("image_to_text_R@10", "captions found by image, R@10", "image"),
             ("top1", "zero-shot accuracy, top-1", "image"),
         ]
         figures = [
             f'<div class="figure {hue}"><b>{percent(metrics[key], unit=False)}<small>%</small></b>'
-            f"<span>{escape(words)} · {name}</span><span>{_beside(metrics[key], chance.get(key), key)}</span></div>"
-            for key, words, hue in wanted
+            f"<span>{escape(label)} · {name}</span><span>{_beside(metrics[key], chance.get(key), key)}</span></div>"
+            for key, label, hue in wanted
             if key in metrics
         ]
         if figures:
@@ -82,7 +82,7 @@ def _retrieval(
     columns = [item for item in COLUMNS if any(f"{direction[0]}_{item[0]}" in metrics for direction in directions)]
     head = "".join(f'<th scope="col">{escape(title)}</th>' for _, title in columns)
     body = ""
-    for direction, title, words in directions:
+    for direction, title, subtitle in directions:
         cells = "".join(
             f'<td data-name="{escape(name)}">'
             f"{_cell(metrics.get(f'{direction}_{key}'), chance.get(f'{direction}_{key}'), key)}"
@@ -90,7 +90,7 @@ def _retrieval(
             for key, name in columns
         )
         body += (
-            f'<tr class="{direction}"><th scope="row">{escape(title)}<small>{escape(words)}</small></th>{cells}</tr>'
+            f'<tr class="{direction}"><th scope="row">{escape(title)}<small>{escape(subtitle)}</small></th>{cells}</tr>'
         )
     return (
         f'<div class="scroll"><table class="scores"><thead><tr><td></td>{head}</tr></thead>'
@@ -113,13 +113,13 @@ def _beside(value: float, expected: float | None, key: str) -> str:
         return ""
     if "rank" in key:
         times = expected / value if value else 0.0
-        said = brief(expected)
+        shown = brief(expected)
     else:
         times = value / expected if expected else 0.0
-        said = percent(expected)
+        shown = percent(expected)
     # What is hardly better than chance is not painted as a success.
     praise = "times" if times >= 2 else "times low"
-    return f'chance {said}<em class="{praise}">{_times(times)}</em>' if times else f"chance {said}"
+    return f'chance {shown}<em class="{praise}">{_times(times)}</em>' if times else f"chance {shown}"
 
 
 def _times(times: float) -> str:
@@ -139,9 +139,9 @@ def _list(metrics: Mapping[str, float], chance: Mapping[str, float], ends: Mappi
 
 def _spreads(row: Row) -> dict[str, str]:
     """The 95 % interval of each metric, as it stands under its score."""
-    found = row.get("intervals")
+    intervals = row.get("intervals")
     shown = {}
-    for name, ends in found.items() if isinstance(found, Mapping) else ():
+    for name, ends in intervals.items() if isinstance(intervals, Mapping) else ():
         low, high = (number(end) for end in ends) if isinstance(ends, list) and len(ends) == 2 else (None, None)
         if low is not None and high is not None:
             shown[str(name)] = f'<span class="spread">{percent(low, unit=False)} to {percent(high)}</span>'
@@ -150,12 +150,12 @@ def _spreads(row: Row) -> dict[str, str]:
 
 def _confusions(row: Row) -> str:
     """The mistakes that were made more than once, as a sentence; none for other results."""
-    found = row.get("confusions")
+    confusions = row.get("confusions")
     often = [
-        f"{escape(str(true))} called {escape(str(said))} ({count(times)})"
-        for true, said, times in (item for item in found if isinstance(item, list) and len(item) == 3)
+        f"{escape(str(true))} called {escape(str(answer))} ({count(times)})"
+        for true, answer, times in (item for item in confusions if isinstance(item, list) and len(item) == 3)
         if (number(times) or 0) > 1
-    ] if isinstance(found, list) else []  # fmt: skip
+    ] if isinstance(confusions, list) else []  # fmt: skip
     return f'<p class="confusions"><small>Most often confused: {"; ".join(often[:8])}.</small></p>' if often else ""
 
 
@@ -165,6 +165,6 @@ def _value(key: str, value: float) -> str:
 
 
 def _metrics(row: Row, key: str) -> dict[str, float]:
-    found = row.get(key)
-    known = {str(name): number(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
+    values = row.get(key)
+    known = {str(name): number(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
     return {name: value for name, value in known.items() if value is not None}

@@ -1,8 +1,8 @@
-"""What the readers of pickles share: how a name is refused, how any damage becomes one line, which entries of a zip are bombs.
+"""Shared by the readers of pickles: how a name is refused, how damage becomes one line, which zip entries are bombs.
 
-A pickle is a program that may import and call. ``_machine`` makes plain data of it; ``_pickled_arrays`` and ``_pickled_modules``
-say which names mean what; ``refuse_odd_keys`` looks through what ``torch.load(weights_only=True)`` will read, since its hashing
-of keys is C code that a deep key brings down. Every other name ends in a WeightsError before anything happens.
+A pickle is a program that may import and call. ``SafeUnpickler`` makes plain data of it; ``_pickled_arrays`` and
+``_pickled_modules`` say which names mean what; ``refuse_odd_keys`` scans what ``torch.load(weights_only=True)`` will read,
+since its hashing of keys is C code that a deep key brings down. Every other name ends in a WeightsError before anything happens.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from diptych.errors import WeightsError
 from diptych.tensorfiles._safe_unpickler import Opaque, PickleHandlers, UnsafePickleError, run
 
-MOST_SQUEEZED = 200  # times that a compressed entry may grow, and a megabyte; numbers hardly shrink at all
+MOST_COMPRESSED = 200  # times that a compressed entry may grow, and a megabyte; numbers hardly shrink at all
 
 
 def refuse(path: Path, module: str, name: str) -> WeightsError:
@@ -29,7 +29,7 @@ def refuse(path: Path, module: str, name: str) -> WeightsError:
 
 
 class Name:
-    """A name of the list above: it can be compared, and does nothing."""
+    """An allowed name: it can be compared, and does nothing."""
 
     __slots__ = ("name",)
 
@@ -37,10 +37,10 @@ class Name:
         self.name = name
 
 
-CONTAINERS = {"tuple": tuple, "list": list, "dict": dict, "OrderedDict": dict}
+CONTAINERS: dict[str, type] = {"tuple": tuple, "list": list, "dict": dict, "OrderedDict": dict}
 
 
-def contained(name: str, items: Any) -> Any:
+def contained(name: str, items: object) -> object:
     """A tuple, list or dict of plain items, as the name says. Raises pickle.UnpicklingError."""
     if not isinstance(items, list | tuple):
         raise pickle.UnpicklingError(f"a {name} of {type(items).__name__}")
@@ -53,38 +53,38 @@ def contained(name: str, items: Any) -> Any:
 
 
 @contextlib.contextmanager
-def told(path: Path, what: str) -> Iterator[None]:
-    """Whatever a damaged file makes its readers raise, as one line."""
+def raising_weights_error(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes its readers raise into a WeightsError of one line that begins with ``what``."""
     try:
         yield
     except WeightsError:
         raise
     # numpy, zipfile, zlib, lzma and pickletools each have errors of their own: none of them runs the file's code.
     except Exception as error:
-        raise WeightsError(f"{path}: {what} ({line(error)}).") from error
+        raise WeightsError(f"{path}: {what} ({first_line(error)}).") from error
 
 
-def entry(archive: zipfile.ZipFile, name: str, most: int | None = None) -> bytes:
-    """The bytes of an entry, unless it was made to fill the memory."""
+def zip_entry(archive: zipfile.ZipFile, name: str, limit: int | None = None) -> bytes:
+    """The bytes of an entry, unless it was crafted to fill the memory; ``limit`` in bytes."""
     info = archive.getinfo(name)
-    if info.file_size > MOST_SQUEEZED * info.compress_size + (1 << 20) or (most and info.file_size > most):
+    if info.file_size > MOST_COMPRESSED * info.compress_size + (1 << 20) or (limit and info.file_size > limit):
         raise UnsafePickleError(f"{name} would grow to {info.file_size:,} bytes")
     return archive.read(name)
 
 
 class _AnyNames(PickleHandlers):
-    """Lets a pickle through without making anything of its names: only keys are looked at."""
+    """Lets a pickle through without making anything of its names: only keys are checked."""
 
-    def find(self, module: str, name: str) -> Any:
+    def find(self, module: str, name: str) -> Opaque:
         return Opaque()
 
-    def call(self, what: Any, arguments: tuple[Any, ...]) -> Any:
+    def call(self, what: object, arguments: tuple[object, ...]) -> Opaque:
         return Opaque()
 
-    def build(self, made: Any, state: Any) -> None:
+    def build(self, instance: object, state: object) -> None:
         """Nothing."""
 
-    def persistent(self, pid: Any) -> Any:
+    def persistent(self, pid: object) -> Opaque:
         return Opaque()
 
 
@@ -97,25 +97,25 @@ def refuse_odd_keys(path: Path) -> None:
         for data in _pickles_of(path):
             run(data, _AnyNames())
     except UnsafePickleError as error:
-        raise WeightsError(f"{path}: not a whole torch file ({line(error)}).") from error
+        raise WeightsError(f"{path}: not a whole torch file ({first_line(error)}).") from error
     except Exception:
         return
 
 
-def _pickles_of(path: Path) -> Iterator[Any]:
-    """Where each pickle of a torch file begins."""
+def _pickles_of(path: Path) -> Iterator[IO[bytes]]:
+    """A handle at the start of each pickle of a torch file."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.rpartition("/")[2] == "data.pkl":
-                    yield io.BytesIO(entry(archive, name))
+                    yield io.BytesIO(zip_entry(archive, name))
         return
     with path.open("rb") as file:
         for _ in range(4):  # torch's old files: a number, a version, what the machine was, the data
             yield file
 
 
-def line(error: BaseException) -> str:
-    """An error's first line."""
+def first_line(error: BaseException) -> str:
+    """An error's first line, of at most 200 characters."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -2,7 +2,7 @@
 
 safetensors are mapped; torch files go through ``weights_only``; TorchScript and Paddle through
 ``_pickled_arrays`` and ``_pickled_modules``; a sharded index is followed. Wrappers of training checkpoints (``state_dict``,
-``model``) and prefixes of parallel training (``module.``, ``_orig_mod.``) are taken off. What names mean is not known here.
+``model``) and prefixes of parallel training (``module.``, ``_orig_mod.``) are removed. What names mean is for ``weights``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.tensorfiles._pickle_handlers import line, refuse_odd_keys, told
+from diptych.tensorfiles._pickle_handlers import first_line, raising_weights_error, refuse_odd_keys
 from diptych.tensorfiles._pickled_arrays import read_pdparams
 from diptych.tensorfiles._pickled_modules import is_torchscript, read_torchscript
 
@@ -31,13 +31,13 @@ PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds. ``path`` is the file or index; ``notes`` a training checkpoint's plain values, such as its epoch."""
+    """The tensors of a file by name. ``path`` is the file or index; ``notes`` a checkpoint's plain values, such as its epoch."""
 
     path: Path
     kind: Kind
     tensors: dict[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 def read(path: Path) -> Stored:
@@ -50,7 +50,7 @@ def read(path: Path) -> Stored:
     _refuse_pages(path, head)
     if path.name.endswith(".index.json"):
         return _sharded(path)
-    if path.suffix == ".safetensors" or _looks_like_safetensors(head):
+    if path.suffix == ".safetensors" or _is_safetensors(head):
         return _safetensors(path)
     if head.startswith(ZIP):
         return _torchscript(path) if is_torchscript(path) else _torch(path, mapped=True)
@@ -76,12 +76,12 @@ def _refuse_pages(path: Path, head: bytes) -> None:
         raise WeightsError(f"{path}: a web page saved under a weight file's name; download the file itself.")
 
 
-def _looks_like_safetensors(head: bytes) -> bool:
+def _is_safetensors(head: bytes) -> bool:
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40
 
 
 def _safetensors(path: Path) -> Stored:
-    with told(path, "not a whole safetensors file"), safe_open(path, framework="pt") as file:
+    with raising_weights_error(path, "not a whole safetensors file"), safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return Stored(path, "safetensors", unprefixed(tensors), dict(file.metadata() or {}))
 
@@ -92,41 +92,42 @@ def _torchscript(path: Path) -> Stored:
 
 def _torch(path: Path, mapped: bool) -> Stored:
     """A file of ``torch.save``: nothing but tensors and plain values is unpickled."""
-    with told(path, "not a whole torch file"):
+    with raising_weights_error(path, "not a whole torch file"):
         refuse_odd_keys(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             if "GLOBAL" in str(error) or "Unsupported" in str(error) or "not allowed" in str(error):
                 raise WeightsError(
-                    f"{path}: holds more than tensors ({_asked(error)}); refused, nothing was run. Do not trust its source."
+                    f"{path}: holds more than tensors ({_imported_name(error)}); refused, nothing was run. "
+                    "Do not trust its source."
                 ) from error
             raise
-        tensors, notes = _unwrapped(found)
+        tensors, notes = _unwrap(state)
     for name, tensor in tensors.items():
-        # On the meta device there are no numbers; sparse and quantised ones are none of ours.
+        # On the meta device there are no numbers; sparse and quantized ones are no model's.
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise WeightsError(f"{path}: {name} is no plain tensor of numbers ({tensor.layout}, on {tensor.device}).")
     if not tensors:
-        raise WeightsError(f"{path}: a torch file without named tensors (it holds {type(found).__name__}).")
+        raise WeightsError(f"{path}: a torch file without named tensors (it holds {type(state).__name__}).")
     return Stored(path, "torch", unprefixed(tensors), {}, notes)
 
 
-def _unwrapped(found: Any, depth: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _unwrap(state: object, depth: int = 0) -> tuple[dict[str, Tensor], dict[str, int | float | str]]:
     """The named tensors in a state dict or around one, and the plain values beside them."""
-    if not isinstance(found, Mapping) or depth > 4:
+    if not isinstance(state, Mapping) or depth > 4:
         return {}, {}
     for wrapper in WRAPPERS:
-        if isinstance(found.get(wrapper), Mapping):
-            plain = {str(key): value for key, value in found.items() if isinstance(value, int | float | str)}
-            return _unwrapped(found[wrapper], depth + 1)[0], plain
-    return {str(name): value.detach() for name, value in found.items() if isinstance(value, Tensor)}, {}
+        if isinstance(state.get(wrapper), Mapping):
+            notes = {str(key): value for key, value in state.items() if isinstance(value, int | float | str)}
+            return _unwrap(state[wrapper], depth + 1)[0], notes
+    return {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}, {}
 
 
 def _sharded(path: Path) -> Stored:
     """The files that an index of Hugging Face's lists, together."""
     wanted: dict[str, list[str]] = {}
-    with told(path, "not an index of shards"):
+    with raising_weights_error(path, "not an index of shards"):
         for name, file in json.loads(path.read_text(encoding="utf-8"))["weight_map"].items():
             if not isinstance(file, str) or file == path.name or len(file) > 255:
                 raise WeightsError(f"{path}: not an index of shards ({str(file)[:80]!r} is no shard).")
@@ -149,20 +150,20 @@ def _sharded(path: Path) -> Stored:
 
 
 def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """PickleHandlers without what parallel training and compiling put before all of them."""
+    """The tensors without the prefixes that parallel training and compiling put before all of their names."""
     names = dict(tensors)
     while names:
-        prefix = next((one for one in PREFIXES if all(name.startswith(one) for name in names)), None)
+        prefix = next((known for known in PREFIXES if all(name.startswith(known) for name in names)), None)
         if prefix is None:
             break
         names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
     return names
 
 
-def _asked(error: BaseException) -> str:
+def _imported_name(error: BaseException) -> str:
     """The name that was asked for, out of torch's long message."""
-    words = str(error).replace("`", " ").split()
+    parts = str(error).replace("`", " ").split()
     for mark in ("GLOBAL", "global"):
-        if mark in words and words.index(mark) + 1 < len(words):
-            return f"it asks for {words[words.index(mark) + 1]}"
-    return line(error)
+        if mark in parts and parts.index(mark) + 1 < len(parts):
+            return f"it asks for {parts[parts.index(mark) + 1]}"
+    return first_line(error)

@@ -1,8 +1,8 @@
 """CLIP's byte-pair encoding (Radford et al. 2021): lower-cased, 49,408 ids, the same ids as OpenAI's and open_clip's.
 
 A text is cleaned (ftfy, HTML entities twice, white space), lower-cased, split into words, and each word's bytes are merged.
-Plain printable ASCII skips the cleaning, which cannot change it, and finds whole words in a cache; everything else takes the
-full path. Both give the same ids (tests hold this). A literal ``<|endoftext|>`` in a text becomes the end token, as in the
+Plain printable ASCII skips the cleaning, which cannot change it, and takes whole words from a cache; everything else takes
+the full path. Both give the same ids (tests hold this). A literal ``<|endoftext|>`` in a text becomes the end token, as in the
 references. The merges are OpenAI's, under MIT (BPE_LICENSE.txt).
 """
 
@@ -22,15 +22,15 @@ import numpy as np
 import regex
 from torch import Tensor
 
-from diptych.text import TOKENIZERS, Tokenizer
-from diptych.text._clean import mended
+from diptych.text._base import TOKENIZERS, Tokenizer
+from diptych.text._clean import fix_text
 
 MERGES = Path(__file__).parent / "bpe_merges.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 CACHE_LIMIT = 1 << 18  # words; beyond it the cache is emptied, so that a stream of random strings cannot fill memory
 LONG = 100  # letters from which a word is merged by a heap
-TOGETHER = 64  # captions that are looked at together: a strange one sends only so many the long way
+TOGETHER = 64  # captions that are checked together: one that is not plain sends only so many the long way
 SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -47,10 +47,16 @@ def vocabulary() -> Vocabulary:
     """The vocabulary, read on first use."""
     merges = [tuple(line.split()) for line in gzip.decompress(MERGES.read_bytes()).decode().splitlines()]
     symbols, in_order = _byte_symbols()
-    tokens = [*in_order, *(symbol + WORD_END for symbol in in_order), *(one + two for one, two in merges), START, END]
+    tokens = [
+        *in_order,
+        *(symbol + WORD_END for symbol in in_order),
+        *(first + second for first, second in merges),
+        START,
+        END,
+    ]
     return Vocabulary(
         symbols,
-        {(one, two): rank for rank, (one, two) in enumerate(merges)},
+        {(first, second): rank for rank, (first, second) in enumerate(merges)},
         {token: number for number, token in enumerate(tokens)},
     )
 
@@ -59,29 +65,30 @@ def _byte_symbols() -> tuple[tuple[str, ...], list[str]]:
     """A printable character for each byte, by byte and in the vocabulary's order: printable bytes stand for themselves."""
     own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in set(own)]
-    drawn = {**{byte: chr(byte) for byte in own}, **{byte: chr(256 + place) for place, byte in enumerate(rest)}}
+    drawn = {**{byte: chr(byte) for byte in own}, **{byte: chr(256 + index) for index, byte in enumerate(rest)}}
     return tuple(drawn[byte] for byte in range(256)), [drawn[byte] for byte in [*own, *rest]]
 
 
 @TOKENIZERS.register("bpe")
 class Bpe(Tokenizer):
-    """CLIP's tokenizer."""
+    """CLIP's tokenizer. ``mask_id`` None has no mask token; DeCLIP's models have one after CLIP's vocabulary, 49408."""
 
     name = "bpe"
     vocab_size = 49408
     start_id = 49406
     end_id = 49407
 
-    def __init__(self, context_length: int = 77) -> None:
+    def __init__(self, context_length: int = 77, mask_id: int | None = None) -> None:
         super().__init__(context_length)
+        self.mask_id = mask_id
         self._words = _Words()
 
     def __getstate__(self) -> dict[str, object]:
         """A worker process starts with an empty cache."""
-        return {"context_length": self.context_length}
+        return {"context_length": self.context_length, "mask_id": self.mask_id}
 
     def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__(state["context_length"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def packed(self, text: str) -> bytes:
         """The ids of a text, without start and end, as native 32-bit integers."""
@@ -90,33 +97,31 @@ class Bpe(Tokenizer):
         return self.packed_without_cache(text)
 
     def packed_all(self, texts: Sequence[str]) -> list[bytes]:
-        """``packed`` of each; captions that are plain, as most are, are looked at together."""
-        found, ids, joined = [], self._words.__getitem__, b"".join
+        """``packed`` of each; captions that are plain, as most are, are checked together."""
+        packed, ids, joined = [], self._words.__getitem__, b"".join
         for begin in range(0, len(texts), TOGETHER):
             some = texts[begin : begin + TOGETHER]
-            if _plain("".join(some)):  # then no line break stands in one of them
-                found += [joined(map(ids, line.split())) for line in "\n".join(some).lower().split("\n")]
+            if _plain("".join(some)):  # then none of them has a line break
+                packed += [joined(map(ids, line.split())) for line in "\n".join(some).lower().split("\n")]
             else:
-                found += map(self.packed, some)
-        return found
+                packed += map(self.packed, some)
+        return packed
 
     def packed_without_cache(self, text: str) -> bytes:
-        """The full path, for any text: the plain twin of the fast one."""
+        """The full path, for any text: the reference implementation of the fast one."""
         return _pieces(clean(text))
 
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of ids, words apart by one space; start, end and padding are left out."""
         names, values = _inverse()
-        kept = [int(one) for one in ids if int(one) not in (self.start_id, self.end_id, self.pad_id)]
-        joined = "".join(names[one] for one in kept)
-        words = joined.replace(WORD_END, " ")
-        return (
-            bytes(values[symbol] if symbol != " " else 32 for symbol in words).decode("utf-8", errors="replace").strip()
-        )
+        skipped = (self.start_id, self.end_id, self.pad_id)
+        symbols = "".join(names[number] for number in map(int, ids) if number not in skipped).replace(WORD_END, " ")
+        spelled = bytes(values[symbol] if symbol != " " else 32 for symbol in symbols)
+        return spelled.decode("utf-8", errors="replace").strip()
 
 
 def _plain(text: str) -> bool:
-    # Printable ASCII without & and < is a fixed point of ftfy and of HTML unescaping, and its words are what stands
+    # Printable ASCII without & and < is a fixed point of ftfy and of HTML unescaping, and its words are what is
     # between spaces: no pattern of the split crosses white space.
     return text.isascii() and text.isprintable() and "&" not in text and "<" not in text
 
@@ -135,13 +140,13 @@ class _Words(dict[str, bytes]):
 def _pieces(text: str) -> bytes:
     """The ids of a cleaned text."""
     known = vocabulary()
-    found: list[bytes] = []
+    ids: list[bytes] = []
     for piece in _splitter().findall(text):
         if piece in (START, END):
-            found.append(known.ids[piece].to_bytes(4, sys.byteorder))
+            ids.append(known.ids[piece].to_bytes(4, sys.byteorder))
         else:
-            found.append(_word("".join(known.symbols[byte] for byte in piece.encode("utf-8")), known))
-    return b"".join(found)
+            ids.append(_word("".join(known.symbols[byte] for byte in piece.encode("utf-8")), known))
+    return b"".join(ids)
 
 
 def _word(symbols: str, known: Vocabulary) -> bytes:
@@ -172,15 +177,15 @@ def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str
     if len(symbols) > LONG:
         return _merged_long(symbols, ranks)
     symbols, none, rank = list(symbols), len(ranks), ranks.get
-    found = [rank(pair, none) for pair in itertools.pairwise(symbols)]
-    while found and (best := min(found)) != none:
-        place = found.index(best)
-        symbols[place] += symbols.pop(place + 1)
-        del found[place]  # only the pairs beside the merged one change
-        if place < len(found):
-            found[place] = rank((symbols[place], symbols[place + 1]), none)
-        if place:
-            found[place - 1] = rank((symbols[place - 1], symbols[place]), none)
+    pair_ranks = [rank(pair, none) for pair in itertools.pairwise(symbols)]
+    while pair_ranks and (best := min(pair_ranks)) != none:
+        index = pair_ranks.index(best)
+        symbols[index] += symbols.pop(index + 1)
+        del pair_ranks[index]  # only the pairs beside the merged one change
+        if index < len(pair_ranks):
+            pair_ranks[index] = rank((symbols[index], symbols[index + 1]), none)
+        if index:
+            pair_ranks[index - 1] = rank((symbols[index - 1], symbols[index]), none)
     return symbols
 
 
@@ -188,28 +193,27 @@ def _merged_long(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> li
     """The same by a heap of pairs over a linked list: for words of thousands of letters, whose square would take minutes."""
     symbols, end = list(symbols), len(symbols)
     after, before = list(range(1, end + 1)), list(range(-1, end - 1))
-    heap = [(ranks[pair], place) for place, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks]
+    heap = [(ranks[pair], index) for index, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks]
     heapq.heapify(heap)
     while heap:
-        rank, place = heapq.heappop(heap)
-        other = after[place]
+        rank, index = heapq.heappop(heap)
+        other = after[index]
         # A pair whose parts were merged meanwhile is no pair any more, or another one.
-        if not symbols[place] or other >= end or ranks.get((symbols[place], symbols[other])) != rank:
+        if not symbols[index] or other >= end or ranks.get((symbols[index], symbols[other])) != rank:
             continue
-        symbols[place] += symbols[other]
-        symbols[other], after[place] = "", after[other]
-        if after[place] < end:
-            before[after[place]] = place
-        for left in (before[place], place):
-            if (
-                left >= 0
-                and after[left] < end
-                and (found := ranks.get((symbols[left], symbols[after[left]]))) is not None
-            ):
-                heapq.heappush(heap, (found, left))
+        symbols[index] += symbols[other]
+        symbols[other], after[index] = "", after[other]
+        if after[index] < end:
+            before[after[index]] = index
+        for left in (before[index], index):
+            if left < 0 or after[left] >= end:
+                continue
+            pair_rank = ranks.get((symbols[left], symbols[after[left]]))
+            if pair_rank is not None:
+                heapq.heappush(heap, (pair_rank, left))
     return [symbol for symbol in symbols if symbol]
 
 
 def clean(text: str) -> str:
-    """The mended text in lower case."""
-    return mended(text).lower()
+    """The fixed text in lower case."""
+    return fix_text(text).lower()

@@ -1,4 +1,4 @@
-"""SigLIP's tokenizer (Zhai et al. 2023): sentencepiece, 32,000 words of c4-en, texts of 64.
+"""SigLIP's tokenizer (Zhai et al. 2023): sentencepiece, 32,000 pieces of c4-en, texts of 64.
 
 A text is lower-cased and loses ASCII punctuation; white space folds. Padding is the end token again. The vocabulary comes
 with the weights (``spiece.model`` or ``tokenizer.json``).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 
-from diptych.text import TOKENIZERS
+from diptych.text._base import TOKENIZERS
 from diptych.text._pieces import WholeContext
 
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -16,7 +16,7 @@ NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @TOKENIZERS.register("siglip")
 class Siglip(WholeContext):
-    """SigLIP's words."""
+    """SigLIP's tokenizer."""
 
     name = "siglip"
     end_id = 1
@@ -24,5 +24,5 @@ class Siglip(WholeContext):
     vocabulary_files = ("spiece.model", "tokenizer.json")
 
     def cleaned(self, text: str) -> str:
-        """Lower case, no ASCII punctuation, single spaces, as big_vision canonicalises."""
+        """Lower case, no ASCII punctuation, single spaces, as big_vision canonicalizes."""
         return " ".join(text.lower().translate(NO_PUNCTUATION).split())

@@ -1,7 +1,7 @@
 """Validation of a run: the loss on held-out pairs, and the evaluators that training runs.
 
-Scores come from ``diptych.evaluate``; here they are measured when they are due, and written into the run's folder as
-``results.json`` for the report. All processes share the work: each encodes its part, and rank 0 writes. It trains nothing and
+Scores come from ``diptych.evaluate``; a Validator measures them when they are due, and writes them into the run's folder
+as ``results.json`` for the report. All processes share the work: each encodes its part, and rank 0 writes. It trains nothing and
 names no evaluator.
 """
 

@@ -1,11 +1,12 @@
 """Fetching from a hub: Hugging Face's through its own library, ModelScope's where that one cannot be reached.
 
-``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are the library's own and are honoured by it; its cache is used. Without a network the
-message says which file to put where. Nothing is executed that was fetched.
+``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read by the library itself; its cache is used. Without a network the message says
+which file to fetch by hand. Nothing is executed that was fetched.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,8 +32,8 @@ def fetch(repo: str, names: Sequence[str]) -> Path:
 def _by_hand(repo: str, names: Sequence[str]) -> str:
     site = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     return (
-        f"fetch {site}/{repo}/resolve/main/{names[0]} elsewhere, put it into a folder here (with the .json files beside it) and "
-        "give that folder in place of the name."
+        f"fetch {site}/{repo}/resolve/main/{names[0]} on another machine, put it into a folder (with the .json files "
+        "beside it) and give that folder in place of the name."
     )
 
 
@@ -41,27 +42,27 @@ def _hugging_face(repo: str, names: Sequence[str]) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries are told in our one line at the end
+    logging.set_verbosity_error()  # its retries end in our own message
     offline: LocalEntryNotFoundError | None = None
     for name in names:
         try:
-            # Once the network has failed it is not asked again: another name may still lie in the cache.
-            found = Path(hf_hub_download(repo, name, local_files_only=offline is not None))
+            # Once the network has failed it is not asked again: another name may still be in the cache.
+            path = Path(hf_hub_download(repo, name, local_files_only=offline is not None))
         except LocalEntryNotFoundError as error:
             offline = offline or error
             continue
         except EntryNotFoundError:
             continue
-        _beside(repo, offline is not None)
-        if found.name.endswith(".index.json"):
-            _shards(repo, found)
-        return found
+        _fetch_configs(repo, offline is not None)
+        if path.name.endswith(".index.json"):
+            _fetch_shards(repo, path)
+        return path
     if offline is not None:
         raise offline
     raise WeightsError(f"{repo}: holds none of {', '.join(names)}; is it a CLIP or SigLIP?")
 
 
-def _beside(repo: str, offline: bool) -> None:
+def _fetch_configs(repo: str, offline: bool) -> None:
     """The small files that say what the weights are; a repository may lack any of them."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -73,9 +74,7 @@ def _beside(repo: str, offline: bool) -> None:
             continue
 
 
-def _shards(repo: str, index: Path) -> None:
-    import json
-
+def _fetch_shards(repo: str, index: Path) -> None:
     from huggingface_hub import hf_hub_download
 
     for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())):

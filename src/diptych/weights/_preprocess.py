@@ -1,6 +1,6 @@
 """From a model's config to the transforms that its weights were trained with.
 
-Pixels leave as uint8; the tower normalises. Not a place for training's augmentations: those are the training room's options.
+Pixels leave as uint8; the tower normalizes. Training's augmentations are not decided here: they are options of ``train``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diptych.models import ModelConfig
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A picture to what the image tower takes: uint8 [3, H, W]; the tower normalises with its own mean and std."""
+    """An image to what the image tower takes: uint8 [3, H, W]; the tower normalizes with its own mean and std."""
 
     transform: EvalTransform | TrainTransform
 
@@ -32,9 +32,11 @@ class Preprocess:
 
 
 def eval_transform(config: ModelConfig) -> EvalTransform:
-    """What evaluation does to a picture before this model sees it."""
-    look = config.preprocess
-    return EvalTransform(config.vision.image_size, look.resize_mode, look.interpolation, look.resize_to)
+    """What evaluation does to an image before this model's image tower."""
+    preprocess = config.preprocess
+    return EvalTransform(
+        config.vision.image_size, preprocess.resize_mode, preprocess.interpolation, preprocess.resize_to
+    )
 
 
 def transforms(config: ModelConfig) -> tuple[Preprocess, Preprocess]:

@@ -1,6 +1,6 @@
-"""Position tables for another size of picture or context: interpolated, as every system does, and for ResNets too.
+"""Position tables for another image size or context length: interpolated, as every system does, and for ResNets too.
 
-CLIP's grids are resized bicubically with antialiasing and keep the class token's row; SigLIP's bilinearly, as big_vision
+CLIP's grids are resized bicubically with antialiasing, and the class token's row stays; SigLIP's bilinearly, as big_vision
 does; a text's table linearly. A network so changed is a start for training, and a little worse until it is trained.
 """
 
@@ -12,36 +12,49 @@ from torch import Tensor
 
 from diptych.errors import WeightsError
 from diptych.models import ModelConfig
+from diptych.models.resnet import STRIDE, ResNetConfig
+from diptych.models.siglip import SiglipConfig
+from diptych.models.vit import VitConfig
 
-GRIDS = {
+TABLES = {
     "vit": "image.positional_embedding",
     "resnet": "image.pool.positional_embedding",
     "siglip": "image.positional_embedding",
 }
 
 
-def grid_of(config: ModelConfig) -> int:
-    """Places along a side of the image tower's grid."""
+def grid_side(config: ModelConfig) -> int:
+    """Positions along a side of the image tower's grid. Raises WeightsError for a family whose grid is unknown."""
     vision = config.vision
-    return vision.image_size // (32 if vision.family == "resnet" else vision.patch_size)  # type: ignore[union-attr]
+    if isinstance(vision, VitConfig | SiglipConfig):
+        return vision.image_size // vision.patch_size
+    if isinstance(vision, ResNetConfig):
+        return vision.image_size // STRIDE
+    raise WeightsError(
+        f"{config.name}: positions of the family {vision.family!r} cannot be resized; load it at its size."
+    )
 
 
-def fitted(tensors: dict[str, Tensor], found: ModelConfig, wanted: ModelConfig) -> dict[str, Tensor]:
-    """Our tensors of ``found`` with position tables of the sizes that ``wanted`` has."""
-    changed = dict(tensors)
-    old, new = grid_of(found), grid_of(wanted)
-    if old != new:
-        name = GRIDS[wanted.vision.family]
-        changed[name] = image_positions(tensors[name], old, new, wanted.vision.family)
-    before, after = found.text.context_length, wanted.text.context_length
+def resize_positions(tensors: dict[str, Tensor], stored: ModelConfig, target: ModelConfig) -> dict[str, Tensor]:
+    """Our tensors of ``stored`` with position tables of the sizes that ``target`` has."""
+    resized = dict(tensors)
+    if stored.vision.image_size != target.vision.image_size:
+        old, new = grid_side(stored), grid_side(target)
+        if old != new:
+            name = TABLES[target.vision.family]
+            resized[name] = image_positions(tensors[name], old, new, target.vision.family)
+    before, after = stored.text.context_length, target.text.context_length
     if before != after:
         name = "text.positional_embedding"
-        changed[name] = text_positions(tensors[name], after)
-    return changed
+        resized[name] = text_positions(tensors[name], after)
+    return resized
 
 
 def image_positions(table: Tensor, old: int, new: int, family: str) -> Tensor:
-    """[extra + old * old, D] -> [extra + new * new, D], where extra is the class token's row, if there is one."""
+    """[extra + old * old, D] -> [extra + new * new, D], where extra is the class token's row, if there is one.
+
+    Raises WeightsError for a table of another number of rows.
+    """
     extra = table.shape[0] - old * old
     if extra not in (0, 1):
         raise WeightsError(f"a position table of {table.shape[0]} rows is no square grid of side {old}.")

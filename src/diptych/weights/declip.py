@@ -1,8 +1,8 @@
 """Checkpoints of the DeCLIP family (Li et al. 2022): CLIP, SLIP, FILIP, DeCLIP and DeFILIP of one code base.
 
 OpenAI's names with the text tower under ``encode_text.`` (SLIP: ``text_encoder.``), a projection with bias, QuickGELU, and a
-vocabulary of 49,409: a mask token stands before start and end. Here the mask's row moves behind them, so that ids are
-OpenAI's and the end token stays where every CLIP has it; writing moves it back. The heads of the other losses are left out.
+vocabulary of 49,409: a mask token before start and end. On reading, the mask's row moves behind them, so that ids are
+OpenAI's and the end token has every CLIP's id; writing moves it back. The heads of the other losses are left out.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from diptych.errors import WeightsError
 from diptych.files import replacing
 from diptych.models import ModelConfig, PreprocessConfig
 from diptych.tensorfiles.read import Stored
-from diptych.weights import CHECKPOINT_FORMATS
-from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
-from diptych.weights._format import CheckpointFormat, Found, only_clip
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, require_clip
+from diptych.weights._clip_names import NamingScheme, clip_rules
+from diptych.weights._infer import config_from_shapes
 from diptych.weights._rename import Rule, Transform
 
-MASK, WORDS = 49406, 49409
-LOOK = PreprocessConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "shortest", 256)
+MASK_ID, VOCAB_SIZE = 49406, 49409
+PREPROCESS = PreprocessConfig((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "shortest", 256)
+PREFIXES = ("encode_text.", "text_encoder.")
 
 
 def _mask_last(tensor: Tensor, _: int) -> Sequence[Tensor]:
-    if tensor.shape[0] != WORDS:
+    if tensor.shape[0] != VOCAB_SIZE:
         return [tensor]
-    return [torch.cat([tensor[:MASK], tensor[MASK + 1 :], tensor[MASK : MASK + 1]])]
+    return [torch.cat([tensor[:MASK_ID], tensor[MASK_ID + 1 :], tensor[MASK_ID : MASK_ID + 1]])]
 
 
 def _mask_before(parts: Sequence[Tensor]) -> Tensor:
     tensor = parts[0]
-    return tensor if tensor.shape[0] != WORDS else torch.cat([tensor[:MASK], tensor[-1:], tensor[MASK:-1]])
+    if tensor.shape[0] != VOCAB_SIZE:
+        return tensor
+    return torch.cat([tensor[:MASK_ID], tensor[-1:], tensor[MASK_ID:-1]])
 
 
 @CHECKPOINT_FORMATS.register("declip")
@@ -43,40 +46,40 @@ class DeClip(CheckpointFormat):
     """Names of DeCLIP."""
 
     name = "declip"
-    about = "DeCLIP family (SLIP, FILIP, DeCLIP, DeFILIP); QuickGELU, ImageNet's mean and std"
+    summary = "DeCLIP family (SLIP, FILIP, DeCLIP, DeFILIP); QuickGELU, ImageNet's mean and std"
     ignored = (
         "projector.*", "predictor*", "text_label_predictor.*", "image_mapping.*", "text_mapping.*", "logit_scale_dense",
         "visual.fc.*", "visual.avgpool.*", "nn_replacer*", "queue*", "encode_text.attn_mask",
     )  # fmt: skip
 
-    def recognises(self, stored: Stored) -> bool:
+    def recognizes(self, stored: Stored) -> bool:
         """An image tower under ``visual.`` and a text tower under DeCLIP's names."""
         return any(name.startswith("visual.") for name in stored.tensors) and _prefix(stored) is not None
 
-    def describe(self, stored: Stored) -> Found:
+    def describe(self, stored: Stored) -> Description:
         """By the shapes: heads are always 64 wide."""
-        config = shapes_tell(stored.tensors, self._dialect(stored), str(stored.path), heads_of_64=True)
-        config = dataclasses.replace(config, name="declip", activation="quickgelu", preprocess=LOOK)
-        return Found(config, "DeCLIP's weights", True, preprocess_known=True)
+        config = config_from_shapes(stored.tensors, self._scheme(stored), str(stored.path), heads_of_64=True)
+        config = dataclasses.replace(config, name="declip", activation="quickgelu", preprocess=PREPROCESS)
+        return Description(config, "DeCLIP's weights", preprocess_known=True)
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """DeCLIP's names."""
-        only_clip(config, self.name)
-        rules = clip_rules(config, self._dialect(stored))
-        words = Transform(_mask_last, _mask_before)
+        require_clip(config, self.name)
+        rows = Transform(_mask_last, _mask_before)
         return [
-            dataclasses.replace(rule, change=words) if rule.ours == ("text.token_embedding.weight",) else rule
-            for rule in rules
+            dataclasses.replace(rule, transform=rows) if rule.ours == ("text.token_embedding.weight",) else rule
+            for rule in clip_rules(config, self._scheme(stored))
         ]
 
-    def _dialect(self, stored: Stored | None) -> NamingScheme:
-        return NamingScheme(text=(stored and _prefix(stored)) or "encode_text.", scale_shape=1)
+    def _scheme(self, stored: Stored | None) -> NamingScheme:
+        return NamingScheme(text=(stored and _prefix(stored)) or PREFIXES[0], scale_shape=1)
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
         """``ckpt.pth.tar`` with the model's names behind ``module.``, as the original saves it."""
-        if not config.text.projection_bias or config.text.vocab_size != WORDS or config.activation != "quickgelu":
+        if not config.text.projection_bias or config.text.vocab_size != VOCAB_SIZE or config.activation != "quickgelu":
             raise WeightsError(
-                f"{config.name} is not DeCLIP-shaped (a projection with bias, {WORDS} words, quickgelu); write it as openclip."
+                f"{config.name} is not DeCLIP-shaped (a projection with bias, a vocabulary of {VOCAB_SIZE}, quickgelu); "
+                "write it as openclip."
             )
         path = folder / "ckpt.pth.tar"
         with replacing(path, "weight file") as beside:
@@ -85,5 +88,4 @@ class DeClip(CheckpointFormat):
 
 
 def _prefix(stored: Stored) -> str | None:
-    known = ("encode_text.", "text_encoder.")
-    return next((one for one in known if f"{one}token_embedding.weight" in stored.tensors), None)
+    return next((prefix for prefix in PREFIXES if f"{prefix}token_embedding.weight" in stored.tensors), None)

@@ -1,7 +1,7 @@
 """OpenAI's own files: TorchScript archives, and plain state dicts with the same names (Radford et al. 2021).
 
 Always QuickGELU, heads 64 wide, CLIP's mean and std. A plain state dict with these names may as well be open_clip's: then
-the layout ``openclip`` takes it, unless the file's name says OpenAI.
+the format ``openclip`` takes it, unless the file's name says OpenAI.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from diptych.errors import WeightsError
 from diptych.files import replacing
 from diptych.models import ModelConfig
 from diptych.tensorfiles.read import Stored
-from diptych.weights import CHECKPOINT_FORMATS
-from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
-from diptych.weights._format import CheckpointFormat, Found, only_clip
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, require_clip
+from diptych.weights._clip_names import NamingScheme, clip_rules
+from diptych.weights._infer import config_from_shapes
 from diptych.weights._rename import Rule
 
 
@@ -28,11 +28,11 @@ class OpenAI(CheckpointFormat):
     """Names of OpenAI's release."""
 
     name = "openai"
-    about = "OpenAI's CLIP (TorchScript archive or plain state dict); always QuickGELU"
+    summary = "OpenAI's CLIP (TorchScript archive or plain state dict); always QuickGELU"
     ignored = ("input_resolution", "context_length", "vocab_size")
-    dialect = NamingScheme()
+    scheme = NamingScheme()
 
-    def recognises(self, stored: Stored) -> bool:
+    def recognizes(self, stored: Stored) -> bool:
         """A TorchScript archive, a state dict with OpenAI's three numbers, or a file whose name says so."""
         names = stored.tensors
         if "token_embedding.weight" not in names or not {"visual.proj", "visual.attnpool.c_proj.weight"} & set(names):
@@ -40,23 +40,22 @@ class OpenAI(CheckpointFormat):
         marked = "input_resolution" in stored.tensors or "openai" in stored.path.stem.lower()
         return stored.kind == "torchscript" or (stored.kind == "torch" and marked)
 
-    def describe(self, stored: Stored) -> Found:
+    def describe(self, stored: Stored) -> Description:
         """By the shapes."""
-        config = shapes_tell(stored.tensors, self.dialect, str(stored.path), heads_of_64=True)
-        return Found(
-            dataclasses.replace(config, activation="quickgelu"), "OpenAI's weights", True, preprocess_known=True
-        )
+        config = config_from_shapes(stored.tensors, self.scheme, str(stored.path), heads_of_64=True)
+        config = dataclasses.replace(config, activation="quickgelu")
+        return Description(config, "OpenAI's weights", preprocess_known=True)
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """OpenAI's names."""
-        only_clip(config, self.name)
-        return clip_rules(config, self.dialect)
+        require_clip(config, self.name)
+        return clip_rules(config, self.scheme)
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
-        """A state dict ``NAME-OpenAI.pt`` with OpenAI's three numbers, which say that it is QuickGELU's."""
+        """A state dict ``model-openai.pt`` with OpenAI's three numbers, which say that it is QuickGELU's."""
         if config.activation != "quickgelu":
             raise WeightsError(
-                f"{config.name} uses {config.activation}, and OpenAI's layout always means quickgelu: whoever loaded it would "
+                f"{config.name} uses {config.activation}, and OpenAI's format always means quickgelu: whoever loaded it would "
                 "get wrong features. Write it as openclip or hf, whose configs name the activation."
             )
         numbers = {

@@ -1,8 +1,8 @@
 """open_clip's weights: OpenAI's names for CLIP, timm's for SigLIP's image tower, and ``open_clip_config.json`` beside them.
 
 Reads released files, training checkpoints and folders; the architecture comes from the config, or from the shapes when they
-are a known one's. Without a config the activation stays unknown, and has to be said. Its text tower may stand at the root
-or under ``text.``.
+are a known architecture's. Without a config the activation stays unknown, and has to be given. Its text tower may be at the
+root or under ``text.``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from diptych.models import ModelConfig
 from diptych.models.siglip import SiglipConfig
 from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
-from diptych.weights import CHECKPOINT_FORMATS
-from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
-from diptych.weights._format import CheckpointFormat, Found, read_json
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description
+from diptych.weights._clip_names import NamingScheme, clip_rules
+from diptych.weights._config_table import read_json
+from diptych.weights._infer import SHAPES, config_from_shapes
 from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
 from diptych.weights._rename import LEADING, LEADING_TWO, SCALAR, STACKED, Rule, same
 
@@ -34,50 +35,48 @@ class OpenClip(CheckpointFormat):
     """Names of open_clip."""
 
     name = "openclip"
-    about = "open_clip (file, training checkpoint or folder with open_clip_config.json)"
+    summary = "open_clip (file, training checkpoint or folder with open_clip_config.json)"
     ignored = ("text.transformer.embeddings.position_ids", "attn_mask", "text.attn_mask")
+    # SigLIP weights converted for inference may lack it; it changes no ranking, and open_clip takes 0.
+    optional = ("logit_bias",)
 
-    def recognises(self, stored: Stored) -> bool:
+    def recognizes(self, stored: Stored) -> bool:
         """OpenAI's names at the root, or text under ``text.`` beside an image tower under ``visual.``."""
         image = any(name.startswith("visual.") for name in stored.tensors)
         return image and bool({"token_embedding.weight", "text.token_embedding.weight"} & set(stored.tensors))
 
-    def describe(self, stored: Stored) -> Found:
+    def describe(self, stored: Stored) -> Description:
         """By ``open_clip_config.json``, else by the shapes."""
-        beside = read_json(stored.path.parent / CONFIG)
-        if beside:
-            where = str(stored.path.parent / CONFIG)
-            config = config_of(beside.get("model_cfg", beside), where, beside.get("preprocess_cfg"))
-            return Found(config, CONFIG, True, preprocess_known=bool(beside.get("preprocess_cfg")))
-        config = shapes_tell(stored.tensors, _dialect(stored), str(stored.path))
-        return Found(config, "the shapes of the tensors", activation_known=False)
+        path = stored.path.parent / CONFIG
+        values = read_json(path)
+        if values:
+            model, preprocess = values.get("model_cfg", values), values.get("preprocess_cfg")
+            return Description(config_of(model, str(path), preprocess), CONFIG, preprocess_known=bool(preprocess))
+        config = config_from_shapes(stored.tensors, _scheme(stored), str(stored.path))
+        return Description(config, SHAPES, activation_known=False, heads_known=False)
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """OpenAI's names, or those of timm and of the text module when it is a SigLIP."""
-        return siglip_rules(config) if isinstance(config.vision, SiglipConfig) else clip_rules(config, _dialect(stored))
-
-    def completed(self, tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-        """SigLIP weights converted for inference may lack the bias of their logits, which changes no ranking."""
-        if config.logit_bias is not None and "logit_bias" not in tensors:
-            tensors = {**tensors, "logit_bias": tensors["logit_scale"].new_zeros(1)}
-        return tensors
+        return siglip_rules(config) if isinstance(config.vision, SiglipConfig) else clip_rules(config, _scheme(stored))
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
         """``open_clip_model.safetensors`` and ``open_clip_config.json``: what open_clip opens as ``local-dir:FOLDER``."""
-        about = {"model_cfg": model_cfg(config), "preprocess_cfg": preprocess_cfg(config)}
+        values = {"model_cfg": model_cfg(config), "preprocess_cfg": preprocess_cfg(config)}
         path = folder / "open_clip_model.safetensors"
         with replacing(path, "weight file") as beside:
             save_file(dict(tensors), beside, metadata={"format": "pt"})
-        write_text(folder / CONFIG, json.dumps(about, indent=2) + "\n", "config")
+        write_text(folder / CONFIG, json.dumps(values, indent=2) + "\n", "config")
         return path
 
 
-def _dialect(stored: Stored | None) -> NamingScheme:
+def _scheme(stored: Stored | None) -> NamingScheme:
     return NamingScheme(text="text." if stored and "text.token_embedding.weight" in stored.tensors else "")
 
 
 def siglip_rules(config: ModelConfig) -> list[Rule]:
     """timm's names for the image tower, open_clip's text module for the other."""
+    vision = config.vision
+    assert isinstance(vision, SiglipConfig)
     rules = [Rule("logit_scale", ("logit_scale",), SCALAR), Rule("logit_bias", ("logit_bias",), SCALAR)]
     trunk, pool = "visual.trunk", "visual.trunk.attn_pool"
     rules += [
@@ -90,18 +89,14 @@ def siglip_rules(config: ModelConfig) -> list[Rule]:
     ]  # fmt: skip
     for leaf in ("weight", "bias"):
         rules.append(Rule(f"{pool}.kv.{leaf}", (f"image.pool.k.{leaf}", f"image.pool.v.{leaf}"), STACKED))
-    for layer in range(config.vision.layers):  # type: ignore[arg-type]
+    names = [
+        ("norm1", "ln_1"), ("norm2", "ln_2"), ("attn.proj", "attention.out"), ("mlp.fc1", "mlp_in"), ("mlp.fc2", "mlp_out"),
+    ]  # fmt: skip
+    for layer in range(vision.layers):
         theirs, ours = f"{trunk}.blocks.{layer}", f"image.layers.{layer}"
-        names = [
-            ("norm1", "ln_1"),
-            ("norm2", "ln_2"),
-            ("attn.proj", "attention.out"),
-            ("mlp.fc1", "mlp_in"),
-            ("mlp.fc2", "mlp_out"),
-        ]
         rules += [rule for their, our in names for rule in same(f"{theirs}.{their}", f"{ours}.{our}")]
         for leaf in ("weight", "bias"):
-            parts = tuple(f"{ours}.attention.{one}.{leaf}" for one in "qkv")
+            parts = tuple(f"{ours}.attention.{letter}.{leaf}" for letter in "qkv")
             rules.append(Rule(f"{theirs}.attn.qkv.{leaf}", parts, STACKED))
     # Its text tower has CLIP's names under "text."; only the image tower is timm's.
     stand_in = dataclasses.replace(config, vision=VitConfig(224, 32, 64, 0, 1), logit_bias=None)

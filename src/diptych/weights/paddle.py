@@ -1,8 +1,8 @@
 """PaddleMIX's CLIP: ``.pdparams`` files and folders, read and written without Paddle.
 
-OpenAI's names, but q, k and v stand apart and linear weights are [in, out]; square matrices would hide a wrong transpose,
-so tests compare numbers. Paddle's own vision tower always runs exact GELU, whatever the weights were trained with: here the
-config's word counts, and the catalogue's for the zoo's names.
+OpenAI's names, but q, k and v are separate and linear weights are [in, out]; square matrices would hide a wrong transpose,
+so tests compare numbers. Paddle's own vision tower always runs exact GELU, whatever the weights were trained with: Diptych
+runs what the config says, and the catalog for the zoo's names.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor
 from diptych.files import replacing, write_text
 from diptych.models import ModelConfig
 from diptych.tensorfiles.read import Stored
-from diptych.weights import CHECKPOINT_FORMATS
-from diptych.weights._clip_names import NamingScheme, clip_rules, shapes_tell
-from diptych.weights._format import CheckpointFormat, Found, only_clip, read_json
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, require_clip
+from diptych.weights._clip_names import NamingScheme, clip_rules
+from diptych.weights._config_table import read_json
+from diptych.weights._infer import SHAPES, config_from_shapes
 from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
 from diptych.weights._rename import Rule
 
@@ -33,54 +34,58 @@ class Paddle(CheckpointFormat):
     """Names of PaddleMIX."""
 
     name = "paddle"
-    about = "PaddleMIX (.pdparams, Paddle not needed)"
+    summary = "PaddleMIX (.pdparams, Paddle not needed)"
     ignored = ("attn_mask",)
 
-    def recognises(self, stored: Stored) -> bool:
-        """q, k and v apart under OpenAI's names."""
+    def recognizes(self, stored: Stored) -> bool:
+        """Separate q, k and v under OpenAI's names."""
         return stored.kind == "paddle" or "visual.transformer.resblocks.0.attn.q_proj.weight" in stored.tensors
 
-    def describe(self, stored: Stored) -> Found:
+    def describe(self, stored: Stored) -> Description:
         """By ``config.json`` beside the file, else by the shapes."""
         path = stored.path.parent / "config.json"
-        about = read_json(path)
-        if isinstance(about.get("vision_cfg"), dict) and isinstance(about.get("text_cfg"), dict):
-            wanted = {key: about[key] for key in ("embed_dim", "vision_cfg", "text_cfg") if key in about}
-            quick = bool(about.get("quick_gelu") or about["text_cfg"].get("quick_gelu"))
-            wanted["text_cfg"] = {key: value for key, value in about["text_cfg"].items() if key != "quick_gelu"}
-            config = config_of(wanted | {"quick_gelu": quick}, str(path), about.get("preprocess_cfg"))
-            # False may only mean that PaddleMIX has no word for the image tower's QuickGELU.
-            return Found(config, "config.json", quick or "preprocess_cfg" in about, "preprocess_cfg" in about)
-        config = shapes_tell(stored.tensors, _dialect(stored), str(stored.path))
-        return Found(config, "the shapes of the tensors", activation_known=False)
+        values = read_json(path)
+        vision, text = values.get("vision_cfg"), values.get("text_cfg")
+        if isinstance(vision, dict) and isinstance(text, dict):
+            quick = bool(values.get("quick_gelu") or text.get("quick_gelu"))
+            text = {key: value for key, value in text.items() if key != "quick_gelu"}
+            model = {"vision_cfg": vision, "text_cfg": text, "quick_gelu": quick, "embed_dim": values.get("embed_dim")}
+            config = config_of(model, str(path), values.get("preprocess_cfg"))
+            # False may only mean that PaddleMIX has no key for the image tower's QuickGELU.
+            ours = "preprocess_cfg" in values
+            return Description(config, "config.json", activation_known=quick or ours, preprocess_known=ours)
+        config = config_from_shapes(stored.tensors, _scheme(stored), str(stored.path))
+        return Description(config, SHAPES, activation_known=False, heads_known=False)
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """PaddleMIX's names."""
-        only_clip(config, self.name)
-        return clip_rules(config, _dialect(stored))
+        require_clip(config, self.name)
+        return clip_rules(config, _scheme(stored))
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
         """``model_state.pdparams`` and ``config.json``; the config also holds the preprocessing, which Paddle ignores."""
-        about = model_cfg(config) | {
+        values = model_cfg(config)
+        text = {**values.pop("text_cfg"), "quick_gelu": config.activation == "quickgelu"}  # type: ignore[dict-item]
+        values |= {
             "model_type": "clip",
             "custom_text": False,
+            "text_cfg": text,
             "preprocess_cfg": preprocess_cfg(config),
         }
-        about["text_cfg"] |= {"quick_gelu": config.activation == "quickgelu"}
         path = folder / WEIGHTS
         arrays = {name: _array(tensor) for name, tensor in tensors.items()}
         with replacing(path, "weight file") as beside, beside.open("wb") as file:
             pickle.dump({**arrays, NAMES: {name: name for name in arrays}}, file, protocol=4)
-        write_text(folder / "config.json", json.dumps(about, indent=2) + "\n", "config")
+        write_text(folder / "config.json", json.dumps(values, indent=2) + "\n", "config")
         return path
 
 
-def _dialect(stored: Stored | None) -> NamingScheme:
+def _scheme(stored: Stored | None) -> NamingScheme:
     text = "text." if stored and "text.token_embedding.weight" in stored.tensors else ""
     return NamingScheme(text=text, stacked=False, linear_transposed=True, scale_shape=1)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """A contiguous array; bfloat16 as its bits in uint16, which is how Paddle keeps it."""
-    whole = tensor.detach().cpu().contiguous()
-    return whole.view(torch.int16).numpy().view(np.uint16) if whole.dtype == torch.bfloat16 else whole.numpy()
+    """A contiguous array; bfloat16 as its bits in uint16, as Paddle stores it."""
+    values = tensor.detach().cpu().contiguous()
+    return values.view(torch.int16).numpy().view(np.uint16) if values.dtype == torch.bfloat16 else values.numpy()

@@ -1,6 +1,6 @@
-"""The make-believe accelerator as a vendor would ship it: a plug-in, and a device entry for Diptych in one file.
+"""The simulated accelerator as a vendor would ship it: a plug-in, and a device entry for Diptych in one file.
 
-Importing this compiles ``fakeacc.cpp`` (about 12 seconds, kept in ``build/`` until the source or PyTorch changes), loads
+Importing this compiles ``fakeacc.cpp`` (about 12 seconds, cached in ``build/`` until the source or PyTorch changes), loads
 it, and gives PyTorch's PrivateUse1 device type the name "fakeacc". ``--device fakeacc:FakeAccelerator`` then reaches it.
 PyTorch has one such type per process, so the tests import this only in processes of their own.
 """
@@ -17,15 +17,15 @@ import torch.distributed as dist
 
 from diptych.devices import DEVICES, Device
 
-HERE = Path(__file__).parent
-SOURCE = HERE / "fakeacc.cpp"
+FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "fakeacc.cpp"
 
 
 def build(compiler: str = "g++") -> Path:
-    """Compile the plug-in unless it is there already, and return the library's path."""
+    """Compile the plug-in unless it is cached, and return the library's path."""
     root = Path(torch.__file__).parent
     stamp = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    library = HERE / "build" / f"fakeacc-{stamp}.so"
+    library = FOLDER / "build" / f"fakeacc-{stamp}.so"
     if library.exists():
         return library
     library.parent.mkdir(exist_ok=True)
@@ -109,9 +109,9 @@ class Collectives(dist.ProcessGroup):
                 raise ValueError(f"fakeccl moves tensors of fakeacc, not of {tensor.device}")
         hosts = [[tensor.cpu() for tensor in tensors] for tensors in lists]
         work(*hosts, options).wait()
-        for there, here in zip(lists, hosts, strict=True):
-            for tensor, host in zip(there, here, strict=True):
-                tensor.copy_(host)
+        for tensors, results in zip(lists, hosts, strict=True):
+            for tensor, result in zip(tensors, results, strict=True):
+                tensor.copy_(result)
         done = torch.futures.Future()
         done.set_result(lists[0])
         return torch._C._distributed_c10d._create_work_from_future(done)

@@ -1,4 +1,4 @@
-"""Every layout, both ways: what is written and read again is the same; what other systems wrote is understood."""
+"""Every checkpoint format, both ways: writing then reading is the identity; files of other systems are understood."""
 
 import dataclasses
 import json
@@ -11,14 +11,13 @@ import torch
 from diptych import weights
 from diptych.errors import WeightsError
 from diptych.models import create_model, model_config
-from diptych.weights import CHECKPOINT_FORMATS
+from diptych.weights import CHECKPOINT_FORMATS, convert
 from diptych.weights._clip_names import NamingScheme, clip_rules
-from diptych.weights._convert import convert
 from diptych.weights._rename import to_theirs
 
 
 def small(**changes):
-    """A CLIP of odd sizes, so that no two axes are alike; heads 64 wide, as the tensors alone would tell."""
+    """A CLIP of odd sizes, so that no two axes are alike; heads 64 wide, as tensors alone would give."""
     base = model_config("ViT-B-32-quickgelu")
     vision = dataclasses.replace(base.vision, image_size=48, patch_size=16, width=192, layers=2, heads=3, mlp_ratio=3.0)
     text = dataclasses.replace(base.text, width=128, layers=3, heads=2)
@@ -26,10 +25,10 @@ def small(**changes):
 
 
 def declip_shaped():
-    from diptych.weights.declip import LOOK
+    from diptych.weights.declip import PREPROCESS
 
     text = dataclasses.replace(small().text, vocab_size=49409, projection_bias=True)
-    return small(text=text, preprocess=LOOK)
+    return small(text=text, preprocess=PREPROCESS)
 
 
 def resnet():
@@ -64,27 +63,29 @@ SHAPES = {
 }
 
 
-def test_every_layout_is_tested():
+def test_every_format_is_tested():
     assert set(SHAPES) == set(CHECKPOINT_FORMATS.names())
 
 
-@pytest.mark.parametrize(("layout", "make"), [(name, make) for name, makers in SHAPES.items() for make in makers])
+@pytest.mark.parametrize(
+    ("checkpoint_format", "make"), [(name, make) for name, makers in SHAPES.items() for make in makers]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_writing_and_reading_is_the_identity(layout, make, dtype, tmp_path):
+def test_writing_and_reading_is_the_identity(checkpoint_format, make, dtype, tmp_path):
     model = random_model(make(), dtype)
     weights.save(tmp_path / "a.safetensors", model)
-    _, proof = convert(tmp_path / "a.safetensors", layout, tmp_path / "new")
+    _, proof = convert(tmp_path / "a.safetensors", checkpoint_format, tmp_path / "new")
     assert max(proof.image_difference, proof.text_difference) < 1e-6
     again = weights.load(tmp_path / "new", precision="file")
     for key, item in model.state_dict().items():
         if key not in ("image.mean", "image.std"):
             assert torch.equal(item, again.state_dict()[key]), key
             assert item.dtype == again.state_dict()[key].dtype, key
-    told = dataclasses.replace(again.config, name="", logit_scale=0.0)
-    assert told == dataclasses.replace(model.config, name="", logit_scale=0.0)
+    described = dataclasses.replace(again.config, name="", logit_scale=0.0)
+    assert described == dataclasses.replace(model.config, name="", logit_scale=0.0)
 
 
-def test_clipas_tensors_tell_what_they_are_and_other_layouts_refuse_them(tmp_path):
+def test_clipas_tensors_show_what_they_are_and_other_formats_refuse_them(tmp_path):
     model = random_model(model_config("tiny-test-clipa"))
     state = to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict())
     assert not any("ln_pre" in name for name in state)
@@ -92,10 +93,10 @@ def test_clipas_tensors_tell_what_they_are_and_other_layouts_refuse_them(tmp_pat
     again = weights.load(tmp_path / "pytorch_model.bin", model="tiny-test-clipa")
     assert again.config.text.family == "siglip_text" and again.config.vision.pool == "patches"
     weights.save(tmp_path / "a.safetensors", model)
-    for layout in ("huggingface", "openai", "paddle", "declip"):
+    for checkpoint_format in ("huggingface", "openai", "paddle", "declip"):
         with pytest.raises(WeightsError, match=r"openclip") as caught:
-            convert(tmp_path / "a.safetensors", layout, tmp_path / layout)
-        assert "\n" not in caught.value.line and not (tmp_path / layout / "model.safetensors").exists()
+            convert(tmp_path / "a.safetensors", checkpoint_format, tmp_path / checkpoint_format)
+        assert "\n" not in caught.value.line and not (tmp_path / checkpoint_format / "model.safetensors").exists()
 
 
 def test_names_are_openais_to_the_letter():
@@ -136,7 +137,7 @@ def test_state_dicts_come_in_wrappers(wrapper, tmp_path):
         assert torch.equal(item, again.state_dict()[key]), key
 
 
-def test_a_custom_text_tower_stands_under_text(tmp_path):
+def test_a_custom_text_tower_is_read_under_text(tmp_path):
     model = random_model(model_config("ViT-Mini-8-64"))
     state = to_theirs(clip_rules(model.config, NamingScheme(text="text.")), model.state_dict())
     torch.save(state, tmp_path / "a.bin")
@@ -181,19 +182,19 @@ def test_paddles_linears_are_in_out_and_apart(tmp_path):
         value = tensor.numpy()
         if name.endswith(("in_proj_weight", "in_proj_bias")):
             stem, leaf = name.split("in_proj_")
-            for one, part in zip("qkv", np.split(value, 3), strict=True):
-                arrays[f"{stem}{one}_proj.{leaf}"] = part.T.copy() if leaf == "weight" else part
+            for letter, part in zip("qkv", np.split(value, 3), strict=True):
+                arrays[f"{stem}{letter}_proj.{leaf}"] = part.T.copy() if leaf == "weight" else part
         elif name.endswith(("out_proj.weight", "c_fc.weight", "c_proj.weight")):
             arrays[name] = value.T.copy()
         else:
             arrays[name] = value.reshape(1) if name == "logit_scale" else value
     arrays["StructuredToParameterName@@"] = {name: name for name in arrays}
-    about = {
+    values = {
         "model_type": "clip", "embed_dim": 40, "fusedlinear": False,
         "vision_cfg": {"image_size": 48, "patch_size": 16, "width": 192, "layers": 2, "head_width": 64, "mlp_ratio": 3.0},
         "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "layers": 3, "heads": 2, "quick_gelu": True},
     }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(about))
+    (tmp_path / "config.json").write_text(json.dumps(values))
     for protocol in (2, 4):
         with (tmp_path / "model_state.pdparams").open("wb") as file:
             pickle.dump(arrays, file, protocol=protocol)
@@ -212,10 +213,10 @@ def test_paddles_large_tensors_come_in_slices(tmp_path):
     arrays["UnpackBigParamInfor@@"] = {"w": {"OriginShape": (4, 6), "slices": ["w@@.0", "w@@.1"]}}
     with (tmp_path / "a.pdparams").open("wb") as file:
         pickle.dump(arrays, file, protocol=2)
-    found = read_pdparams(tmp_path / "a.pdparams")
-    assert np.array_equal(found["w"].numpy(), whole)
-    assert found["b"].dtype == torch.bfloat16
-    assert found["b"].view(torch.int16).tolist() == [1, 1, 1]
+    tensors = read_pdparams(tmp_path / "a.pdparams")
+    assert np.array_equal(tensors["w"].numpy(), whole)
+    assert tensors["b"].dtype == torch.bfloat16
+    assert tensors["b"].view(torch.int16).tolist() == [1, 1, 1]
 
 
 def test_declips_mask_token_moves_behind_the_end(tmp_path):
@@ -252,7 +253,7 @@ def test_declips_other_heads_are_left_out_and_slips_names_known(tmp_path):
     assert weights.load(tmp_path, allow=["visual.strange"]).config.activation == "quickgelu"
 
 
-def test_openais_layout_refuses_what_it_cannot_say(tmp_path):
+def test_openais_format_refuses_what_it_cannot_express(tmp_path):
     weights.save(tmp_path / "a.safetensors", random_model(small(activation="gelu")))
     with pytest.raises(WeightsError, match="always means quickgelu"):
         convert(tmp_path / "a.safetensors", "openai", tmp_path / "new")

@@ -1,0 +1,59 @@
+"""Attention in main memory with its small products in torch's default library, whatever computes the large ones.
+
+``torch.set_float32_matmul_precision("medium")`` sends fp32 products to oneDNN (see ``devices/cpu.py``), those inside torch's
+attention kernel too. They are a few rows by 64 columns, and oneDNN's preparation costs more than the product: forward and
+backward of 50 tokens take five times as long. Not another attention: the same kernel of torch, forward and backward, and
+equal to ``F.scaled_dot_product_attention`` under "highest" bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def small_products_are_slow(queries: Tensor) -> bool:
+    """Whether attention of ``queries`` should be computed by this file."""
+    return queries.is_cpu and queries.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+
+
+def cpu_attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
+    """Softmax attention of fp32 heads [B, heads, L, d] without a mask; queries may be fewer than keys. Differentiable once."""
+    return _Flash.apply(queries, keys, values, causal)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _default_products() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Flash(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        queries, keys, values, causal = inputs
+        with _default_products():
+            mixed, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                queries, keys, values, 0.0, causal
+            )
+        ctx.save_for_backward(queries, keys, values, mixed, log_sum)
+        ctx.causal = causal
+        return mixed  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with _default_products():
+            gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                gradient, *ctx.saved_tensors, 0.0, ctx.causal
+            )
+        return (*gradients, None)
