@@ -100,7 +100,8 @@ def test_captions_equal_transformers(spiece):
     from transformers import SiglipTokenizer
 
     theirs, ours = SiglipTokenizer(str(spiece)), get_tokenizer("siglip", 64, spiece)
-    captions = [text for line in (FLICKR / "captions.jsonl").open() for text in json.loads(line)["captions"]][:1000]
+    lines = (FLICKR / "captions.jsonl").read_text().splitlines()
+    captions = [text for line in lines for text in json.loads(line)["captions"]][:1000]
     expected = theirs(captions, padding="max_length", max_length=64, truncation=True)["input_ids"]
     assert ours(captions).tolist() == expected
 

@@ -231,6 +231,6 @@ def open_sinks(folder: Path, report_to: str = "", resume_step: int | None = None
     for name in names:
         if name not in REPORT_TO:
             raise ConfigError("--report-to: " + did_you_mean(name, REPORT_TO, "metric sink"))
-    return Sinks(
-        [JsonLines(folder / "metrics.jsonl", resume_step), *(REPORT_TO[name](folder, resume_step) for name in names)]
-    )
+    # Dashboards first: where one is not installed, no file may stay open.
+    dashboards = [REPORT_TO[name](folder, resume_step) for name in names]
+    return Sinks([JsonLines(folder / "metrics.jsonl", resume_step), *dashboards])
