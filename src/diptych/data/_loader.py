@@ -201,17 +201,16 @@ class _Fetch:
         return [Fetched(batch, None, bad, _truncation(samples))]
 
     def _sample(self, request: SampleRequest, bad: list[tuple[str, str]]) -> Sample:
-        record, seed = request.record, request.seed
+        record = request.record
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self.prepare(self.source.record(record), seed, record)
+                # A replacement keeps the seed of the bad record: its views differ from those of its own turn in the epoch.
+                return self.prepare(self.source.record(record), request.seed, record)
             except RecordError as error:
                 if self.options.bad_samples == "raise":
                     raise
                 bad.append((error.key, error.reason))
                 record = self._replacement(request, attempt)
-                # The replacement has its own turn in the epoch: drawn from another seed, it looks different here.
-                seed = draw(request.seed, attempt, record)
         raise SourceError(
             f"{self.source.name}: {ATTEMPTS} records in a row were bad, the last one {bad[-1][0]}: {bad[-1][1]}."
         )
