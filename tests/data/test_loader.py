@@ -116,7 +116,7 @@ def test_truncations_are_counted_by_data_set(tmp_path, workers):
 
 def test_a_batch_is_padded_to_its_own_longest_caption_and_counts_cuts(tmp_path):
     names = write_images(tmp_path, 3)
-    captions = ["a dog", "word " * 30, "an end <|endoftext|> here"]
+    captions = ["a dog", "word " * 30, "end <|endoftext|> here"]
     rows = [json.dumps({"image": name, "caption": text}) for name, text in zip(names, captions, strict=True)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
     source = open_source(str(tmp_path / "pairs.jsonl"))
