@@ -6,27 +6,12 @@ from diptych import log, weights
 from diptych.train.config import read
 from diptych.train.loop import train
 
-BASIC = [
-    "--model",
-    "tiny-test",
-    "--batch-size",
-    "4",
-    "--workers",
-    "0",
-    "--device",
-    "cpu",
-    "--precision",
-    "fp32",
-    "--lr",
-    "1e-3",
-    "--save-frequency",
-    "0",
-]
+BASIC = "--model tiny-test --batch-size 4 --workers 0 --device cpu --precision fp32 --lr 1e-3 --save-frequency 0"
 
 
 def argv(pairs, folder, *more):
     """The command line of a short run."""
-    return [*BASIC, "--log-every-n-steps", "1", "--train-data", pairs, "--output", str(folder), *more]
+    return [*BASIC.split(), "--log-every-n-steps", "1", "--train-data", pairs, "--output", str(folder), *more]
 
 
 def run(pairs, folder, *more):
