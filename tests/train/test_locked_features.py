@@ -20,7 +20,7 @@ from diptych.train import locked_features
 from diptych.train.locked_features import with_features
 from diptych.types import Wants
 from tests.distributed._processes import run_in_processes
-from tests.train.test_loop import assert_identical, losses, pairs, run, tensors  # noqa: F401 (pairs is a fixture)
+from tests.train.runs import assert_identical, losses, run, tensors
 
 
 @pytest.fixture(autouse=True)
