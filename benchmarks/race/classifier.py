@@ -29,8 +29,8 @@ def main() -> None:
         return build(model=peer, tokenizer=tokenizer, classnames=names, templates=templates).T
 
     def ours(precision: str) -> Any:
-        encoder = Encoder(model, get_tokenizer("bpe"), None, get_device("cpu"), precision=precision)
-        return lambda: build_classifier(encoder, names, templates, lambda n: None, keep=False)
+        encoder = Encoder(model, get_tokenizer("bpe"), None, get_device("cpu"), precision=precision, cache=False)
+        return lambda: build_classifier(encoder, names, templates, lambda n: None)
 
     own = {f"diptych, {precision}": ours(precision) for precision in ("fp32", "bf16")}
     # The peer takes minutes: once, after a smaller warm-up than ours get, which changes nothing at that length.
