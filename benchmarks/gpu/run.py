@@ -242,8 +242,8 @@ def classifier() -> list[dict[str, Any]]:
     rows, names, templates = [], list(class_set("imagenet").values())[: SIZES["classes"]], load_templates("openai80")
     for model in ("ViT-B-32",) if REDUCED else ("ViT-B-32", "ViT-L-14", "ViT-H-14"):
         ours = create_model(model, device=DEVICE.torch_device).eval()
-        encoder = Encoder(ours, get_tokenizer("bpe"), None, DEVICE, precision=PRECISION)
-        spent = seconds(lambda e=encoder: build_classifier(e, names, templates, lambda n: None, keep=False), 1, 1)
+        encoder = Encoder(ours, get_tokenizer("bpe"), None, DEVICE, precision=PRECISION, cache=False)
+        spent = seconds(lambda e=encoder: build_classifier(e, names, templates, lambda n: None), 1, 1)
         row = {"race": "G4", "model": model, "classes": len(names), "seconds": spent}
         library = peer()
         if library is not None:
