@@ -43,7 +43,7 @@ print(peak() - before)
 
 
 def timed(call, read: bool) -> float:
-    gc.collect()  # what the other one left behind is not this one's to clear away
+    gc.collect()  # memory that the other library left is not for this call to free
     start = time.perf_counter()
     model = call()
     if read:  # mapped pages cost when they are read: read them all
@@ -62,7 +62,7 @@ def speed(folder: Path) -> dict[str, object]:
             row["ours" + word] = timed(lambda: weights.load(folder / "clip"), read)
             row["open_clip" + word] = timed(lambda: peer.create_model("ViT-B-32", pretrained=str(file)), read)
         rounds.append(row)
-    best = {key: min(one[key] for one in rounds) for key in rounds[0]}
+    best = {key: min(row[key] for row in rounds) for key in rounds[0]}
     return {
         "rounds": rounds, "best_seconds": best, "ratio": best["open_clip"] / best["ours"],
         "ratio_with_all_parameters_read": best["open_clip_and_read"] / best["ours_and_read"],

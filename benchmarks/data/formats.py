@@ -5,7 +5,7 @@
 FLICKR8K_FOLDER holds captions.jsonl and images. The photos of its validation split are written as JSON array, tars, gzipped
 tar, Parquet and a folder with texts (one record a photo, five captions), and as CSV, TSV, token file and LAION shards (one record
 a caption, held against the JSON Lines with --captions all). Compared are the pixels and tokens of every batch of an epoch and a
-half (36 batches at most) in shuffled order, interrupted and resumed at three places, the resumed part with two ranks. Writes
+half (36 batches at most) in shuffled order, interrupted and resumed at three positions, the resumed part with two ranks. Writes
 benchmarks/results/formats.json.
 """
 
@@ -64,9 +64,9 @@ def written(base: Path, out: Path) -> tuple[dict[str, str], dict[str, str]]:
             table.writerows((f"folder/{image}", text) for image, text, _ in pairs)
     (out / "flickr30k-images").symlink_to(folder)
     (out / "b.token").write_text("".join(f"{image}#{number}\t{text}\n" for image, text, number in pairs))
-    picture = {row["image"]: base64.b64encode((folder / row["image"]).read_bytes()).decode() for row in rows}
-    columns = ((json.dumps({"caption_en": text}), picture[image]) for image, text, _ in pairs)
-    (out / "part-00000").write_text("".join(f"0\t\t{about}\t\t\t{data}\n" for about, data in columns))
+    image_data = {row["image"]: base64.b64encode((folder / row["image"]).read_bytes()).decode() for row in rows}
+    columns = ((json.dumps({"caption_en": text}), image_data[image]) for image, text, _ in pairs)
+    (out / "part-00000").write_text("".join(f"0\t\t{metadata}\t\t\t{data}\n" for metadata, data in columns))
     (out / "laion.filelist").write_text("part-00000\n")
     photos = {
         "json": "a.json",
@@ -76,7 +76,7 @@ def written(base: Path, out: Path) -> tuple[dict[str, str], dict[str, str]]:
         "folder": "folder",
     }
     captions = {"csv": "b.csv", "tsv": "b.tsv", "token file": "b.token", "LAION shards": "laion.filelist"}
-    return ({name: str(out / path) for name, path in one.items()} for one in (photos, captions))
+    return ({name: str(out / path) for name, path in specs.items()} for specs in (photos, captions))
 
 
 def batches(source, start: Position, steps: int, ranks: int = 1) -> tuple[list[str], list[Position]]:
@@ -85,7 +85,7 @@ def batches(source, start: Position, steps: int, ranks: int = 1) -> tuple[list[s
     for rank in range(ranks):
         options = LoaderOptions(BATCH // ranks, seed=SEED, rank=rank, ranks=ranks, start=start)
         loader = Loader(source, PREPARE, options)
-        parts.append([found for found, _ in zip(iter(loader), range(steps), strict=False)])
+        parts.append([step for step, _ in zip(iter(loader), range(steps), strict=False)])
     digests = []
     for step in range(steps):
         digest = hashlib.sha256()

@@ -5,7 +5,7 @@
 Two sets are made of the photos: short side 256, and short side 390, ImageNet's mean size (JPEG, quality 90; smaller photos are
 enlarged, which leaves the work of decoding and resizing as it is), each as a CSV with its files and as a WebDataset tar (there
 open_clip's pipeline is the webdataset library's). Both sides draw a random
-crop of 0.9 to 1 of the area, resize it bicubically to 224, tokenise a caption, and make batches of 64. "fast" is our
+crop of 0.9 to 1 of the area, resize it bicubically to 224, tokenize a caption, and make batches of 64. "fast" is our
 --resize-kernel fast. Also the time to put a batch of 128 together. Best of three rounds. Writes benchmarks/results/loader.json.
 """
 
@@ -38,21 +38,21 @@ RESULT = Path(__file__).resolve().parents[1] / "results" / "loader.json"
 
 def sets(photos: Path, folder: Path) -> dict[str, Path]:
     """CSV files of the two sets: tab separated, as open_clip's defaults want."""
-    files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:PHOTOS]
-    made = {}
+    photo_files = sorted(path for path in photos.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:PHOTOS]
+    files = {}
     for name, short in (("short side 256", 256), ("short side 390", 390)):
         base = folder / name.replace(" ", "-")
         base.mkdir()
         lines = ["filepath\ttitle"]
-        for number, path in enumerate(files):
-            picture = Image.open(path).convert("RGB")
-            ratio = short / min(picture.size)
-            kept = base / f"{number:04d}.jpg"
-            size = (round(picture.width * ratio), round(picture.height * ratio))
-            picture.resize(size, Image.Resampling.BICUBIC).save(kept, quality=90)
-            lines.append(f"{kept}\ta photo of something that people photograph, number {number}")
-        made[name] = base / "pairs.csv"
-        made[name].write_text("\n".join(lines) + "\n")
+        for number, path in enumerate(photo_files):
+            image = Image.open(path).convert("RGB")
+            ratio = short / min(image.size)
+            file = base / f"{number:04d}.jpg"
+            size = (round(image.width * ratio), round(image.height * ratio))
+            image.resize(size, Image.Resampling.BICUBIC).save(file, quality=90)
+            lines.append(f"{file}\ta photo of something that people photograph, number {number}")
+        files[name] = base / "pairs.csv"
+        files[name].write_text("\n".join(lines) + "\n")
         with tarfile.open(base / "pairs.tar", "w") as tar:
             for line in lines[1:]:
                 path, caption = line.split("\t")
@@ -60,7 +60,7 @@ def sets(photos: Path, folder: Path) -> dict[str, Path]:
                 text = tarfile.TarInfo(Path(path).stem + ".txt")
                 text.size = len(caption)
                 tar.addfile(text, io.BytesIO(caption.encode()))
-    return made
+    return files
 
 
 def their_tar(csv: Path):
@@ -97,12 +97,12 @@ def ours(csv: Path, kernel: str, kind: str = "csv"):
 def rate(loader) -> float:
     """Pairs per second, from the first batch to the last: starting the process is not counted."""
     start, done = None, 0
-    for found in loader:
+    for batch in loader:
         if start is None:
             start = time.perf_counter()
             continue
         done += BATCH
-        del found
+        del batch
     return done / (time.perf_counter() - start)
 
 
@@ -124,10 +124,10 @@ def collation() -> dict[str, float]:
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (3, SIDE, SIDE), dtype=np.uint8) for _ in range(128)]
     samples = [
-        Sample(one[None], (np.arange(1, 15),), (14,), str(place), place, place, place)
-        for place, one in enumerate(pixels)
+        Sample(image[None], (np.arange(1, 15),), (14,), str(index), index, index, index)
+        for index, image in enumerate(pixels)
     ]
-    tensors = [(torch.from_numpy(one).float(), torch.zeros(77, dtype=torch.int64)) for one in pixels]
+    tensors = [(torch.from_numpy(image).float(), torch.zeros(77, dtype=torch.int64)) for image in pixels]
 
     def best(call) -> float:
         times = []
@@ -142,15 +142,15 @@ def collation() -> dict[str, float]:
 
 
 def difference(csv: Path) -> float:
-    """Mean difference in grey levels between the two kernels, over whole photos resized to 224."""
+    """Mean difference in gray levels between the two kernels, over whole photos resized to 224."""
     from diptych.image import decode_image
 
     source, total = open_source(str(csv)), []
     exact, fast = (TrainTransform(SIDE, (1.0, 1.0), (0.99, 1.01), kernel=kernel) for kernel in ("exact", "fast"))
-    for place in range(0, min(100, len(source))):
-        picture = decode_image(source.record(place).image)
-        one, two = (transform(picture, np.random.default_rng(place)).astype(int) for transform in (exact, fast))
-        total.append(np.abs(one - two).mean())
+    for index in range(0, min(100, len(source))):
+        image = decode_image(source.record(index).image)
+        first, second = (transform(image, np.random.default_rng(index)).astype(int) for transform in (exact, fast))
+        total.append(np.abs(first - second).mean())
     return float(np.mean(total))
 
 

@@ -3,7 +3,7 @@
     python benchmarks/data/scale.py FOLDER [ROWS]       (no peer; needs some 2 GB in FOLDER; default 10,000,000 rows)
 
 Memory is the growth of the process's peak from before the opening to after a thousand random records have been read. Shards: ten
-tars of 10,000 samples (a 3 KB picture, a text), their headers read against the time to read the same files whole with cat.
+tars of 10,000 samples (a 3 KB image, a text), their headers read against the time to read the same files whole with cat.
 Writes benchmarks/results/scale.json.
 """
 
@@ -47,23 +47,23 @@ def opened(spec: str, cache: Path) -> dict[str, float]:
 
 
 def write_lists(folder: Path, rows: int) -> dict[str, Path]:
-    made = {"csv": folder / "pairs.csv", "jsonl": folder / "pairs.jsonl"}
-    with made["csv"].open("w") as table, made["jsonl"].open("w") as lines:
+    files = {"csv": folder / "pairs.csv", "jsonl": folder / "pairs.jsonl"}
+    with files["csv"].open("w") as table, files["jsonl"].open("w") as lines:
         table.write("filepath,title\n")
         for first in range(0, rows, 100_000):
             span = range(first, min(first + 100_000, rows))
             table.writelines(f'images/{number:09d}.jpg,"a photo, number {number}, of a dog"\n' for number in span)
             rows_of = ({"image": f"images/{number:09d}.jpg", "caption": f"a photo, number {number}"} for number in span)
             lines.writelines(json.dumps(row) + "\n" for row in rows_of)
-    return made
+    return files
 
 
 def write_shards(folder: Path) -> str:
-    picture = os.urandom(3000)
+    image = os.urandom(3000)
     for shard in range(10):
         with tarfile.open(folder / f"{shard:02d}.tar", "w") as tar:
             for number in range(10_000):
-                for ending, data in (("jpg", picture), ("txt", b"a photo")):
+                for ending, data in (("jpg", image), ("txt", b"a photo")):
                     member = tarfile.TarInfo(f"{shard:02d}{number:06d}.{ending}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))

@@ -20,15 +20,18 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from diptych.errors import ConfigError
 from diptych.registry import did_you_mean
 
-if typing.TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 Tree = TypeVar("Tree")
+
+
+class DataclassInstance(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +138,7 @@ def from_dict(tree: type[Tree], values: Mapping[str, Any], where: str) -> Tree:
         result = tree(**built)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
-    check(typing.cast("DataclassInstance", result), f"{where}: ")
+    check(typing.cast(DataclassInstance, result), f"{where}: ")
     return result
 
 
@@ -251,7 +254,7 @@ def parse(
         raise ConfigError(f"{_one_line(errors.getvalue())} (see {program} --help)") from None
     if unknown:
         raise ConfigError(_unknown_flag(tree, unknown[0]) + f" (see {program} --help)")
-    check(typing.cast("DataclassInstance", built))
+    check(typing.cast(DataclassInstance, built))
     return built
 
 

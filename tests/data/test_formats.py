@@ -12,7 +12,17 @@ from diptych.data import SourceOptions, open_source
 from diptych.data.webdataset import braces
 from diptych.errors import DataError, RecordError, SourceError
 
-from .world import COUNT, add, caption, picture, write_csv, write_folder, write_images, write_jsonl, write_webdataset
+from .world import (
+    COUNT,
+    add,
+    caption,
+    image_bytes,
+    write_csv,
+    write_folder,
+    write_images,
+    write_jsonl,
+    write_webdataset,
+)
 
 
 def refuses(spec, expected, **options):
@@ -182,17 +192,17 @@ def test_braces_expand():
 
 def test_webdataset_reads_patterns_json_labels_and_folders(tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        add(tar, "deep/a.b.jpg", picture(1))
+        add(tar, "deep/a.b.jpg", image_bytes(1))
         add(tar, "deep/a.b.json", json.dumps({"captions": ["one", "two"], "label": 7}).encode())
-        add(tar, "b.png", picture(2))
+        add(tar, "b.png", image_bytes(2))
         add(tar, "b.txt", b" text ")
         add(tar, "b.cls", b"3")
-        add(tar, "lonely.png", picture(3))
+        add(tar, "lonely.png", image_bytes(3))
     source = open_source(str(tmp_path / "*.tar"))
     assert len(source) == 2
     assert (source.record(0).captions, source.record(0).label) == (("one", "two"), 7)
     assert (source.record(1).captions, source.record(1).label) == (("text",), 3)
-    assert source.record(1).image == picture(2)
+    assert source.record(1).image == image_bytes(2)
     refuses(tmp_path / "n*.tar", "no file matches")
 
 
@@ -227,7 +237,7 @@ def test_the_readable_part_of_a_truncated_tar_is_used(tmp_path, capsys):
 def test_members_that_point_outside_are_left_out(tmp_path, capsys):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("../evil", "/abs", "fine"):
-            add(tar, f"{name}.png", picture(1))
+            add(tar, f"{name}.png", image_bytes(1))
             add(tar, f"{name}.txt", b"x")
     assert len(open_source(str(tmp_path / "x.tar"))) == 1
     assert "point outside" in capsys.readouterr().err
@@ -245,9 +255,9 @@ def test_what_is_no_tar_is_one_line(tmp_path):
 
 
 def test_class_folders_give_labels_in_sorted_order(tmp_path):
-    for place, name in enumerate(("zebra", "cat")):
+    for label, name in enumerate(("zebra", "cat")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "1.png").write_bytes(picture(place))
+        (tmp_path / name / "1.png").write_bytes(image_bytes(label))
     source = open_source(str(tmp_path))
     assert source.classes == ("cat", "zebra")
     assert [(source.record(index).label, source.record(index).key) for index in range(2)] == [
@@ -259,7 +269,7 @@ def test_class_folders_give_labels_in_sorted_order(tmp_path):
 def test_captions_beside_images_may_be_several_and_strays_are_told(tmp_path, capsys):
     spec = write_folder(tmp_path)
     (tmp_path / "img" / "00.txt").write_text("one\n\n two \n")
-    (tmp_path / "img" / "stray.png").write_bytes(picture(1))
+    (tmp_path / "img" / "stray.png").write_bytes(image_bytes(1))
     source = open_source(spec)
     assert source.record(0).captions == ("one", "two")
     assert "1 of 24 images have no .txt" in capsys.readouterr().err
@@ -269,5 +279,5 @@ def test_captions_beside_images_may_be_several_and_strays_are_told(tmp_path, cap
 
 
 def test_loose_images_without_texts_say_what_is_missing(tmp_path):
-    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.png").write_bytes(image_bytes(1))
     refuses(tmp_path, "neither a .txt beside any of them nor class folders")

@@ -23,7 +23,7 @@ def prepare(wants=None, training=True, context=77):
 
 @pytest.fixture
 def broken(tmp_path):
-    """The world with one image cut short and one caption empty."""
+    """The world with one image truncated and one caption empty."""
     spec = write_jsonl(tmp_path)
     image = tmp_path / "img" / "05.png"
     image.write_bytes(image.read_bytes()[:40])
@@ -116,7 +116,7 @@ def test_truncations_are_counted_by_data_set(tmp_path, workers):
 
 def test_a_batch_is_padded_to_its_own_longest_caption_and_counts_cuts(tmp_path):
     names = write_images(tmp_path, 3)
-    captions = ["a dog", "word " * 30, "cut <|endoftext|> here"]
+    captions = ["a dog", "word " * 30, "an end <|endoftext|> here"]
     rows = [json.dumps({"image": name, "caption": text}) for name, text in zip(names, captions, strict=True)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
     source = open_source(str(tmp_path / "pairs.jsonl"))
@@ -150,12 +150,12 @@ def test_batches_that_are_kept_stay_as_they_came(tmp_path):
     """Pixels travel through memory that a loader process uses again and again: what has arrived must not change."""
     source = open_source(write_jsonl(tmp_path))
     loader = Loader(source, prepare(), LoaderOptions(batch_size=4, workers=2, epochs=3))
-    kept = [batch.images for batch, _ in loader]
+    batches = [batch.images for batch, _ in loader]
     plain = [batch.images for batch, _ in Loader(source, prepare(), LoaderOptions(batch_size=4, workers=0, epochs=3))]
-    assert len(kept) == len(plain) == 15
-    assert all(torch.equal(one, two) for one, two in zip(kept, plain, strict=True))
-    kept[0].fill_(3)  # and it is this process's own to write to
-    assert int(kept[0].max()) == 3
+    assert len(batches) == len(plain) == 15
+    assert all(torch.equal(one, two) for one, two in zip(batches, plain, strict=True))
+    batches[0].fill_(3)  # and it is this process's own to write to
+    assert int(batches[0].max()) == 3
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files through /proc")

@@ -33,7 +33,7 @@ def stream(spec, batch, ranks, start, steps, workers=0, **options):
                workers=workers, **options))
         for rank in range(ranks)
     ]  # fmt: skip
-    parts = [[found for found, _ in zip(iter(loader), range(steps), strict=False)] for loader in loaders]
+    parts = [[step for step, _ in zip(iter(loader), range(steps), strict=False)] for loader in loaders]
     keys = [
         key.partition("#")[0].rpartition("/")[2]
         for step in range(steps)
@@ -74,12 +74,12 @@ def test_loader_processes_change_neither_padding_nor_mixtures(workers, specs):
 def test_a_padded_epoch_shows_every_record_and_fills_up_from_its_beginning(specs):
     loader = Loader(open_source(specs["jsonl"]), PREPARE, LoaderOptions(batch_size=5, pad_last=True, seed=1))
     assert loader.steps_per_epoch == 5
-    found = [(batch, position) for (batch, position), _ in zip(iter(loader), range(5), strict=False)]
-    keys = [key for batch, _ in found for key in batch.keys]
+    steps = [(batch, position) for (batch, position), _ in zip(iter(loader), range(5), strict=False)]
+    keys = [key for batch, _ in steps for key in batch.keys]
     assert len(keys) == 25
     assert len(set(keys)) == COUNT
     assert keys[23:] == keys[:2]
-    assert found[-1][1] == Position(1, 0)
+    assert steps[-1][1] == Position(1, 0)
 
 
 def test_a_mixture_draws_in_proportion_and_never_looks_at_the_rank():
@@ -100,7 +100,8 @@ def test_a_mixture_draws_in_proportion_and_never_looks_at_the_rank():
 def captioned(folder):
     write_images(folder, 6)
     rows = [
-        {"image": f"img/{place:02d}.png", "captions": [f"c{place} {n}" for n in range(place % 3)]} for place in range(6)
+        {"image": f"img/{number:02d}.png", "captions": [f"c{number} {n}" for n in range(number % 3)]}
+        for number in range(6)
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder / "pairs.jsonl")
@@ -134,8 +135,8 @@ def test_captions_are_drawn_by_weight_over_keys(tmp_path):
 def test_the_next_record_stands_in_for_a_bad_one_whoever_meets_it(tmp_path, ranks, workers):
     spec = write_jsonl(tmp_path)
     order = permute(np.arange(COUNT), COUNT, 5, 0)
-    for place in (3, 9, 10):
-        (tmp_path / "img" / f"{order[place]:02d}.png").write_bytes(b"\xff\xd8\xff\xe0 cut")
+    for number in (3, 9, 10):
+        (tmp_path / "img" / f"{order[number]:02d}.png").write_bytes(b"\xff\xd8\xff\xe0 cut")
     keys, _ = stream(spec, 6, ranks, Position(0, 0), 3, workers=workers, bad_samples="skip")
     expected = [int(one) for one in order[:18]]
     expected[3], expected[9], expected[10] = int(order[4]), int(order[11]), int(order[11])

@@ -16,9 +16,9 @@ def test_every_place_gets_a_record_of_its_own(count, seed, epoch):
 
 @given(st.integers(2, 10**12), st.integers(0, 2**32), st.data())
 def test_a_part_of_the_order_equals_that_part_of_the_whole(count, seed, data):
-    places = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20)))
-    together = permute(places, count, seed, 1)
-    assert together.tolist() == [int(permute(np.array([place]), count, seed, 1)[0]) for place in places]
+    positions = np.array(data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=20)))
+    together = permute(positions, count, seed, 1)
+    assert together.tolist() == [int(permute(np.array([position]), count, seed, 1)[0]) for position in positions]
     assert together.min() >= 0
     assert together.max() < count
 
@@ -31,8 +31,8 @@ def test_seed_and_epoch_change_the_order():
 @pytest.mark.parametrize("count", [1000, 4096, 6000])
 def test_it_looks_shuffled(count):
     order = permute(np.arange(count), count, 0, 0)
-    # For a random permutation the correlation of place and record is about N(0, 1/n), neighbours differ by n/3 on average,
-    # and about one record stays in place.
+    # For a random permutation the correlation of position and record is about N(0, 1/n), neighbors differ by n/3 on average,
+    # and about one record stays at its position.
     assert abs(np.corrcoef(np.arange(count), order)[0, 1]) < 5 / np.sqrt(count)
     assert abs(np.abs(np.diff(order)).mean() / (count / 3) - 1) < 0.08
     assert (order == np.arange(count)).sum() < 8
@@ -48,7 +48,7 @@ def test_blocks_are_evenly_mixed():
 
 
 def test_drawn_numbers_are_63_bits_and_depend_on_each_part():
-    drawn = {draw(seed, epoch, place) for seed in range(5) for epoch in range(5) for place in range(50)}
+    drawn = {draw(seed, epoch, position) for seed in range(5) for epoch in range(5) for position in range(50)}
     assert len(drawn) == 1250
     assert max(drawn) < 2**63
 

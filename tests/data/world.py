@@ -1,4 +1,11 @@
-"""A small world of pictures and captions on disk, in every format, for the data tests."""
+"""The same few images and captions on disk in every data format, for the data tests.
+
+A new format adds a function ``write_NAME(folder) -> spec`` here and a line to ``FORMATS``, under the name that its file in
+``src/diptych/data`` registers. It writes ``COUNT`` records in order: the image of record n is ``image_bytes(n)``, its caption
+``caption(n)``. The contract tests of ``test_sources.py``, ``test_mixing.py`` and ``test_open.py`` then run over it: opening by
+its name and by --dataset-type, equal records and batches in every format, other ranks and loader processes, resuming anywhere.
+Its class also declares ``priority`` and ``example`` (``data/_base.py``).
+"""
 
 import base64
 import gzip
@@ -14,7 +21,7 @@ from PIL import Image
 COUNT = 23
 
 
-def picture(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     """A PNG whose every pixel says which record it is."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), (number * 10 % 256, number, 7), dtype=np.uint8)).save(buffer, "PNG")
@@ -30,7 +37,7 @@ def write_images(folder: Path, count: int = COUNT) -> list[str]:
     (folder / "img").mkdir(parents=True, exist_ok=True)
     names = [f"img/{number:02d}.png" for number in range(count)]
     for number, name in enumerate(names):
-        (folder / name).write_bytes(picture(number))
+        (folder / name).write_bytes(image_bytes(number))
     return names
 
 
@@ -66,7 +73,7 @@ def write_webdataset(folder: Path) -> str:
     for shard, (first, last) in enumerate(itertools.pairwise(bounds)):
         with tarfile.open(folder / f"shard-{shard:03d}.tar", "w") as tar:
             for number in range(first, last):
-                add(tar, f"{number:02d}.png", picture(number))
+                add(tar, f"{number:02d}.png", image_bytes(number))
                 add(tar, f"{number:02d}.txt", caption(number).encode())
     return str(folder / "shard-{000..002}.tar")
 
@@ -84,9 +91,9 @@ def write_laion(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(COUNT):
-        about = json.dumps({"caption_en" if number % 2 else "blip_caption_en": caption(number)})
+        metadata = json.dumps({"caption_en" if number % 2 else "blip_caption_en": caption(number)})
         lines.append(
-            "\t".join(["0", "url", about, "x", "y", base64.b64encode(picture(number)).decode(), "more"]) + "\n"
+            "\t".join(["0", "url", metadata, "x", "y", base64.b64encode(image_bytes(number)).decode(), "more"]) + "\n"
         )
     (folder / "part-00000").write_text("".join(lines[:9]))
     (folder / "part-00001.gz").write_bytes(gzip.compress("".join(lines[9:]).encode()))
@@ -108,9 +115,11 @@ def write_parquet(folder: Path) -> str:
     import pyarrow.parquet
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"image": {"bytes": picture(number), "path": None}, "caption": caption(number)} for number in range(COUNT)]
-    for place, part in enumerate((rows[:10], rows[10:])):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), folder / f"{place}.parquet", row_group_size=4)
+    rows = [
+        {"image": {"bytes": image_bytes(number), "path": None}, "caption": caption(number)} for number in range(COUNT)
+    ]
+    for number, part in enumerate((rows[:10], rows[10:])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(part), folder / f"{number}.parquet", row_group_size=4)
     return str(folder / "*.parquet")
 
 

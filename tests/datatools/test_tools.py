@@ -1,4 +1,4 @@
-"""Checking, sharding, splitting: what is wrong is found, what is written reads back equal, what was stopped goes on."""
+"""Checking, sharding, splitting: what is wrong is reported, what is written reads back equal, what was stopped goes on."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 
 from diptych.commands import main
 from diptych.data import Loader, LoaderOptions, build_prepare, open_source
-from diptych.datatools.inspect import gather, look_at_all, look_hash, near
+from diptych.datatools.inspect import difference_hash, inspect_all, near, summarize
 from diptych.datatools.shards import ShardOptions, write_shards
 from diptych.datatools.split import split
 from diptych.errors import ConfigError, OutputError
@@ -28,12 +28,12 @@ def noise(seed, size=(80, 60)):
 
 
 def messy(folder):
-    """Eight pictures with one of each thing that goes wrong."""
+    """Eight images with one of each thing that goes wrong."""
     (folder / "img").mkdir()
     rows = []
     for number in range(8):
         noise(number).save(folder / "img" / f"{number}.png")
-        rows.append({"image": f"img/{number}.png", "captions": [f"picture {number}", "the same words"]})
+        rows.append({"image": f"img/{number}.png", "captions": [f"image {number}", "the same words"]})
     (folder / "img" / "1.png").write_bytes(b"<html>404</html>")
     (folder / "img" / "2.png").write_bytes((folder / "img" / "3.png").read_bytes())
     noise(4, (20, 90)).save(folder / "img" / "4.png")
@@ -47,16 +47,16 @@ def messy(folder):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_check_finds_what_is_wrong(tmp_path, workers):
     source = open_source(messy(tmp_path))
-    found = gather(look_at_all(source, get_tokenizer("bpe"), workers))
-    assert [key for key, _ in found.unreadable] == ["img/1.png#1"]
-    assert "web page" in found.unreadable[0][1]
-    assert found.same_bytes == [["img/2.png", "img/3.png"]]
-    assert found.tiny == ["img/4.png#4"]
-    assert found.empty == ["img/5.png#5"]
-    assert (found.records, found.usable, found.cut) == (8, 6, 1)
-    assert found.repeated_captions == [("the same words", 5)]
-    assert found.scripts["Han"] == 1
-    assert max(found.lengths) == 102
+    findings = summarize(inspect_all(source, get_tokenizer("bpe"), workers))
+    assert [key for key, _ in findings.unreadable] == ["img/1.png#1"]
+    assert "web page" in findings.unreadable[0][1]
+    assert findings.same_bytes == [["img/2.png", "img/3.png"]]
+    assert findings.tiny == ["img/4.png#4"]
+    assert findings.empty == ["img/5.png#5"]
+    assert (findings.records, findings.usable, findings.truncated) == (8, 6, 1)
+    assert findings.repeated_captions == [("the same words", 5)]
+    assert findings.scripts["Han"] == 1
+    assert max(findings.lengths) == 102
 
 
 def test_check_says_it_in_plain_words(tmp_path, capsys):
@@ -70,20 +70,20 @@ def test_check_says_it_in_plain_words(tmp_path, capsys):
 
 
 @needs_photos
-def test_the_look_of_a_picture_survives_resizing_and_jpeg_and_tells_photos_apart():
+def test_the_hash_of_an_image_survives_resizing_and_jpeg_and_separates_photos():
     hashes, again = {}, {}
     for path in some_photos(60):
-        picture = Image.open(path).convert("RGB")
-        hashes[path.name] = look_hash(picture)
+        image = Image.open(path).convert("RGB")
+        hashes[path.name] = difference_hash(image)
         buffer = io.BytesIO()
-        picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)).save(buffer, "JPEG", quality=60)
-        again[path.name] = look_hash(Image.open(buffer))
-    found = {(one, two) for one, two, _ in near(hashes, again)}
-    assert len([name for name in hashes if (name, name) in found]) >= 0.9 * len(hashes)
-    assert not [pair for pair in found if pair[0] != pair[1]]
+        image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(buffer, "JPEG", quality=60)
+        again[path.name] = difference_hash(Image.open(buffer))
+    findings = {(one, two) for one, two, _ in near(hashes, again)}
+    assert len([name for name in hashes if (name, name) in findings]) >= 0.9 * len(hashes)
+    assert not [pair for pair in findings if pair[0] != pair[1]]
 
 
-def test_near_pictures_are_found_exactly():
+def test_near_images_are_listed_exactly():
     rng = np.random.default_rng(0)
     one = {str(number): int(rng.integers(2**63)) for number in range(300)}
     two = {f"{key}'": value ^ (1 << int(rng.integers(64))) ^ (1 << int(rng.integers(64))) for key, value in one.items()}
@@ -132,7 +132,7 @@ def test_sharding_goes_on_where_it_was_stopped_and_never_mixes(tmp_path):
         write_shards(source, tmp_path / "out", ShardOptions(5))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "x").write_text("x")
-    with pytest.raises(OutputError, match="already holds something"):
+    with pytest.raises(OutputError, match="already holds files that are not shards"):
         write_shards(source, tmp_path / "mine", ShardOptions(5))
 
 
@@ -143,9 +143,9 @@ def test_shards_resize_leave_out_the_bad_and_open_in_tarfile(tmp_path):
     with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
         names = tar.getnames()
         assert len(names) == 7 * 3
-        picture = Image.open(tar.extractfile("000000000.jpg"))
-        assert min(picture.size) == 30
-        small = Image.open(tar.extractfile("000000004.png"))  # small enough: kept byte for byte
+        image = Image.open(tar.extractfile("000000000.jpg"))
+        assert min(image.size) == 30
+        small = Image.open(tar.extractfile("000000004.png"))  # small enough: unchanged, byte for byte
         assert small.size == (20, 90)
     assert json.loads((tmp_path / "out" / "left_out.jsonl").read_text())["key"] == "img/1.png#1"
 

@@ -1,5 +1,6 @@
 """Every code block of the README and the docs works: Python is executed, commands are run on tiny data or at least parsed."""
 
+import json
 import os
 import re
 import shutil
@@ -7,11 +8,16 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from diptych import config
+from diptych import config, weights
 from diptych.commands import COMMANDS, main
+from diptych.data import SOURCES, open_source
+from diptych.devices import get_device
+from diptych.evaluate import EVALUATORS, Encoder
+from diptych.objectives import OBJECTIVES
 from diptych.train.config import tree_for
 from tests.docs._blocks import BLOCKS, PAGES, ROOT, Block
 
@@ -126,6 +132,44 @@ def test_python_runs(world):
     assert result.stdout.count("ran ") == len(blocks)
 
 
+@pytest.fixture
+def own_registries(monkeypatch):
+    """What a block registers is forgotten after the test."""
+    for registry in (OBJECTIVES, SOURCES, EVALUATORS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+
+def block_with(text: str) -> str:
+    (block,) = [block for block in PYTHON if block.page.name == "extend.md" and text in block.text]
+    return block.text
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_the_objective_and_the_data_format_of_the_extend_page_train(world, monkeypatch):
+    """Taken as module:Class, over micro-batches, from a file in that format."""
+    (world / "margin_of_the_page.py").write_text(block_with("class Margin("), encoding="utf-8")
+    (world / "lines_of_the_page.py").write_text(block_with("class Lines:"), encoding="utf-8")
+    rows = [f"images/{number:02d}.png\ta square, number {number}" for number in range(12)]
+    (world / "pairs.lines").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(world)
+    names = "--objective margin_of_the_page:Margin --margin 0.1 --dataset-type lines_of_the_page:Lines --accum-freq 2"
+    small = "--model tiny-test --batch-size 3 --max-steps 2 --warmup 1 --workers 0 --device cpu"
+    assert main(["train", "--train-data", "pairs.lines", "--output", "runs/c", *names.split(), *small.split()]) == 0
+    rows = [json.loads(line) for line in (world / "runs" / "c" / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "true_cosine"} <= set(rows[0])
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_the_evaluator_of_the_extend_page_measures(world):
+    names: dict[str, Any] = {}
+    exec(compile(block_with("class Alignment("), "extend.md", "exec"), names)
+    model = weights.load(world / "runs" / "a")
+    tokenizer, transform = weights.tokenizer_of(model.config), weights.transforms(model.config)[1].transform
+    encoder = Encoder(model, tokenizer, transform, get_device("cpu"))
+    result = names["Alignment"]().run(encoder, open_source("photos.csv"), names["AlignmentOptions"](alignment_images=5))
+    assert -1 <= result.metrics["cosine"] <= 1 and result.count == {"images": 5}
+
+
 @pytest.mark.parametrize("block", [block for block in PYTHON if block.reason], ids=str)
 def test_python_that_is_not_run_is_at_least_python(block):
     included = re.fullmatch(r'--8<-- "(.+)"\n', block.text)
@@ -166,3 +210,19 @@ def test_every_page_is_in_the_navigation_of_the_site():
     pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
     assert pages
     assert not [page for page in pages if f": {page}\n" not in nav]
+
+
+# What programs need not call: the command line and what it runs, data that ships, readers behind ``weights``.
+INTERNAL = {"assets", "recipes", "commands", "conformance", "tensorfiles", "config", "files"}
+
+
+def test_every_package_of_the_library_has_a_page_in_the_api_reference():
+    source = ROOT / "src" / "diptych"
+    packages = {path.parent.name for path in source.glob("*/__init__.py")} | {
+        path.stem for path in source.glob("[a-z]*.py")
+    }
+    documented = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        documented |= set(re.findall(r"^::: diptych\.?(\w*)", page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert packages - INTERNAL <= documented
+    assert not documented & INTERNAL

@@ -1,4 +1,4 @@
-"""What people really have on their disks becomes an upright RGB picture, or one clear line."""
+"""What real files hold becomes an upright RGB image, or an error of one line."""
 
 import contextlib
 import io
@@ -52,8 +52,8 @@ def test_gray_with_alpha_and_palette_with_transparency_become_white():
     palette = Image.new("P", (2, 1), 0)
     palette.putpalette([*BLUE, *RED])
     palette.putpixel((1, 0), 1)
-    picture = decode_image(encoded(palette, transparency=0))
-    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [WHITE, RED]
+    image = decode_image(encoded(palette, transparency=0))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [WHITE, RED]
 
 
 def test_palettes_cmyk_and_one_bit_become_rgb():
@@ -67,8 +67,8 @@ def test_palettes_cmyk_and_one_bit_become_rgb():
 
 def test_sixteen_bit_gray_is_scaled_not_clipped():
     values = np.array([[0, 32896, 65535]], dtype=np.uint16)
-    picture = decode_image(encoded(Image.fromarray(values)))
-    assert [picture.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    image = decode_image(encoded(Image.fromarray(values)))
+    assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
 def test_an_animation_gives_its_first_frame():
@@ -126,8 +126,8 @@ def test_random_damage_never_escapes_as_another_error():
     for data in originals:
         for _ in range(60):
             broken = bytearray(data)
-            for place in rng.integers(0, len(broken), 6):
-                broken[place] = rng.integers(0, 256)
+            for index in rng.integers(0, len(broken), 6):
+                broken[index] = rng.integers(0, 256)
             with contextlib.suppress(RecordError):
                 assert decode_image(bytes(broken), "x").mode == "RGB"
 

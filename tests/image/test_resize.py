@@ -38,7 +38,7 @@ def test_every_size_gives_pillows_bits(given, wanted, seed, kernel, extremes):
 
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (given[1], given[0], 3), dtype=np.uint8)
-    if extremes:  # where sums leave 0 to 255 and are cut
+    if extremes:  # where sums leave 0 to 255 and are clipped
         pixels = (pixels > 127).astype(np.uint8) * 255
     made = _kernels.resized(pixels, wanted, (0, 0, *wanted), kernel)
     assert np.array_equal(made, pillows(pixels, wanted, kernel))
@@ -53,7 +53,7 @@ def test_a_part_is_that_part_of_the_whole(seed, kernel):
     height, width, high, wide = rng.integers(1, 60, 4)
     left, top = int(rng.integers(wide)), int(rng.integers(high))
     part = (left, top, int(rng.integers(left + 1, wide + 1)), int(rng.integers(top + 1, high + 1)))
-    # A crop of a larger picture, that may not be written to: what decoders and transforms hand over.
+    # A crop of a larger image, that may not be written to: what decoders and transforms hand over.
     large = rng.integers(0, 256, (height + 5, width + 4, 3), dtype=np.uint8)
     large.flags.writeable = False
     pixels = large[2 : 2 + height, 3 : 3 + width]

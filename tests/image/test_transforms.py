@@ -10,7 +10,7 @@ from diptych.image import EvalTransform, TrainTransform, decode_image
 from tests.photos import needs_photos, some_photos
 
 
-def picture(width, height, seed=0):
+def noise(width, height, seed=0):
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
@@ -34,7 +34,7 @@ def reference(image, size):
 
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300), (224, 224), (225, 500), (97, 61), (1001, 333), (379, 256)])
 def test_eval_pixels_equal_transformers(shape):
-    image = picture(*shape)
+    image = noise(*shape)
     ours = EvalTransform(224)(image).numpy().astype(int)
     assert np.abs(ours - reference(image, 224)).max() <= 1
 
@@ -42,7 +42,7 @@ def test_eval_pixels_equal_transformers(shape):
 def test_with_an_even_margin_the_whole_of_transformers_preprocessing_agrees():
     from transformers import CLIPImageProcessorPil
 
-    image = picture(300, 448)
+    image = noise(300, 448)
     theirs = CLIPImageProcessorPil(do_rescale=False, do_normalize=False)(image)["pixel_values"][0]
     assert np.abs(EvalTransform(224)(image).numpy().astype(int) - np.asarray(theirs)).max() <= 1
 
@@ -57,7 +57,7 @@ def test_eval_pixels_equal_transformers_on_photos():
 
 @pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 def test_every_mode_gives_the_square(mode):
-    pixels = EvalTransform(32, mode)(picture(50, 20))
+    pixels = EvalTransform(32, mode)(noise(50, 20))
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == torch.uint8
 
@@ -70,7 +70,7 @@ def test_longest_keeps_the_whole_picture_on_black():
 
 def test_a_generator_decides_everything():
     transform = TrainTransform(32, (0.2, 1.0), flip=0.5, color_jitter=0.4, grayscale=0.2)
-    image = picture(100, 80)
+    image = noise(100, 80)
     one, same, other = (transform(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -92,18 +92,18 @@ def test_crops_keep_their_share_of_the_area_and_their_shape():
 
 @pytest.mark.parametrize("shape", [(1000, 10), (10, 1000), (1, 1), (1, 500)])
 def test_extreme_shapes_fall_back_to_a_centred_crop(shape):
-    pixels = TrainTransform(16)(picture(*shape), np.random.default_rng(0))
+    pixels = TrainTransform(16)(noise(*shape), np.random.default_rng(0))
     assert pixels.shape == (3, 16, 16)
 
 
 def test_full_scale_on_a_square_is_the_whole_picture():
-    image = picture(64, 64)
+    image = noise(64, 64)
     whole = TrainTransform(64, (1.0, 1.0), (1.0, 1.0))(image, np.random.default_rng(0))
     assert np.array_equal(whole, np.asarray(image).transpose(2, 0, 1))
 
 
 def test_grayscale_has_equal_channels_and_flip_mirrors():
-    image = picture(32, 32)
+    image = noise(32, 32)
     always = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
     grey = TrainTransform(32, **always, grayscale=1.0)(image, np.random.default_rng(0))
     assert np.array_equal(grey[0], grey[1])
@@ -114,9 +114,9 @@ def test_grayscale_has_equal_channels_and_flip_mirrors():
 
 def test_an_unknown_kernel_or_mode_is_named():
     with pytest.raises(ConfigError, match="'bicubicc'"):
-        EvalTransform(8, interpolation="bicubicc")(picture(9, 9))
+        EvalTransform(8, interpolation="bicubicc")(noise(9, 9))
     with pytest.raises(ConfigError, match="'crop'"):
-        EvalTransform(8, "crop")(picture(9, 9))
+        EvalTransform(8, "crop")(noise(9, 9))
 
 
 @needs_photos
@@ -136,7 +136,7 @@ def test_siglips_square_equals_transformers_on_photos():
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("shape", [(300, 200), (200, 300), (97, 61), (1001, 333), (40, 30)])
 def test_the_fast_kernel_is_the_exact_one_up_to_rounding(shape, interpolation):
-    image = picture(*shape)
+    image = noise(*shape)
     exact, fast = (
         TrainTransform(64, (0.5, 1.0), interpolation=interpolation, kernel=kernel) for kernel in ("exact", "fast")
     )
@@ -159,7 +159,7 @@ def test_the_fast_kernel_on_photos_differs_by_less_than_a_tenth_of_a_gray_level(
 
 
 def test_the_fast_kernel_goes_with_every_augmentation_and_refuses_others():
-    image = picture(100, 80)
+    image = noise(100, 80)
     transform = TrainTransform(32, flip=1.0, color_jitter=0.4, grayscale=1.0, kernel="fast")
     pixels = transform(image, np.random.default_rng(0))
     assert pixels.shape == (3, 32, 32)

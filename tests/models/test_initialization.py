@@ -123,5 +123,5 @@ def test_resnets_parameters():
 def test_the_scale_begins_where_its_authors_began(preset, scale, bias):
     model = create_model(preset)
     assert model.logit_scale.shape == (1,)
-    assert math.isclose(float(model.logit_scale), math.log(scale), rel_tol=1e-6)
+    assert math.isclose(model.logit_scale.item(), math.log(scale), rel_tol=1e-6)
     assert (None if model.logit_bias is None else model.logit_bias.tolist()) == (None if bias is None else [bias])

@@ -160,7 +160,7 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
 
 
 def _run(task: Task, encoder: Encoder) -> Measured:
-    with log.progress(task.name, 1) as report:
+    with log.progress(f"{task.name} on {task.source.name}", 1) as report:
         result = task.evaluator().run(encoder, task.source, task.options, lambda done, total: report(done, total=total))
     return Measured(task, result)
 

@@ -1,6 +1,6 @@
-"""``diptych data``: look at data before training on it, and bring it into a better shape.
+"""``diptych data``: inspect data before training on it, and convert it.
 
-Arguments and words only; the reading, writing and counting are the data room's (``_inspect``, ``_write``, ``_split``).
+Arguments and output only; the reading, writing and counting are done in ``datatools``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from diptych.data import SourceOptions
 
 if TYPE_CHECKING:
     from diptych.data import Source
+    from diptych.datatools.inspect import Findings
 
 ACTIONS = Literal["check", "stats", "shard", "index", "split", "bench"]
 
@@ -35,7 +36,7 @@ class Options:
     split: str = ""
     """Only this split of the file."""
     against: str = ""
-    """check: other pairs, to look for pictures that stand in both (leakage)."""
+    """check: other pairs, to search for images that are in both (leakage)."""
     against_split: str = ""
     """check: only this split of the other pairs."""
     context_length: int = 77
@@ -45,21 +46,21 @@ class Options:
     format: Literal["tar", "parquet"] = "tar"
     """shard: WebDataset tars or Parquet."""
     resize: int = 0
-    """shard: longest short side in pixels; 0 keeps pictures byte for byte."""
+    """shard: longest short side in pixels; 0 leaves images as they are, byte for byte."""
     quality: int = 90
-    """shard: JPEG quality of pictures that are resized."""
+    """shard: JPEG quality of images that are resized."""
     shuffle: bool = False
     """shard: in a shuffled order."""
     seed: int = 0
     """shard, split: seed of the order or draw."""
     rule: str = "random:0.1"
-    """split: last:N (rows), karpathy:FILE.json, or random:SHARE (pictures)."""
+    """split: last:N (rows), karpathy:FILE.json, or random:SHARE (images)."""
     image_size: int = 224
     """bench: size of the training crop."""
     workers: int = -1
     """Processes; -1 takes one per core."""
     json: bool = False
-    """One JSON object instead of plain words."""
+    """Print a JSON object instead of text."""
     source: SourceOptions = field(default_factory=SourceOptions)
 
     @property
@@ -80,49 +81,50 @@ def main(options: Options) -> int:
     if options.json:
         print(json.dumps(result))
     else:
-        from diptych.commands._data_report import told
+        from diptych.commands._data_report import render
 
-        print(told(options.action, result))
+        print(render(options.action, result))
     return 0
 
 
-def _findings(options: Options, source: Source, decode: bool = True) -> Any:
+def _findings(options: Options, source: Source, decode: bool = True) -> Findings:
     from diptych import log
-    from diptych.datatools.inspect import gather, look_at_all
+    from diptych.datatools.inspect import inspect_all, summarize
     from diptych.text import get_tokenizer
 
     tokenizer = get_tokenizer("bpe", options.context_length)
-    with log.progress(f"reading {source.name}", len(source)) as tell:
-        return gather(look_at_all(source, tokenizer, options.processes, decode), tell)
+    with log.progress(f"reading {source.name}", len(source)) as report:
+        return summarize(inspect_all(source, tokenizer, options.processes, decode), report)
 
 
 def _check(options: Options, source: Source) -> dict[str, Any]:
     from diptych.data import open_source
     from diptych.datatools.inspect import near
 
-    found = _findings(options, source)
+    findings = _findings(options, source)
     result = {
-        "records": found.records, "usable": found.usable, "pictures": len(found.sides),
-        "unreadable": found.unreadable, "tiny": found.tiny, "empty_captions": found.empty,
-        "same_bytes": found.same_bytes, "repeated_captions": found.repeated_captions,
-        "nearly_the_same": [pair for pair in near(found.hashes, found.hashes, 0) if pair[0] < pair[1]],
-        "captions": found.captions, "truncated": found.cut, "context_length": options.context_length,
-        "scripts": dict(found.scripts.most_common()), "tokens": _spread(found.lengths),
+        "records": findings.records, "usable": findings.usable, "pictures": len(findings.sides),
+        "unreadable": findings.unreadable, "tiny": findings.tiny, "empty_captions": findings.empty,
+        "same_bytes": findings.same_bytes, "repeated_captions": findings.repeated_captions,
+        "nearly_the_same": [pair for pair in near(findings.hashes, findings.hashes, 0) if pair[0] < pair[1]],
+        "captions": findings.captions, "truncated": findings.truncated, "context_length": options.context_length,
+        "scripts": dict(findings.scripts.most_common()), "tokens": _spread(findings.lengths),
     }  # fmt: skip
     if options.against:
         other = _findings(options, open_source(options.against, split=options.against_split, options=options.source))
         result["against"] = options.against
-        result["in_both"] = near(found.hashes, other.hashes)
+        result["in_both"] = near(findings.hashes, other.hashes)
     return result
 
 
 def _stats(options: Options, source: Source) -> dict[str, Any]:
-    found = _findings(options, source, decode=False)
+    findings = _findings(options, source, decode=False)
     return {
-        "records": found.records, "captions": found.captions, "captions_per_record": found.captions / max(1, found.records),
-        "without_caption": len(found.empty), "truncated": found.cut, "context_length": options.context_length,
-        "tokens": _spread(found.lengths), "scripts": dict(found.scripts.most_common()),
-        "repeated_captions": found.repeated_captions, "splits": source.splits(),
+        "records": findings.records, "captions": findings.captions,
+        "captions_per_record": findings.captions / max(1, findings.records),
+        "without_caption": len(findings.empty), "truncated": findings.truncated, "context_length": options.context_length,
+        "tokens": _spread(findings.lengths), "scripts": dict(findings.scripts.most_common()),
+        "repeated_captions": findings.repeated_captions, "splits": source.splits(),
     }  # fmt: skip
 
 
@@ -152,11 +154,11 @@ def _shard(options: Options, source: Source) -> dict[str, Any]:
         options.samples_per_shard, options.format, options.resize, options.quality, options.shuffle, options.seed
     )
     folder = _folder(options)
-    with log.progress(f"writing {folder}", len(source)) as tell:
-        done = write_shards(source, folder, wanted, options.processes, tell)
+    with log.progress(f"writing {folder}", len(source)) as report:
+        done = write_shards(source, folder, wanted, options.processes, report)
     return {
-        "folder": str(folder), "shards": len(done), "samples": sum(one.samples for one in done),
-        "left_out": [pair for one in done for pair in one.left_out], "format": options.format,
+        "folder": str(folder), "shards": len(done), "samples": sum(shard.samples for shard in done),
+        "left_out": [pair for shard in done for pair in shard.left_out], "format": options.format,
     }  # fmt: skip
 
 

@@ -8,13 +8,16 @@ know no tokenizer, transform, batch size or rank; they know no loss either: obje
 from diptych.data._base import SOURCES, Format, Source, SourceOptions
 from diptych.data._captions import CaptionPerRecord
 from diptych.data._collate import collate
+from diptych.data._columns import OWN_GROUP, OWN_KEY
 from diptych.data._loader import Loader, TruncationStats
 from diptych.data._open import TRAIN_SPLITS, VALIDATION_SPLITS, ConcatSource, known_data, open_source, open_split
-from diptych.data._order import Mixture
-from diptych.data._prepare import PRECOMPUTED_FEATURES, Prepare, build_prepare
+from diptych.data._order import Mixture, draw, permute
+from diptych.data._prepare import PRECOMPUTED_FEATURES, Prepare, build_prepare, image_id
 from diptych.data._steps import LoaderOptions, Position
 
 __all__ = [
+    "OWN_GROUP",
+    "OWN_KEY",
     "PRECOMPUTED_FEATURES",
     "SOURCES",
     "TRAIN_SPLITS",
@@ -32,7 +35,10 @@ __all__ = [
     "TruncationStats",
     "build_prepare",
     "collate",
+    "draw",
+    "image_id",
     "known_data",
     "open_source",
     "open_split",
+    "permute",
 ]

@@ -6,15 +6,12 @@ The counts are read once, when the source is built; the images are not decoded f
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diptych.data._base import Source
 from diptych.errors import SourceError
 from diptych.types import Record
-
-if TYPE_CHECKING:
-    from diptych.data import Source
 
 
 class CaptionPerRecord:

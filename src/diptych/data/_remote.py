@@ -75,7 +75,7 @@ def read_whole(url: str) -> bytes:
 
 
 def size_and_mark(url: str) -> tuple[int, str]:
-    """The size in bytes, and a mark that changes when the file does, as far as its store tells. Raises SourceError."""
+    """The size in bytes, and a mark that changes when the file does, as far as its store reports. Raises SourceError."""
     files, path = _parts(url)
     try:
         metadata = files.info(path)

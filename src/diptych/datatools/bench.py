@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from diptych.data import Loader, LoaderOptions, Source, build_prepare
 from diptych.errors import RecordError
@@ -16,26 +18,25 @@ from diptych.text import get_tokenizer
 from diptych.types import Wants
 
 SAMPLES, SECONDS, BATCH = 200, 4.0, 32
+Item = TypeVar("Item")
 
 
 def bench(source: Source, image_size: int, processes: int) -> dict[str, Any]:
     """Rates of the stages and of the loader, the slowest stage, and the number of workers to use."""
     count = min(SAMPLES, len(source))
-    places = [number * len(source) // count for number in range(count)]
-    records = [source.record(place) for place in places]
+    indices = [number * len(source) // count for number in range(count)]
+    records = [source.record(index) for index in indices]
     data = [item.image if isinstance(item.image, bytes) else item.image.read_bytes() for item in records]
-    pictures = list(_readable(data))
+    images = list(_readable(data))
     compile_kernels(None)  # as long trainings do
     transform, tokenizer = TrainTransform(image_size), get_tokenizer("bpe")
-    import numpy as np
-
     rng = np.random.default_rng(0)
     texts = [text for item in records for text in item.captions]
     stages: dict[str, float] = {
-        "read (from disk or its cache)": _rate(lambda place: _bytes(source, place), places),
-        "decode": _rate(lambda one: list(_readable([one])), data),
-        f"crop and resize to {image_size}": _rate(lambda one: transform(one, rng), pictures),
-        "tokenise": _rate(tokenizer.encode, texts),
+        "read (from disk or its cache)": _rate(lambda index: _bytes(source, index), indices),
+        "decode": _rate(lambda image: list(_readable([image])), data),
+        f"crop and resize to {image_size}": _rate(lambda pixels: transform(pixels, rng), images),
+        "tokenize": _rate(tokenizer.encode, texts),
     }
     loader = {workers: _loader_rate(source, image_size, workers) for workers in _counts(processes)}
     best = max(loader.values())
@@ -54,21 +55,21 @@ def _counts(processes: int) -> list[int]:
     return counts
 
 
-def _readable(data: Iterable[bytes]) -> Iterable[Any]:
-    for one in data:
+def _readable(data: Iterable[bytes]) -> Iterable[np.ndarray]:
+    for encoded in data:
         try:
-            yield decode_pixels(one)
+            yield decode_pixels(encoded)
         except RecordError:
             continue
 
 
-def _bytes(source: Source, place: int) -> bytes:
-    image = source.record(place).image
+def _bytes(source: Source, index: int) -> bytes:
+    image = source.record(index).image
     return image if isinstance(image, bytes) else image.read_bytes()
 
 
-def _rate(call: Callable[[Any], Any], items: list[Any]) -> float:
-    """Items per second, over a second at most, after one for warming up."""
+def _rate(call: Callable[[Item], object], items: list[Item]) -> float:
+    """Items per second, over a second at most, after a first for warming up."""
     if not items:
         return float("inf")
     call(items[0])

@@ -1,8 +1,8 @@
 """Splits as files: which records train, which test, written as the CSVs that open_clip's fine-tuning scripts read.
 
-Two rules of the field for Flickr30k, and one for everybody: the source-000 rule takes the last 1,000 rows of the token file
+Two rules of the field for Flickr30k, and a general rule: the source-000 rule takes the last 1,000 rows of the token file
 (rows are captions, so that is 200 photos, whose other rows may train); Karpathy's takes his list of photos; "random" draws
-pictures, never rows, so that no picture stands on both sides.
+images, never rows, so that no image is on both sides.
 """
 
 from __future__ import annotations
@@ -12,26 +12,22 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from diptych.data._order import draw
-from diptych.data._prepare import image_id
+from diptych.data import Source, draw, image_id
 from diptych.errors import ConfigError, SourceError
 from diptych.files import write_text
 from diptych.types import Record
 
-if TYPE_CHECKING:
-    from diptych.data import Source
-
-Kind = TypeVar("Kind", int, float)
+Number = TypeVar("Number", int, float)
 HEADER = ("img_key", "caption_key")
 LAST = 1000
 
 
 def split(source: Source, rule: str, seed: int = 0) -> dict[str, list[tuple[str, str]]]:
-    """Rows (image path, caption) of each part, in the source's order. Raises ConfigError for a rule that is none.
+    """Rows (image path, caption) of each part, in the source's order. Raises ConfigError for an unknown rule.
 
-    ``rule``: "last" or "last:N" (rows), "karpathy:FILE.json", "random:SHARE" (of the pictures, for the test part).
+    ``rule``: "last" or "last:N" (rows), "karpathy:FILE.json", "random:SHARE" (of the images, for the test part).
     """
     name, _, given = rule.partition(":")
     if name == "last":
@@ -43,11 +39,11 @@ def split(source: Source, rule: str, seed: int = 0) -> dict[str, list[tuple[str,
     raise ConfigError(f"--rule {rule!r}: expected last:N, karpathy:FILE.json or random:SHARE.")
 
 
-def _number(rule: str, text: str, kind: type[Kind]) -> Kind:
+def _number(rule: str, text: str, number: type[Number]) -> Number:
     try:
-        return kind(text)
+        return number(text)
     except ValueError as error:
-        raise ConfigError(f"--rule {rule!r}: {text!r} is no number.") from error
+        raise ConfigError(f"--rule {rule!r}: {text!r} is not a number.") from error
 
 
 def _rows(source: Source) -> Iterator[tuple[Record, str, str]]:
@@ -56,7 +52,7 @@ def _rows(source: Source) -> Iterator[tuple[Record, str, str]]:
         record = source.record(index)
         if isinstance(record.image, bytes):
             raise SourceError(
-                f"{source.name}: its pictures lie inside of it, so a CSV cannot name them; choose shards instead."
+                f"{source.name}: its images are stored in the file itself, so a CSV cannot name them; choose shards instead."
             )
         for caption in record.captions:
             yield record, str(Path(record.image).resolve()), caption
@@ -84,7 +80,7 @@ def _karpathy(source: Source, path: str) -> dict[str, list[tuple[str, str]]]:
             continue
         parts.setdefault(part, []).append((image, caption))
     if not parts:
-        raise SourceError(f"{source.name}: none of its pictures is in {path}.")
+        raise SourceError(f"{source.name}: none of its images is in {path}.")
     return parts
 
 
@@ -93,7 +89,7 @@ def _random(source: Source, share: float, seed: int) -> dict[str, list[tuple[str
         raise ConfigError(f"--rule random:{share}: expected a share between 0 and 1.")
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     for record, image, caption in _rows(source):
-        # By the picture's name, so that a picture always falls on the same side, whatever else the file holds.
+        # By the image's name, so that a image always falls on the same side, whatever else is in the file.
         chance = draw(seed, image_id(record)) / 2**63
         parts["test" if chance < share else "train"].append((image, caption))
     return parts

@@ -87,3 +87,8 @@ class ProbeData(NamedTuple):
 
     train: Records
     test: Records
+
+    @property
+    def name(self) -> str:
+        """The test set's."""
+        return self.test.name

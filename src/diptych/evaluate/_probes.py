@@ -38,4 +38,4 @@ def probe_result(data: ProbeData, scores: Tensor, labels: Tensor) -> dict[str, A
     answers = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
     classes = scores.shape[1]
     count = {"images": len(labels), "classes": classes, "training images": len(data.train)}
-    return {"name": data.test.name, "count": count, **classification(answers, labels, classes)._asdict()}
+    return {"name": data.name, "count": count, **classification(answers, labels, classes)._asdict()}

@@ -49,7 +49,8 @@ class Paddle(CheckpointFormat):
         if isinstance(vision, dict) and isinstance(text, dict):
             quick = bool(values.get("quick_gelu") or text.get("quick_gelu"))
             text = {key: value for key, value in text.items() if key != "quick_gelu"}
-            model = {"vision_cfg": vision, "text_cfg": text, "quick_gelu": quick, "embed_dim": values.get("embed_dim")}
+            model = {key: values.get(key) for key in ("embed_dim", "init_logit_scale", "init_logit_bias")}
+            model |= {"vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
             config = config_of(model, str(path), values.get("preprocess_cfg"))
             # False may only mean that PaddleMIX has no key for the image tower's QuickGELU.
             ours = "preprocess_cfg" in values
