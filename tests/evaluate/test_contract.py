@@ -1,16 +1,18 @@
-"""What every evaluator of the registry promises, whatever it measures: a new one is tested by being there."""
+"""The contract of every evaluator: what a class of the folder must give, so that commands and training can run it unnamed."""
+
+from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 
 import pytest
-import torch
 
-from diptych.evaluate import EVALUATORS, DataKind, LabeledImages, ProbeData, Result, evaluators, options_from
-from tests.evaluate.colors import COLORS, Model, Source, all_colors, encoder, record
+from diptych.evaluate import EVALUATORS, DataKind, Evaluator, ProbeData, Result, evaluators, options_from
+from tests.evaluate.colors import COLORS, Model, Source, encoder, record
 
-each_evaluator = pytest.mark.parametrize("name", EVALUATORS.names())
+ALL = EVALUATORS.names()
 
 
 @pytest.fixture(autouse=True)
@@ -18,112 +20,81 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
 
 
-def class_folder(each):
-    names = tuple(COLORS)
-    records = [record(name, key=f"{name}{i}", label=number) for number, name in enumerate(names) for i in range(each)]
-    return Source(records, f"folder of {each}", names)
+def data_for(kind):
+    """A source of each kind that a model which sees colors handles without a mistake."""
+    labeled = Source(
+        [record(name, f"a {name}", key=f"{name}{i}", label=label) for label, name in enumerate(COLORS) for i in (0, 1)],
+        classes=list(COLORS),
+    )
+    pairs = Source([record(name, f"a {name}", f"very {name}") for name in COLORS])
+    return {"pairs": pairs, "labeled": labeled, "probe": ProbeData(labeled, labeled)}[kind]
 
 
-def data_of(kind):
-    """A small set of a kind on which the model of colors is right everywhere."""
-    if kind == "pairs":
-        return all_colors()
-    if kind == "labeled":
-        return LabeledImages(class_folder(2), templates="simple")
-    return ProbeData(class_folder(4), class_folder(2))
+def measured(name, model=None, progress=None):
+    evaluator = EVALUATORS.get(name)()
+    source = data_for(evaluator.data)
+    return evaluator, source, evaluator.run(encoder(model, batch_size=7), source, evaluator.Options(), progress)
 
 
-def measure(name, model=None, progress=None):
+@pytest.mark.parametrize("name", ALL)
+def test_it_declares_its_data_and_options_that_have_defaults(name):
     evaluator = EVALUATORS.get(name)
-    data = data_of(evaluator.data)
-    return evaluator(), data, evaluator().run(encoder(model), data, evaluator.Options(), progress)
+    assert issubclass(evaluator, Evaluator) and evaluator.data in typing.get_args(DataKind)
+    options = evaluator.Options()
+    assert dataclasses.is_dataclass(options) and evaluator.Options.__dataclass_params__.frozen
+    assert options_from(evaluator, options) == options
 
 
-@each_evaluator
-def test_options_are_a_frozen_dataclass_with_defaults_and_documented(name):
-    options = EVALUATORS.get(name).Options
-    assert dataclasses.is_dataclass(options)
-    assert options.__doc__
-    for item in dataclasses.fields(options):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(options(), item.name, None)
+@pytest.mark.parametrize("name", ALL)
+def test_its_result_is_an_entry_of_the_results_file(name):
+    calls = []
+    _, source, result = measured(name, progress=lambda *call: calls.append(call))
+    assert isinstance(result, Result) and result.name == source.name == "colors"
+    assert result.metrics and result.chance.keys() <= result.metrics.keys()
+    shares = [value for metric, value in result.metrics.items() if not metric.endswith("_rank")]
+    assert shares and all(value == 1.0 for value in shares)
+    assert all(0 < result.chance[metric] <= 1 for metric in result.chance if not metric.endswith("_rank"))
+    assert all(low <= result.metrics[metric] <= high for metric, (low, high) in result.intervals.items())
+    assert set(result.outcomes) <= set(result.metrics) and result.count["images"] > 0
+    entry = result.entry("other")
+    assert {"name", "metrics", "chance", "count", "intervals"} <= set(entry) and entry["name"] == "other"
+    assert json.loads(json.dumps(entry)) == entry
+    assert calls[-1][0] == calls[-1][1] and calls == sorted(calls)
 
 
-@each_evaluator
-def test_the_kind_of_data_is_known(name):
-    assert EVALUATORS.get(name).data in typing.get_args(DataKind)
-    assert name in evaluators()
+@pytest.mark.parametrize("name", ALL)
+def test_what_it_shows_and_predicts_is_plain_json(name):
+    evaluator, source, result = measured(name, Model(blind_to=("blue", "pink")))
+    drawings = evaluator.images(result, source, "title")
+    assert json.loads(json.dumps(drawings)) == drawings
+    assert all(part["title"].endswith("title") and part["rows"] for part in drawings)
+    lines = list(evaluator.predictions(result, source))
+    assert json.loads(json.dumps(lines)) == lines and len(lines) in (0, result.count["images"])
 
 
-@each_evaluator
-def test_options_are_taken_from_others_by_name(name):
-    evaluator = EVALUATORS.get(name)
-
-    @dataclasses.dataclass(frozen=True)
-    class Other(evaluator.Options):
-        """All options of the evaluator and one more."""
-
-        unrelated_number: int = 3
-
-    assert options_from(evaluator, Other()) == evaluator.Options()
+@pytest.mark.parametrize("name", ALL)
+def test_a_blind_model_scores_less_and_no_number_is_lost(name):
+    _, _, result = measured(name, Model(blind_to=tuple(COLORS)))
+    assert all(math.isfinite(value) for value in result.metrics.values())
+    if EVALUATORS.get(name).data != "probe":  # texts say nothing; images are seen as before
+        assert min(result.metrics.values()) < 0.5
 
 
-@each_evaluator
-def test_a_model_that_sees_everything_is_right_everywhere(name):
-    _, _, result = measure(name)
-    assert isinstance(result, Result)
-    shares = {metric: value for metric, value in result.metrics.items() if "rank" not in metric}
-    assert shares
-    assert set(shares.values()) == {1.0}
-    assert all(count > 0 for count in result.count.values())
-    assert min(result.chance[metric] for metric in shares) < 1.0
+@pytest.mark.parametrize("name", ALL)
+def test_the_model_gets_back_the_mode_of_every_module(name):
+    model = Model().train()
+    model.frozen.eval()
+    measured(name, model)
+    assert model.batches and not any(training for _, training in model.batches)
+    assert model.training and not model.frozen.training
 
 
-@each_evaluator
-def test_a_blind_model_is_worse_and_equal_runs_are_equal(name):
-    _, _, result = measure(name, Model(blind_to=("red", "blue", "pink", "cyan")))
-    _, _, again = measure(name, Model(blind_to=("red", "blue", "pink", "cyan")))
-    assert result.entry() == again.entry()
-    if EVALUATORS.get(name).data != "probe":  # probes never read a class's name
-        assert min(result.metrics.values()) < 1.0
-
-
-@each_evaluator
-def test_what_is_reported_is_plain_json(name):
-    evaluator, data, result = measure(name)
-    entry = json.loads(json.dumps(result.entry("another")))
-    assert entry["name"] == "another"
-    assert {"metrics", "chance", "count", "intervals"} <= entry.keys()
-    assert json.loads(json.dumps(evaluator.images(result, data))) is not None
-    for row in evaluator.predictions(result, data):
-        assert json.loads(json.dumps(row))
-
-
-@each_evaluator
-def test_every_module_gets_its_mode_back_and_is_measured_in_evaluation_mode(name):
-    model = Model()  # in training mode, but for its frozen part
-    measure(name, model)
-    assert model.training
-    assert not model.frozen.training
-    assert model.batches
-    assert not any(training for _, training in model.batches)
-
-
-@each_evaluator
-def test_progress_reaches_the_total(name):
-    seen = []
-    measure(name, progress=lambda done, total: seen.append((done, total)))
-    assert seen
-    assert all(0 <= done <= total for done, total in seen)
-    assert seen[-1][0] == seen[-1][1]
-
-
-@each_evaluator
-def test_nothing_is_recorded_for_gradients(name):
-    _, _, result = measure(name)
-    for item in vars(result).values():
-        assert not (isinstance(item, torch.Tensor) and item.requires_grad)
-
-
-def test_data_of_every_kind_is_tested():
-    assert {evaluator.data for evaluator in evaluators().values()} == set(typing.get_args(DataKind))
+def test_results_are_in_the_order_of_the_data_and_names_are_apart():
+    entries = list(evaluators().values())
+    kinds = [entry.data for entry in entries]
+    assert kinds == sorted(kinds, key=typing.get_args(DataKind).index)
+    assert len({(entry.data, entry.title) for entry in entries}) == len(entries)
+    training = [entry.training_name for entry in entries if entry.training_name]
+    assert len(set(training)) == len(training) and not any(
+        entry.training_name for entry in entries if entry.data == "probe"
+    )

@@ -56,12 +56,12 @@ def test_numbers_are_uniform():
 def test_streams_of_other_seeds_and_layers_are_independent(first, second):
     count, base = 400, torch.arange(0, 500)
     streams = [_seeded.uniform(base + seed, layer, count).double() - 0.5 for seed, layer in (first, second)]
-    one, other = (stream.flatten() for stream in streams)
-    assert not bool((one == other).all())
-    for shift in (0, 1):  # the same number, and the one before
-        shifted = torch.roll(other, shift)
-        correlation = float((one * shifted).mean() / (one.square().mean() * shifted.square().mean()).sqrt())
-        assert abs(correlation) < 5 / math.sqrt(one.numel())
+    first_numbers, second_numbers = (stream.flatten() for stream in streams)
+    assert not torch.equal(first_numbers, second_numbers)
+    for shift in (0, 1):  # the same number, and the previous
+        shifted = torch.roll(second_numbers, shift)
+        correlation = float(torch.corrcoef(torch.stack([first_numbers, shifted]))[0, 1])
+        assert abs(correlation) < 5 / math.sqrt(shifted.numel())
 
 
 def test_subsets_are_distinct_and_every_index_is_as_likely():
@@ -73,8 +73,8 @@ def test_subsets_are_distinct_and_every_index_is_as_likely():
 
 def test_without_seeds_torchs_generator_decides():
     torch.manual_seed(4)
-    one = _seeded.seeds_of(None, 5, torch.device("cpu"))
-    other = _seeded.seeds_of(None, 5, torch.device("cpu"))
+    drawn = _seeded.seeds_of(None, 5, torch.device("cpu"))
+    later = _seeded.seeds_of(None, 5, torch.device("cpu"))
     torch.manual_seed(4)
-    assert torch.equal(_seeded.seeds_of(None, 5, torch.device("cpu")), one)
-    assert not torch.equal(one, other) and one.dtype == torch.int64
+    assert torch.equal(_seeded.seeds_of(None, 5, torch.device("cpu")), drawn)
+    assert not torch.equal(drawn, later) and drawn.dtype == torch.int64

@@ -22,14 +22,14 @@ def tower():
     return create_model(replace(CONFIG), dtype=torch.float64).text.eval()
 
 
-def texts(stems):
-    """(tokens, lengths, stem, stem_length) of lists of (stem ids, list of branch ids)."""
+def texts(prefixes):
+    """(tokens, lengths, group, prefix length) of lists of (prefix ids, list of branch ids)."""
     rows, owner, shared = [], [], []
-    for number, (stem, branches) in enumerate(stems):
+    for number, (prefix, branches) in enumerate(prefixes):
         for branch in branches:
-            rows.append([*stem, *branch, END])
+            rows.append([*prefix, *branch, END])
             owner.append(number)
-            shared.append(len(stem))
+            shared.append(len(prefix))
     width = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     return tokens, torch.tensor([len(row) for row in rows]), torch.tensor(owner), torch.tensor(shared)
@@ -40,8 +40,8 @@ ids = st.lists(st.integers(1, 400), max_size=5)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(ids, st.lists(ids, min_size=1, max_size=4)), min_size=1, max_size=6), st.randoms())
-def test_shared_beginnings_equal_whole_texts(tower, stems, random):
-    parts = texts(stems)
+def test_shared_beginnings_equal_whole_texts(tower, prefixes, random):
+    parts = texts(prefixes)
     order = list(range(len(parts[0])))
     random.shuffle(order)
     tokens, lengths, owner, shared = (part[order] for part in parts)
@@ -54,12 +54,12 @@ def test_shared_beginnings_equal_whole_texts(tower, stems, random):
 
 def test_gradients_are_the_same_too(tower):
     parts = texts([([5, 6, 7], [[1], [2, 3], []]), ([], [[4, 4]]), ([5], [[9], [9, 9]])])
-    found = []
+    gradients = []
     for features in (tower(*parts[:2]).pooled, tower(*parts[:2], prefix=SharedPrefixes(*parts[2:])).pooled):
         tower.zero_grad()
         features.square().sum().backward()
-        found.append([parameter.grad.clone() for parameter in tower.parameters()])
-    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-10) for one, two in zip(*found, strict=True))
+        gradients.append([parameter.grad.clone() for parameter in tower.parameters()])
+    assert all(torch.allclose(left, right, rtol=1e-9, atol=1e-10) for left, right in zip(*gradients, strict=True))
 
 
 def test_beginnings_that_differ_are_refused(tower):

@@ -21,7 +21,7 @@ def peer(width, layers, heads, patch, activation, embed):
 
 
 def renamed(theirs, name):
-    """Our parameter's name for one of theirs."""
+    """Our name of a parameter of theirs."""
     pairs = [
         ("vision_model.embeddings.patch_embedding", "image.patch_embedding"),
         ("vision_model.embeddings.position_embedding.weight", "image.positional_embedding"),
@@ -65,9 +65,9 @@ def test_features_equal(width, layers, heads, patch, embed, activation):
     pixels = torch.randn(3, 3, 2 * patch, 2 * patch)
     ids = torch.randint(1, 49000, (4, 20))
     for row, end in enumerate((3, 19, 10, 7)):
-        ids[row, end:] = END  # transformers pads with the end token, and pools at its first place
+        ids[row, end:] = END  # transformers pads with the end token, and pools at its first occurrence
     with torch.no_grad():
         image = theirs.visual_projection(theirs.vision_model(pixels).pooler_output)
-        words = theirs.text_projection(theirs.text_model(ids).pooler_output)
+        text = theirs.text_projection(theirs.text_model(ids).pooler_output)
         assert (ours.encode_image(pixels) - image).abs().max() < 1e-5
-        assert (ours.encode_text(ids) - words).abs().max() < 1e-5
+        assert (ours.encode_text(ids) - text).abs().max() < 1e-5

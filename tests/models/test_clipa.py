@@ -28,19 +28,19 @@ def test_the_pool_is_the_mean_of_the_patches_normed_afterwards(model):
     assert not any(name.startswith("ln_pre") for name, _ in tower.named_parameters())
 
 
-def test_every_word_sees_every_other(model):
+def test_every_token_attends_to_every_other(model):
     ids = torch.randint(2, 300, (2, 12))
     changed = ids.clone()
-    changed[:, -1] = 7  # a causal tower's first places would not feel it
-    one, two = (model.text(item, return_tokens=True).tokens[:, 0] for item in (ids, changed))
-    assert not torch.allclose(one, two)
+    changed[:, -1] = 7  # a causal tower's first tokens would not change
+    tokens, tokens_of_changed = (model.text(item, return_tokens=True).tokens[:, 0] for item in (ids, changed))
+    assert not torch.allclose(tokens, tokens_of_changed)
     assert torch.allclose(model.text(ids).pooled, model.text(ids, return_tokens=True).pooled)
 
 
 def test_gradients_reach_every_parameter(model):
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    one, two, _ = model(images, torch.randint(2, 300, (2, 12)))
-    (one * two).sum().backward()
+    image, text, _ = model(images, torch.randint(2, 300, (2, 12)))
+    (image * text).sum().backward()
     assert [name for name, item in model.named_parameters() if item.grad is None] == ["logit_scale"]
 
 
@@ -53,5 +53,5 @@ def test_gradients_reach_every_parameter(model):
     ],
 )  # fmt: skip
 def test_sizes_are_those_of_open_clips_results_table(name, millions, gflops):
-    found = profile.count(name)
-    assert (found.mparams, found.gflops) == (millions, gflops)
+    costs = profile.count(name)
+    assert (costs.mparams, costs.gflops) == (millions, gflops)

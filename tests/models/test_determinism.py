@@ -21,7 +21,7 @@ BATCH = 12
 
 @pytest.fixture(autouse=True, params=[2, 4], ids=lambda count: f"{count}-threads")
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Several threads in this test only: the others run on one."""
+    """Several threads in this test only: the others run on a single thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -95,7 +95,7 @@ def text_tokens(model: TwoTower) -> Tensor:
 
 
 def prefixed(model: TwoTower) -> Tensor:
-    group = torch.arange(BATCH) // (BATCH - 1)  # all but one text share one long prefix
+    group = torch.arange(BATCH) // (BATCH - 1)  # all texts but the last share a long prefix
     prefix = SharedPrefixes(group, torch.full((BATCH,), 12))
     return model.text(*captions(model, shared=12), prefix=prefix).pooled
 

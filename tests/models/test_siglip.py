@@ -1,4 +1,4 @@
-"""SigLIP's towers (siglip, siglip_text): the cut block equals the whole one, padding is read, sizes are open_clip's."""
+"""SigLIP's towers (siglip, siglip_text): the shortened last block equals the whole, padding is read, sizes are open_clip's."""
 
 import dataclasses
 
@@ -17,10 +17,10 @@ def model():
     return create_model("tiny-test-siglip").double().eval()
 
 
-def test_the_cut_last_block_equals_the_whole_one(model):
+def test_the_shortened_last_block_equals_the_whole(model):
     ids = torch.randint(2, 300, (3, 16))
-    whole, cut = model.text(ids, return_tokens=True), model.text(ids)
-    assert (whole.pooled - cut.pooled).abs().max() < 1e-12
+    whole, pooled = model.text(ids, return_tokens=True), model.text(ids)
+    assert (whole.pooled - pooled.pooled).abs().max() < 1e-12
     assert whole.tokens.shape == (3, 16, 32)
     assert whole.mask.all()
 
@@ -40,8 +40,8 @@ def test_the_pool_is_a_plain_attention_of_one_query(model):
     tokens = tower(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), return_tokens=True).tokens
     heads = []
     for head in (slice(0, 16), slice(16, 32)):
-        asks = pool.q(pool.probe)[head]
-        scores = (pool.k(tokens)[..., head] @ asks) / 16**0.5
+        query = pool.q(pool.probe)[head]
+        scores = (pool.k(tokens)[..., head] @ query) / 16**0.5
         heads.append((scores.softmax(-1)[..., None] * pool.v(tokens)[..., head]).sum(1))
     mixed = pool.out(torch.cat(heads, -1))
     hidden = F.gelu(pool.mlp_in(pool.norm(mixed)), approximate="tanh")
@@ -66,9 +66,9 @@ def test_layer_scale_multiplies_each_branch():
     images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     tokens = scaled.image(images, return_tokens=True)
     embedded = scaled.image.patch_embedding(scaled.image.normalize(images)).flatten(2).transpose(1, 2)
-    places = scaled.image.positional_embedding[1:]
+    positions = scaled.image.positional_embedding[1:]
     # Branches of a millionth leave the residual stream as it came in.
-    assert torch.allclose(tokens.tokens, scaled.image.ln_pre(embedded + places), atol=1e-4)
+    assert torch.allclose(tokens.tokens, scaled.image.ln_pre(embedded + positions), atol=1e-4)
 
 
 def test_the_embedding_is_as_wide_as_the_tower():

@@ -1,4 +1,4 @@
-"""Fast paths are exact: packed equals padded, the cut last block equals the whole one, in values and gradients."""
+"""Fast paths are exact: packed equals padded, the shortened last block equals the whole, in values and gradients."""
 
 import pytest
 import torch
@@ -44,11 +44,11 @@ def with_gradients(model, output):
     return {name: item.grad.clone() for name, item in model.named_parameters() if item.grad is not None}
 
 
-def assert_same(model, one, other, tolerance):
-    """Two ways to compute one thing: equal values, equal gradients of every parameter."""
-    first, second = one(), other()
+def assert_same(model, fast, reference, tolerance):
+    """Two ways to compute the same: equal values, equal gradients of every parameter."""
+    first, second = fast(), reference()
     assert (first - second).detach().abs().max() <= tolerance * max(1.0, float(first.detach().abs().max()))
-    left, right = with_gradients(model, one()), with_gradients(model, other())
+    left, right = with_gradients(model, fast()), with_gradients(model, reference())
     assert left.keys() == right.keys()
     for name, gradient in left.items():
         assert (gradient - right[name]).abs().max() <= 10 * tolerance * max(
@@ -99,7 +99,7 @@ def test_what_follows_the_first_end_token_is_ignored(layout):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("tower", ["image", "text"])
-def test_the_cut_last_block_equals_the_whole_one(tower, dtype, tolerance):
+def test_the_shortened_last_block_equals_the_whole(tower, dtype, tolerance):
     model = getattr(create_model("tiny-test", dtype=dtype), tower)
     given = captions([5, 9, 30]) if tower == "text" else torch.randn(3, 3, 32, 32, dtype=dtype)
     assert_same(model, lambda: model(given).pooled, lambda: model(given, return_tokens=True).pooled, tolerance)
@@ -132,7 +132,7 @@ def test_gradient_checkpointing_changes_nothing(name):
     assert_same(model, way(True), way(False), 1e-13)
 
 
-def test_uint8_pixels_and_normalised_pixels_give_the_same_features():
+def test_uint8_pixels_and_normalized_pixels_give_the_same_features():
     model = create_model("tiny-test").eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     mean, std = (
@@ -153,15 +153,15 @@ def test_token_outputs_have_a_mask_of_what_is_real(name):
 
 
 def test_a_saved_state_loads_and_gives_the_same_features():
-    one, other = create_model("tiny-test").eval(), create_model("tiny-test").eval()
+    saved, loaded = create_model("tiny-test").eval(), create_model("tiny-test").eval()
     ids = captions([4, 7])
-    assert not torch.allclose(one.encode_text(ids), other.encode_text(ids))
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(one.encode_text(ids), other.encode_text(ids))
+    assert not torch.allclose(saved.encode_text(ids), loaded.encode_text(ids))
+    loaded.load_state_dict(saved.state_dict())
+    assert torch.equal(saved.encode_text(ids), loaded.encode_text(ids))
 
 
 @pytest.mark.parametrize("name", ["tiny-test", "tiny-test-resnet"])
-def test_initialising_fills_everything_and_a_seed_repeats_it(name):
+def test_initializing_fills_everything_and_a_seed_repeats_it(name):
     torch.manual_seed(3)
     direct = create_model(name)
     empty = create_model(name, device="meta").to_empty(device="cpu")

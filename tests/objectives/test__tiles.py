@@ -24,11 +24,11 @@ def both(monkeypatch, limit, rows, columns, scale, offset=0):
 
 
 @pytest.mark.parametrize("tile", [1, 100, 1 << 20])
-@pytest.mark.parametrize("kept", [0, 1 << 26])
+@pytest.mark.parametrize("stored", [0, 1 << 26])
 @pytest.mark.parametrize("scale", [0.5, 14.0, 100.0])
-def test_tiles_equal_the_whole_matrix(monkeypatch, tile, kept, scale):
+def test_tiles_equal_the_whole_matrix(monkeypatch, tile, stored, scale):
     monkeypatch.setattr(_tiles, "TILE", tile)
-    monkeypatch.setattr(_tiles, "KEPT", kept)
+    monkeypatch.setattr(_tiles, "STORED", stored)
     one = Features(features(37), features(37, seed=1))
     factor = torch.tensor([scale], dtype=torch.float64, requires_grad=True)
     expected, found = (both(monkeypatch, limit, one, one, factor) for limit in (1 << 30, 0))
@@ -36,10 +36,10 @@ def test_tiles_equal_the_whole_matrix(monkeypatch, tile, kept, scale):
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(found[2], expected[2], strict=True))
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 26])
+@pytest.mark.parametrize("stored", [0, 1 << 26])
 @pytest.mark.parametrize("offset", [0, 20, 25])
-def test_local_rows_against_all_columns(monkeypatch, offset, kept):
-    monkeypatch.setattr(_tiles, "KEPT", kept)
+def test_local_rows_against_all_columns(monkeypatch, offset, stored):
+    monkeypatch.setattr(_tiles, "STORED", stored)
     monkeypatch.setattr(_tiles, "TILE", 90)
     rows, columns = Features(features(12), features(12, seed=1)), Features(features(37, seed=2), features(37, seed=3))
     factor = torch.tensor([30.0], dtype=torch.float64, requires_grad=True)

@@ -131,7 +131,7 @@ def difficult_strings(count):
 
 
 def test_difficult_strings_equal_transformers(tokenizer, peer):
-    # transformers does no ftfy and no HTML unescaping: it is given what our cleaning made, which is what it would lower-case.
+    # transformers does no ftfy and no HTML unescaping: it gets what our cleaning gives, which is what it would lower-case.
     for text in difficult_strings(2000):
         cleaned = clean(text)
         theirs = peer(cleaned, add_special_tokens=False)["input_ids"]
@@ -153,8 +153,8 @@ def test_cleaning_mends_entities_mojibake_and_white_space(tokenizer):
 
 
 def test_a_long_text_keeps_its_end_token_and_counts_what_it_lost(tokenizer):
-    found = tokenizer.encode("dog " * 200)
-    assert (len(found.ids), found.ids[-1], found.num_truncated) == (77, tokenizer.end_id, 125)
+    long = tokenizer.encode("dog " * 200)
+    assert (len(long.ids), long.ids[-1], long.num_truncated) == (77, tokenizer.end_id, 125)
     assert tokenizer.encode("dog " * 75).num_truncated == 0
     short = get_tokenizer("bpe", 5).encode("one two three four")
     assert (len(short.ids), short.ids[-1], short.num_truncated) == (5, 49407, 1)
@@ -173,8 +173,8 @@ def test_a_batch_is_padded_as_open_clip_pads(tokenizer):
 
 def test_batch_and_single_encoding_agree(tokenizer):
     for text, row in zip(list(difficult_strings(100)), tokenizer(list(difficult_strings(100))), strict=True):
-        one = tokenizer.encode(text).ids
-        assert row[: len(one)].tolist() == one.tolist()
+        ids = tokenizer.encode(text).ids
+        assert row[: len(ids)].tolist() == ids.tolist()
 
 
 @given(
@@ -185,7 +185,7 @@ def test_batch_and_single_encoding_agree(tokenizer):
 @settings(deadline=None)
 def test_texts_together_and_one_by_one_give_the_same_ids(texts):
     tokenizer = get_tokenizer("bpe")
-    plain = ["a black dog", *texts, "it's 3 o'clock"] * 20  # more than are looked at together
+    plain = ["a black dog", *texts, "it's 3 o'clock"] * 20  # more than are checked together
     assert tokenizer.packed_all(plain) == [tokenizer.packed_without_cache(text) for text in plain]
 
 

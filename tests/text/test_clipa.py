@@ -32,7 +32,7 @@ def test_ids_equal_berts_without_its_separator_on_2000_difficult_strings(bert, f
     folder, theirs = bert
     ours = get_tokenizer("clipa", 32, folder / file)
     texts = list(difficult_strings(2000))
-    # As open_clip calls it: cleaned, cut to 32 with both marks, then the separator becomes padding.
+    # As open_clip calls it: cleaned, truncated to 32 with both marks, then the separator becomes padding.
     clean = [" ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()) for text in texts]
     rows = theirs(clean, padding="max_length", max_length=32, truncation=True)["input_ids"]
     expected = [[0 if number == theirs.sep_token_id else number for number in row] for row in rows]

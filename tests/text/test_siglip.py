@@ -13,8 +13,8 @@ from tests.photos import FLICKR, needs_photos
 pytest.importorskip("sentencepiece")
 pytest.importorskip("tokenizers")
 CORPUS = [
-    f"{one} {two} {three}"
-    for one in (
+    f"{beginning} {middle} {end}"
+    for beginning in (
         "a photo of",
         "two dogs play with",
         "the red house behind",
@@ -22,8 +22,8 @@ CORPUS = [
         "çà et là",
         "12 kilos of",
     )
-    for two in ("the", "an old", "seven", "my neighbour's", "très", "unbelievable", "東京 の")
-    for three in ("cats.", "bicycles!", "trees, rivers & stones", "children", "emoji 😀", "façade", "strawberries")
+    for middle in ("the", "an old", "seven", "my neighbour's", "très", "unbelievable", "東京 の")
+    for end in ("cats.", "bicycles!", "trees, rivers & stones", "children", "emoji 😀", "façade", "strawberries")
 ]
 TEXT = """don't I'll naïve café Ünïcode 東京 日本語 emoji😀 👩‍👩‍👧‍👦 100% $5.00 #tag @you x_y e-mail &amp; &lt;b&gt; â€™ Ã©
 “quoted” 1,000,000 ﬁne Ω ﷺ ĳ a\u0301 ² Ⅷ İstanbul ß ... ?! dogs the photo of a red house tree rivers strawberries {} [x]"""
@@ -52,7 +52,7 @@ def spiece(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gemma(tmp_path_factory):
-    """A tokenizer.json that transformers' own class for SigLIP 2 wrote, over merges that the real trainer found."""
+    """A tokenizer.json that transformers' own class for SigLIP 2 wrote, over merges that the real trainer learned."""
     from tokenizers import Tokenizer, decoders, normalizers, trainers
     from tokenizers.models import BPE
     from transformers import Siglip2Tokenizer

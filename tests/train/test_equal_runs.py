@@ -22,7 +22,7 @@ STEPS = 3
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     folder, source, draw = tmp_path_factory.mktemp("data"), np.random.default_rng(0), random.Random(0)
-    vocabulary = "a red green small dog cat on the grass under bright evening sky".split()
+    vocabulary = ["a", "red", "green", "small", "dog", "cat", "on", "the", "grass", "under", "bright", "evening", "sky"]
     lines = []
     for number in range(24):
         Image.fromarray(source.integers(0, 256, (230, 250, 3), dtype=np.uint8)).save(folder / f"{number}.png")

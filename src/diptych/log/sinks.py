@@ -7,6 +7,7 @@ SWANLAB_MODE, ...) hold. A null sink stands in where nothing is wanted, so that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -231,6 +232,11 @@ def open_sinks(folder: Path, report_to: str = "", resume_step: int | None = None
     for name in names:
         if name not in REPORT_TO:
             raise ConfigError("--report-to: " + did_you_mean(name, REPORT_TO, "metric sink"))
-    # Dashboards first: where one is not installed, no file may stay open.
-    dashboards = [REPORT_TO[name](folder, resume_step) for name in names]
-    return Sinks([JsonLines(folder / "metrics.jsonl", resume_step), *dashboards])
+    with contextlib.ExitStack() as opened:  # a dashboard that cannot be opened leaves no file open behind it
+        sinks: list[Sink] = [JsonLines(folder / "metrics.jsonl", resume_step)]
+        opened.callback(sinks[0].close)
+        for name in names:
+            sinks.append(REPORT_TO[name](folder, resume_step))
+            opened.callback(sinks[-1].close)
+        opened.pop_all()
+    return Sinks(sinks)

@@ -50,7 +50,7 @@ def list_models() -> list[str]:
 
 @cache
 def model_config(name: str) -> ModelConfig:
-    """The architecture called ``name``. Raises ConfigError, with the nearest name, for an unknown one."""
+    """The architecture called ``name``. Raises ConfigError, with the nearest name, for an unknown name."""
     known = OPENAI_NAMES.get(name, name)
     if known not in _tables():
         raise ConfigError(did_you_mean(name, list_models(), "architecture"))

@@ -1,9 +1,9 @@
 """Cross-entropy over a similarity matrix in tiles of rows, which the processor's caches hold while they are worked on.
 
-For N pairs the plain form keeps several N x N matrices (1.3 GB for 8,192 pairs); here it is one while that is small, else a few
-tiles, computed again for the gradient. That is made up for by reading and writing so much less. The plain twin is torch's
-``cross_entropy`` on the whole matrix; both are exact. Not a kernel of its own: matrix products and elementwise operations of
-torch, on any device.
+For N pairs the plain form holds several N x N matrices (1.3 GB for 8,192 pairs); here it is one while that is small, else a few
+tiles, computed again for the gradient, which costs less than it saves in reading and writing. The reference implementation is
+torch's ``cross_entropy`` on the whole matrix; both are exact. Not a kernel of its own: matrix products and elementwise
+operations of torch, on any device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 TILE = 1 << 21  # elements of one tile: 8 MB in fp32, which the caches of most processors nearly hold
 
-KEPT = 1 << 26  # similarities that are kept for the gradient (256 MB in fp32); more are computed again
+STORED = 1 << 26  # similarities that are stored for the gradient (256 MB in fp32); more are computed again
 
 
 def tiled_cross_entropy(
@@ -32,17 +32,17 @@ def tiled_cross_entropy(
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        rows, columns, scale, offset, both = given
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        rows, columns, scale, offset, both = inputs
         own = torch.arange(len(rows), device=rows.device) + offset
         by_row, mine, loss = rows.new_empty(len(rows)), rows.new_empty(len(rows)), rows.new_zeros(())
         highest = rows.new_full((len(columns),), -torch.inf)
         summed = rows.new_zeros(len(columns))
         correct = own.new_zeros(())
-        kept = rows.new_empty(len(rows), len(columns)) if len(rows) * len(columns) <= KEPT else None
-        for part, scores, spare in _tiles(rows, columns, scale, kept):
-            most, place = scores.max(dim=1, keepdim=True)
-            correct += (place[:, 0] == own[part]).sum()
+        stored = rows.new_empty(len(rows), len(columns)) if len(rows) * len(columns) <= STORED else None
+        for part, scores, spare in _tiles(rows, columns, scale, stored):
+            most, winner = scores.max(dim=1, keepdim=True)
+            correct += (winner[:, 0] == own[part]).sum()
             torch.sub(scores, most, out=spare).exp_()
             log_sum = spare.sum(dim=1).log_()
             mine[part] = scores.gather(1, own[part, None])[:, 0]
@@ -54,7 +54,7 @@ class _Tiled(torch.autograd.Function):
                 summed = summed * (highest - higher).exp_() + spare.sum(dim=0)
                 highest = higher
         by_column = highest + summed.log() if both else None
-        ctx.save_for_backward(rows, columns, scale, by_row, by_column, kept)
+        ctx.save_for_backward(rows, columns, scale, by_row, by_column, stored)
         ctx.offset = offset
         if both:
             loss += (highest - mine + summed.log()).sum()
@@ -63,34 +63,34 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, pull: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, by_row, by_column, kept = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, scale, by_row, by_column, stored = ctx.saved_tensors
         to_rows, to_columns, to_scale = torch.empty_like(rows), torch.zeros_like(columns), torch.zeros_like(scale)
         share = 1 if by_column is None else 2  # how many cross-entropies each own pair stands in
-        for part, scores, pulled in _tiles(rows, columns, scale, kept, ready=kept is not None):
-            torch.sub(scores, by_row[part, None], out=pulled).exp_()
+        for part, scores, weights in _tiles(rows, columns, scale, stored, ready=stored is not None):
+            torch.sub(scores, by_row[part, None], out=weights).exp_()
             if by_column is not None:
-                pulled.add_((scores - by_column).exp_())
-            pulled[torch.arange(len(scores)), torch.arange(part.start, part.stop) + ctx.offset] -= share
-            torch.mm(pulled, columns, out=to_rows[part])
-            to_columns.addmm_(pulled.T, rows[part])
-            to_scale += pulled.mul_(scores).sum() / scale
-        factor = pull * scale
-        return to_rows.mul_(factor), to_columns.mul_(factor), to_scale * pull, None, None
+                weights.add_((scores - by_column).exp_())
+            weights[torch.arange(len(scores)), torch.arange(part.start, part.stop) + ctx.offset] -= share
+            torch.mm(weights, columns, out=to_rows[part])
+            to_columns.addmm_(weights.T, rows[part])
+            to_scale += weights.mul_(scores).sum() / scale
+        factor = gradient * scale
+        return to_rows.mul_(factor), to_columns.mul_(factor), to_scale * gradient, None, None
 
 
-def _tiles(rows: Tensor, columns: Tensor, scale: Tensor, kept: Tensor | None = None, ready: bool = False) -> Any:
+def _tiles(rows: Tensor, columns: Tensor, scale: Tensor, stored: Tensor | None = None, ready: bool = False) -> Any:
     """(rows of the tile, scaled similarities, a spare matrix of the same shape), the spare one used again and again.
 
-    ``kept`` [R, N] holds all similarities; ``ready`` says that they are in it already.
+    ``stored`` [R, N] holds all similarities; ``ready`` says that they are in it already.
     """
     size = max(1, min(len(rows), TILE // max(1, len(columns))))
     spare = rows.new_empty(size, len(columns))
-    one = rows.new_empty(size, len(columns)) if kept is None else spare
+    single = rows.new_empty(size, len(columns)) if stored is None else spare
     for begin in range(0, len(rows), size):
         part = slice(begin, min(begin + size, len(rows)))
         count = part.stop - part.start
-        scores = one[:count] if kept is None else kept[part]
+        scores = single[:count] if stored is None else stored[part]
         if not ready:
             torch.mm(rows[part], columns.T, out=scores).mul_(scale)
         yield part, scores, spare[:count]

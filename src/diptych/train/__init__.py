@@ -1,5 +1,5 @@
 """Training as an importable function: ``train.loop.train(config)``.
 
-The loop on one screen, the step, the optimiser, the schedule, the run's folder. No loss name, device name, data format
-or parallel scheme stands here.
+The loop on one screen, the step, the optimizer, the schedule, the run's folder, changes to models. It names no loss, device,
+data format or parallel scheme.
 """
