@@ -72,9 +72,9 @@ def loss_point(pairs: int, tiled: bool) -> dict[str, float]:
     from diptych.objectives import clip
 
     clip.MATRIX_LIMIT = 0 if tiled else 1 << 40
-    one, two = (F.normalize(torch.randn(pairs, 512), dim=-1).requires_grad_() for _ in range(2))
+    images, texts = (F.normalize(torch.randn(pairs, 512), dim=-1).requires_grad_() for _ in range(2))
     scale, before = torch.tensor([50.0], requires_grad=True), peak()
-    pair = clip.Features(one, two)
+    pair = clip.Features(images, texts)
 
     def both_ways() -> None:
         loss, _ = clip.contrastive(pair, pair, scale)
@@ -122,12 +122,12 @@ def scoring_point(images: int) -> dict[str, float]:
 
 def alone(name: str, *given: Any) -> dict[str, float]:
     """One point in a process of its own."""
-    place = f"import json, sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})"
-    program = f"{place}; import curves; print(json.dumps(curves.{name}{given!r}))"
+    setup = f"import json, sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})"
+    program = f"{setup}; import curves; print(json.dumps(curves.{name}{given!r}))"
     out = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
-    found = json.loads(out.splitlines()[-1])
-    print(name, given, {key: round(value, 3) for key, value in found.items()}, flush=True)
-    return found
+    point = json.loads(out.splitlines()[-1])
+    print(name, given, {key: round(value, 3) for key, value in point.items()}, flush=True)
+    return point
 
 
 def measured() -> dict[str, list[dict[str, float]]]:
@@ -160,11 +160,11 @@ def drawn(curves: dict[str, list[dict[str, float]]]) -> None:
 
     figure = Figure(figsize=(12, 14), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (title, under, names, key, unit) in enumerate(PANELS):
-        axes = figure.add_subplot(4, 2, place + 1)
+    for position, (title, under, names, key, unit) in enumerate(PANELS):
+        axes = figure.add_subplot(4, 2, position + 1)
         for name in (names,) if isinstance(names, str) else names:
             points = curves[name]
-            axes.plot([one["x"] for one in points], [one[key] for one in points], marker="o", label=name)
+            axes.plot([point["x"] for point in points], [point[key] for point in points], marker="o", label=name)
         axes.set(title=title, xlabel=under, ylabel=unit, ylim=(0, None), xlim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

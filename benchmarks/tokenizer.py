@@ -2,7 +2,7 @@
 
     python benchmarks/tokenizer.py CAPTIONS.jsonl [results.json]      (environment: benchmarks/peers.txt)
 
-CAPTIONS.jsonl has lines with "captions": [...]; the first 20,000 are used. Cold: fresh tokenizers, whose caches of words are
+CAPTIONS.jsonl has lines with "captions": [...]; the first 20,000 are used. Cold: fresh tokenizers, whose word caches are
 empty (vocabularies are loaded before the clock starts). Warm: the same captions again, best of five.
 """
 
@@ -34,7 +34,7 @@ def main(path: str, output: str | None) -> None:
     our_cold, our_ids = seconds(ours, captions)
     their_cold, their_ids = seconds(theirs, captions)
     rounds = [(seconds(ours, captions)[0], seconds(theirs, captions)[0]) for _ in range(ROUNDS)]
-    our_warm, their_warm = (min(one) for one in zip(*rounds, strict=True))
+    our_warm, their_warm = (min(seconds) for seconds in zip(*rounds, strict=True))
     result = {
         "benchmark": "tokenizer, captions per second",
         "captions": len(captions),

@@ -37,9 +37,9 @@ def test_the_row_of_the_source_to_the_letter(tmp_path, capsys):
 
 def test_the_parts_are_the_whole():
     for name in ("ViT-B-32", "RN50", "ViT-B-16-SigLIP"):
-        found = count(name)
-        assert found.gflops == pytest.approx(found.image_gflops + found.text_gflops, abs=0.011)
-        assert found.mparams == pytest.approx(found.image_mparams + found.text_mparams, abs=0.011)
+        row = count(name)
+        assert row.gflops == pytest.approx(row.image_gflops + row.text_gflops, abs=0.011)
+        assert row.mparams == pytest.approx(row.image_mparams + row.text_mparams, abs=0.011)
 
 
 def test_several_models_are_sorted_by_operations(tmp_path):
@@ -59,10 +59,10 @@ def test_all_models_are_counted(tmp_path):
 
 @pytest.mark.parametrize("name", ["tiny-test", "tiny-test-resnet", "tiny-test-siglip"])
 def test_measuring_runs_each_part(name, capsys):
-    found = measure(name, get_device("cpu"), batch_size=2, rounds=1)
-    assert [one.part for one in found] == ["image", "text", "training step"]
-    assert all(one.seconds > 0 and one.per_second == pytest.approx(2 / one.seconds) for one in found)
-    assert all(0 < one.share_of_peak < 2 for one in found)
+    rows = measure(name, get_device("cpu"), batch_size=2, rounds=1)
+    assert [row.part for row in rows] == ["image", "text", "training step"]
+    assert all(row.seconds > 0 and row.per_second == pytest.approx(2 / row.seconds) for row in rows)
+    assert all(0 < row.share_of_peak < 2 for row in rows)
     assert main(["profile", "--model", name, "--measure", "--batch-size", "2", "--device", "cpu", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)[0]["measured"]) == 3
 

@@ -4,7 +4,7 @@
 
 Runs with or without open_clip: where it can be imported (it is carried as a wheel) each row has its ratio. Prints and keeps the
 matmul peak that the device reaches, and of every training row the share of it. Nothing is read but what the script makes itself:
-random weights, random pictures, words from the class names.
+random weights, random images, captions of class names.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ DEVICE = get_device("auto")
 REDUCED = DEVICE.name == "cpu" or "--reduced" in sys.argv
 SIZES = (
     {
-        "G1": [("emoji-64", 32), ("ViT-B-32", 8)], "G3": [("ViT-B-32", 4)], "pictures": 256, "classes": 5,
+        "G1": [("emoji-64", 32), ("ViT-B-32", 8)], "G3": [("ViT-B-32", 4)], "images": 256, "classes": 5,
         "loss": [1024, 4096], "steps": 3,
     }
     if REDUCED
     else {
-        "G1": [("ViT-B-32", 4096), ("ViT-B-32", 2048)], "G3": [("ViT-L-14", 384)], "pictures": 20_000, "classes": 1000,
+        "G1": [("ViT-B-32", 4096), ("ViT-B-32", 2048)], "G3": [("ViT-L-14", 384)], "images": 20_000, "classes": 1000,
         "loss": [16_384, 32_768, 65_536], "steps": 20,
     }
 )  # fmt: skip
@@ -80,12 +80,12 @@ def matmul_peak() -> float:
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(PRECISION, torch.float32)
     best = 0.0
     for size in (1024, 2048) * 3 if REDUCED else (4096, 8192, 16_384) * 2:  # twice and more: a busy moment is no peak
-        one, two = (torch.randn(size, size, device=DEVICE.torch_device).to(kind) for _ in range(2))
-        best = max(best, 2 * size**3 / seconds(lambda one=one, two=two: one @ two, 5))
+        left, right = (torch.randn(size, size, device=DEVICE.torch_device).to(kind) for _ in range(2))
+        best = max(best, 2 * size**3 / seconds(lambda a=left, b=right: a @ b, 5))
     return best
 
 
-def words(count: int) -> list[str]:
+def captions(count: int) -> list[str]:
     names = list(class_set("imagenet").values())
     return [f"a photo of a {names[n % 1000]} beside a {names[n * 7 % 1000]} on a sunny day" for n in range(count)]
 
@@ -93,7 +93,7 @@ def words(count: int) -> list[str]:
 def batch_of(name: str, size: int) -> Batch:
     side = model_config(name).vision.image_size
     tokenizer = get_tokenizer("bpe", model_config(name).text.context_length)
-    tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in words(size)])
+    tokens, lengths = tokenizer.pad([tokenizer.encode(text).ids for text in captions(size)])
     images = torch.randint(0, 256, (1, size, 3, side, side), dtype=torch.uint8)
     keys = tuple(map(str, range(size)))
     rows = torch.arange(size)
@@ -111,19 +111,19 @@ def their_step(name: str, size: int, best: bool, dropout: float | None = None) -
     library = peer()
     if library is None or name not in library.list_models():
         return None
-    place = DEVICE.torch_device
-    model = library.create_model(name, device=place, force_patch_dropout=dropout).train()
+    device = DEVICE.torch_device
+    model = library.create_model(name, device=device, force_patch_dropout=dropout).train()
     if best and DEVICE.name == "cuda":
         model = torch.compile(model)
     side = model_config(name).vision.image_size
-    ready = torch.randn(size, 3, side, side, device=place), library.get_tokenizer(name)(words(size)).to(place)
+    ready = torch.randn(size, 3, side, side, device=device), library.get_tokenizer(name)(captions(size)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, **({"fused": True} if best else {}))
     loss = library.ClipLoss()
 
     def step(pair: Any = ready) -> None:
         optimizer.zero_grad()
         with DEVICE.autocast(PRECISION):
-            total = loss(*model(*(item.to(place, non_blocking=True) for item in pair)))
+            total = loss(*model(*(item.to(device, non_blocking=True) for item in pair)))
         total.backward()
         optimizer.step()
 
@@ -154,18 +154,18 @@ def training(race: str, peak: float) -> list[dict[str, Any]]:
     return rows
 
 
-def pictures(folder: Path, count: int) -> Path:
-    """JPEGs of smooth noise with one caption each, and their list."""
+def write_images(folder: Path, count: int) -> Path:
+    """JPEGs of smooth noise with a caption each, and their list."""
     rng = np.random.default_rng(0)
-    kept = []
+    encoded = []
     for _ in range(min(count, 256)):
         small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
         file = io.BytesIO()
         small.resize((340, 256), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        kept.append(file.getvalue())
+        encoded.append(file.getvalue())
     lines = []
-    for number, text in enumerate(words(count)):
-        (folder / f"{number}.jpg").write_bytes(kept[number % len(kept)])
+    for number, text in enumerate(captions(count)):
+        (folder / f"{number}.jpg").write_bytes(encoded[number % len(encoded)])
         lines.append(json.dumps({"image": f"{number}.jpg", "caption": text}))
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / "pairs.jsonl"
@@ -214,9 +214,9 @@ def their_batches(pairs: Path, name: str, size: int, workers: int) -> Any:
     lines = [f"{pairs.parent / row['image']}\t{row['caption']}" for row in rows]
     table = pairs.parent / "pairs.tsv"
     table.write_text("filepath\ttitle\n" + "\n".join(lines) + "\n", encoding="utf-8")
-    look = library.image_transform(model_config(name).vision.image_size, is_train=True)
+    transform = library.image_transform(model_config(name).vision.image_size, is_train=True)
     tokenizer = library.get_tokenizer(name)
-    data = CsvDataset(str(table), look, img_key="filepath", caption_key="title", sep="\t", tokenizer=tokenizer)
+    data = CsvDataset(str(table), transform, img_key="filepath", caption_key="title", sep="\t", tokenizer=tokenizer)
     pinned = DEVICE.abilities.pin_memory
     loader = torch.utils.data.DataLoader(
         data, size, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pinned
@@ -242,8 +242,8 @@ def classifier() -> list[dict[str, Any]]:
     rows, names, templates = [], list(class_set("imagenet").values())[: SIZES["classes"]], load_templates("openai80")
     for model in ("ViT-B-32",) if REDUCED else ("ViT-B-32", "ViT-L-14", "ViT-H-14"):
         ours = create_model(model, device=DEVICE.torch_device).eval()
-        encoder = Encoder(ours, get_tokenizer("bpe"), None, DEVICE, precision=PRECISION)
-        spent = seconds(lambda e=encoder: build_classifier(e, names, templates, lambda n: None, keep=False), 1, 1)
+        encoder = Encoder(ours, get_tokenizer("bpe"), None, DEVICE, precision=PRECISION, cache=False)
+        spent = seconds(lambda e=encoder: build_classifier(e, names, templates, lambda n: None), 1, 1)
         row = {"race": "G4", "model": model, "classes": len(names), "seconds": spent}
         library = peer()
         if library is not None:
@@ -261,11 +261,11 @@ def loss() -> list[dict[str, Any]]:
     """G5: time and extra memory of the contrastive loss."""
     rows = []
     for count in SIZES["loss"]:
-        one, two = (F.normalize(torch.randn(count, 512, device=DEVICE.torch_device), dim=-1) for _ in range(2))
-        for item in (one, two):
+        image, text = (F.normalize(torch.randn(count, 512, device=DEVICE.torch_device), dim=-1) for _ in range(2))
+        for item in (image, text):
             item.requires_grad_()
         scale = torch.tensor([50.0], device=DEVICE.torch_device, requires_grad=True)
-        pair = Features(one, two)
+        pair = Features(image, text)
         DEVICE.reset_peak_memory()
         row = {"race": "G5", "pairs": count}
         row["seconds"] = seconds(lambda p=pair, s=scale: contrastive(p, p, s)[0].backward(), 2, 1)
@@ -274,7 +274,7 @@ def loss() -> list[dict[str, Any]]:
         if library is not None:
             with contextlib.suppress(RuntimeError):  # too large for the plain form
                 call = library.ClipLoss()
-                other = seconds(lambda a=one, b=two, s=scale, c=call: c(a, b, s).backward(), 2, 1)
+                other = seconds(lambda a=image, b=text, s=scale, c=call: c(a, b, s).backward(), 2, 1)
                 row["ratio_to_open_clip"] = other / row["seconds"]
         rows.append(row)
     return rows
@@ -286,9 +286,9 @@ def embedding(pairs: Path) -> list[dict[str, Any]]:
     from diptych import weights
 
     model = create_model(name, device=DEVICE.torch_device).eval()
-    look = weights.transforms(model.config)[1].transform
+    transform = weights.transforms(model.config)[1].transform
     encoder = Encoder(
-        model, get_tokenizer("bpe"), look, DEVICE, 64 if REDUCED else 256, 2 if REDUCED else 14, PRECISION
+        model, get_tokenizer("bpe"), transform, DEVICE, 64 if REDUCED else 256, 2 if REDUCED else 14, PRECISION
     )
     source = open_source(str(pairs))
     count = min(len(source), 128 if REDUCED else 10_000)
@@ -303,10 +303,10 @@ def what_remains() -> str:
     step([batch])
     from torch.profiler import profile
 
-    with profile() as found:
+    with profile() as result:
         step([batch])
     order = "self_cpu_time_total" if DEVICE.name == "cpu" else "self_device_time_total"
-    return found.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
+    return result.key_averages().table(sort_by=order, row_limit=15, max_name_column_width=60)
 
 
 def main() -> None:
@@ -320,18 +320,18 @@ def main() -> None:
     print(f"matmul peak {peak / 1e12:.2f} TFLOP/s in {PRECISION}", flush=True)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        pairs = pictures(Path(folder), SIZES["pictures"])
+        pairs = write_images(Path(folder), SIZES["images"])
         for name, race in {
             "G1": lambda: training("G1", peak), "G2": lambda: end_to_end(pairs), "G3": lambda: training("G3", peak),
             "G4": classifier, "G5": loss, "G6": lambda: embedding(pairs),
             "G7": patch_dropout,
         }.items():  # fmt: skip
             try:
-                found = race()
-            except (RuntimeError, torch.OutOfMemoryError) as error:  # one race that fails must not lose the others
-                found = [{"race": name, "failed": str(error).splitlines()[0]}]
-            rows += found
-            for row in found:
+                result = race()
+            except (RuntimeError, torch.OutOfMemoryError) as error:  # a race that fails must not lose the others
+                result = [{"race": name, "failed": str(error).splitlines()[0]}]
+            rows += result
+            for row in result:
                 print(json.dumps(row), flush=True)
     result = {
         "device": str(DEVICE), "reduced": REDUCED, "matmul_peak_flops": peak, "rows": rows,

@@ -3,7 +3,7 @@
     python benchmarks/parity/towers.py [FOLDER FOR TEMPORARY FILES]      (environment: benchmarks/peers.txt)
 
 Each model is made by open_clip, saved as its users save it (state dict and open_clip_config.json), opened by diptych.load, and
-run on the same pictures and texts. Writes benchmarks/results/parity.json and docs/parity.md.
+run on the same images and texts. Writes benchmarks/results/parity.json and docs/parity.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MODELS = [
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Biases, norms and running statistics away from 0 and 1, so that a tensor in the wrong place shows."""
+    """Biases, norms and running statistics away from 0 and 1, so that a tensor at the wrong position shows."""
     chance = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, item in [*model.named_parameters(), *model.named_buffers()]:
@@ -46,8 +46,8 @@ def compared(name: str, folder: Path) -> dict[str, object]:
     peer = open_clip()
     theirs = shaken(peer.create_model(name, pretrained=None))
     torch.save(theirs.state_dict(), folder / "open_clip_pytorch_model.bin")
-    about = {"model_cfg": peer.get_model_config(name), "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    config = {"model_cfg": peer.get_model_config(name), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
     side, ids = theirs.visual.image_size, tokens(theirs)
     side = side[0] if isinstance(side, tuple) else side
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
@@ -56,11 +56,11 @@ def compared(name: str, folder: Path) -> dict[str, object]:
     ]
     del theirs
     ours = weights.load(folder)
-    found = [ours.encode_image(pixels, normalize=True), ours.encode_text(ids, normalize=True)]
+    actual = [ours.encode_image(pixels, normalize=True), ours.encode_text(ids, normalize=True)]
     row: dict[str, object] = {"model": name, "read as": ours.config.name, "activation": ours.config.activation}
-    for word, one, two in zip(("image", "text"), expected, found, strict=True):
-        row[f"{word} max |difference|"] = (one - two).abs().max().item()
-        row[f"{word} least cosine"] = (one * two).sum(-1).min().item()
+    for tower, a, b in zip(("image", "text"), expected, actual, strict=True):
+        row[f"{tower} max |difference|"] = (a - b).abs().max().item()
+        row[f"{tower} least cosine"] = (a * b).sum(-1).min().item()
     del ours
     row["open_clip opens ours"] = written_back(peer, name, folder, (pixels, ids), expected)
     return row
@@ -70,8 +70,8 @@ def written_back(peer, name: str, folder: Path, inputs, expected) -> float:
     """The largest difference when open_clip loads what diptych convert wrote."""
     convert(folder, "openclip", folder / "back")
     again = peer.create_model(name, pretrained=str(folder / "back" / "open_clip_model.safetensors")).eval()
-    found = [again.encode_image(inputs[0], normalize=True), again.encode_text(inputs[1], normalize=True)]
-    return max((one - two).abs().max().item() for one, two in zip(expected, found, strict=True))
+    actual = [again.encode_image(inputs[0], normalize=True), again.encode_text(inputs[1], normalize=True)]
+    return max((a - b).abs().max().item() for a, b in zip(expected, actual, strict=True))
 
 
 def tokens(model) -> torch.Tensor:
@@ -107,7 +107,7 @@ def main() -> None:
     page = [
         "# Parity with open_clip", "",
         "Written by `benchmarks/parity/towers.py`: open_clip's own models with random weights, saved as its users save them, "
-        "opened by `diptych.load`; unit features of the same pictures and texts, fp32. The last column is the other way round: "
+        "opened by `diptych.load`; unit features of the same images and texts, fp32. The last column is the other way round: "
         "open_clip opens what `diptych convert --to openclip` wrote from them.", "",
         table(rows), "", f"Versions: {json.dumps(result['machine']['versions'])}.", "",
     ]  # fmt: skip

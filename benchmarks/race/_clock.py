@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -9,17 +10,30 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 MODEL = "ViT-B-32"
+BUSY = "import torch\nx = torch.randn(700, 700)\nwhile True: x @ x"
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Context in which ``count`` other processes compute matrix products without end."""
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def folder() -> Path:
-    """Where this race's temporary files stand: weights of one random ViT-B-32 in our layout and in open_clip's."""
+    """The folder of this race's temporary files: weights of a random ViT-B-32 in our checkpoint format and in open_clip's."""
     return Path(os.environ["RACE_FOLDER"])
 
 
@@ -36,17 +50,17 @@ def selected(race: str) -> bool:
 
 def captions(count: int) -> list[str]:
     """The first captions of Flickr8k, every one of each photo."""
-    found: list[str] = []
+    texts: list[str] = []
     with (data() / "flickr8k" / "captions.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
-            found += json.loads(line)["captions"]
-            if len(found) >= count:
+            texts += json.loads(line)["captions"]
+            if len(texts) >= count:
                 break
-    return found[:count]
+    return texts[:count]
 
 
 def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int = 3) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """(seconds, last result) of each call, A/B/A/B..., after one round that is not counted."""
+    """(seconds, last result) of each call, A/B/A/B..., after a round that is not counted."""
     results = {name: call() for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -59,7 +73,7 @@ def alternate(calls: Mapping[str, Callable[[], Any]], rounds: int = 3) -> tuple[
 
 
 class Contestant:
-    """A process of its own that takes one step whenever it is told to, and sleeps in between.
+    """A process of its own that takes a step on request, and sleeps in between.
 
     ``command`` is a Python file with its arguments, which answers each line on its input with "SECONDS VALUE".
     """

@@ -9,9 +9,8 @@ import torch
 from _clock import alternate, finish, own_model, peer_model, row
 
 from diptych.devices import get_device
-from diptych.evaluate import build_classifier
-from diptych.evaluate._encode import Encoder
-from diptych.evaluate._prompts import class_set, load_templates
+from diptych.evaluate import Encoder, build_classifier, load_templates
+from diptych.evaluate._prompts import class_set
 from diptych.text import get_tokenizer
 
 CLASSES = 20
@@ -29,20 +28,20 @@ def main() -> None:
         return build(model=peer, tokenizer=tokenizer, classnames=names, templates=templates).T
 
     def ours(precision: str) -> Any:
-        encoder = Encoder(model, get_tokenizer("bpe"), None, get_device("cpu"), precision=precision)
-        return lambda: build_classifier(encoder, names, templates, lambda n: None, keep=False)
+        encoder = Encoder(model, get_tokenizer("bpe"), None, get_device("cpu"), precision=precision, cache=False)
+        return lambda: build_classifier(encoder, names, templates, lambda n: None)
 
     own = {f"diptych, {precision}": ours(precision) for precision in ("fp32", "bf16")}
     # The peer takes minutes: once, after a smaller warm-up than ours get, which changes nothing at that length.
-    seconds, found = alternate(own, 3)
+    seconds, vectors = alternate(own, 3)
     start = time.perf_counter()
-    found["open_clip"] = theirs()
+    vectors["open_clip"] = theirs()
     seconds["open_clip"] = [time.perf_counter() - start]
     what = f"zero-shot classifier, {CLASSES} classes x 80 templates"
     rows = []
     for name, target in (("diptych, fp32", 20.0), ("diptych, bf16", 35.0)):
-        far = float((found[name] - found["open_clip"]).abs().max())
-        cosine = float((found[name] * found["open_clip"]).sum(dim=-1).min())
+        far = float((vectors[name] - vectors["open_clip"]).abs().max())
+        cosine = float((vectors[name] * vectors["open_clip"]).sum(dim=-1).min())
         exact = f"max difference {far:.1e}, least cosine {cosine:.5f}"
         rows.append(row("C4", what, seconds, pair=(name, "open_clip"), target=target, exact=exact))
     finish(rows)

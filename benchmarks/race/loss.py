@@ -47,10 +47,10 @@ print(json.dumps([seconds, peak() - before]))
 """
 
 
-def measured(who: str, kept: Path) -> tuple[list[float], float]:
+def measured(who: str, path: Path) -> tuple[list[float], float]:
     program = PROGRAM.format(benchmarks=str(Path(__file__).resolve().parents[1]))
-    words = [sys.executable, "-c", program, who, *map(str, (PAIRS, WIDTH, ROUNDS)), str(kept)]
-    out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    argv = [sys.executable, "-c", program, who, *map(str, (PAIRS, WIDTH, ROUNDS)), str(path)]
+    out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     return tuple(json.loads(out.splitlines()[-1]))  # type: ignore[return-value]
 
 
@@ -58,23 +58,23 @@ def main() -> None:
     import torch
     from _clock import folder, row
 
-    kept = {who: folder() / f"loss-{who}.pt" for who in ("diptych", "open_clip")}
-    seconds: dict[str, list[float]] = {who: [] for who in kept}
+    paths = {who: folder() / f"loss-{who}.pt" for who in ("diptych", "open_clip")}
+    seconds: dict[str, list[float]] = {who: [] for who in paths}
     memory: dict[str, float] = {}
     for _ in range(2):  # A/B/A/B, a process each
-        for who, path in kept.items():
+        for who, path in paths.items():
             times, memory[who] = measured(who, path)
             seconds[who] += times
-    one, two = (torch.load(path) for path in kept.values())
-    far = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, two, strict=True))
+    ours, theirs = (torch.load(path) for path in paths.values())
+    far = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
     what = f"contrastive loss, {PAIRS} pairs, forward and backward"
     exact = f"loss and gradients differ by at most {far:.1e} of the largest"
-    found: dict[str, Any] = row(
+    speed: dict[str, Any] = row(
         "C7", what, seconds, pair=("diptych", "open_clip"), target=1.9, exact=exact, memory_mb=memory
     )
     lesser = memory["open_clip"] / max(memory["diptych"], 1.0)
-    space = {**found, "what": f"{what}: extra memory ({memory['diptych']:.0f} against {memory['open_clip']:.0f} MB)"}
-    finish([found, {**space, "ratio": lesser, "ratio_of_medians": lesser, "target": 3.0}])
+    space = {**speed, "what": f"{what}: extra memory ({memory['diptych']:.0f} against {memory['open_clip']:.0f} MB)"}
+    finish([speed, {**space, "ratio": lesser, "ratio_of_medians": lesser, "target": 3.0}])
 
 
 if __name__ == "__main__":

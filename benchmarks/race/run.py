@@ -2,7 +2,8 @@
 
     python benchmarks/race/run.py DATA [C1 C7 ...]      (environment: benchmarks/peers.txt)
 
-DATA is the folder with flickr8k/. Each race is a file here, in a process of its own; each says how exact its two sides agree.
+DATA is the folder with flickr8k/. Each race is a file of this folder, in a process of its own, and reports how far its two sides
+agree.
 Writes benchmarks/results/race.json (all rounds, versions, load) and the table of docs/race.md.
 """
 

@@ -1,4 +1,4 @@
-"""C9: a checkpoint on disk to a ready model, and a fresh process that imports and tokenises one string."""
+"""C9: a checkpoint on disk to a ready model, and a fresh process that imports and tokenizes one string."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def main() -> None:
     }
     pair = ("diptych", "open_clip")
     seconds, built = alternate(calls, 3)
-    counts = {name: sum(one.numel() for one in model.parameters()) for name, model in built.items()}
+    counts = {name: sum(item.numel() for item in model.parameters()) for name, model in built.items()}
     same = "equal parameter counts" if len(set(counts.values())) == 1 else "PARAMETER COUNTS DIFFER"
     rows = [row("C9", f"{MODEL} from safetensors to a ready model", seconds, pair=pair, target=20.0, exact=same)]
     program = PEER.format(benchmarks=str(Path(__file__).resolve().parents[1]))
     seconds, said = alternate({"diptych": process(OURS), "open_clip": process(program)}, 3)
     same = "equal ids" if said["diptych"] == said["open_clip"] else "IDS DIFFER"
-    rows.append(row("C9", "fresh process: import, tokenise one string", seconds, pair=pair, target=2.5, exact=same))
+    rows.append(row("C9", "fresh process: import, tokenize one string", seconds, pair=pair, target=2.5, exact=same))
     finish(rows)
 
 

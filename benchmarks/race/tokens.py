@@ -1,4 +1,4 @@
-"""C6: 20,000 captions to ids, caches empty and filled, against open_clip's tokenizer and transformers' fast one."""
+"""C6: 20,000 captions to ids, caches empty and filled, against open_clip's tokenizer and transformers' fast tokenizer."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ def main() -> None:
     from _peers import open_clip
     from transformers import CLIPTokenizerFast
 
-    words = captions(COUNT)
+    texts = captions(COUNT)
     get_tokenizer("bpe")("load the vocabulary")
     theirs, fast = open_clip().tokenizer.SimpleTokenizer(), CLIPTokenizerFast.from_pretrained(folder() / "hf")
     ours = get_tokenizer("bpe")
     cold: dict[str, list[float]] = {}
     for name, call in (("diptych", ours), ("open_clip", theirs)):
         start = time.perf_counter()
-        call(words)
+        call(texts)
         cold[name] = [time.perf_counter() - start]
-    for _ in range(2):  # a fresh one each time, as a new process has it
+    for _ in range(2):  # new tokenizers each time, as in a new process
         fresh = {"diptych": get_tokenizer("bpe"), "open_clip": open_clip().tokenizer.SimpleTokenizer()}
-        for name, one in fresh.items():
+        for name, tokenizer in fresh.items():
             start = time.perf_counter()
-            one(words)
+            tokenizer(texts)
             cold[name].append(time.perf_counter() - start)
     calls: dict[str, Any] = {
-        "diptych": lambda: ours(words),
-        "open_clip": lambda: theirs(words),
+        "diptych": lambda: ours(texts),
+        "open_clip": lambda: theirs(texts),
         "transformers, fast": lambda: fast(
-            words, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ),
     }
-    seconds, found = alternate(calls, 3)
-    differ = int((found["diptych"] != found["open_clip"]).any(dim=1).sum())
-    ids = found["transformers, fast"]["input_ids"]
-    real = torch.arange(77) <= found["diptych"].argmax(dim=1)[:, None]  # it pads with the end token
-    other = int(((found["diptych"] != ids) & real).any(dim=1).sum())
+    seconds, ids_of = alternate(calls, 3)
+    differ = int((ids_of["diptych"] != ids_of["open_clip"]).any(dim=1).sum())
+    ids = ids_of["transformers, fast"]["input_ids"]
+    real = torch.arange(77) <= ids_of["diptych"].argmax(dim=1)[:, None]  # it pads with the end token
+    other = int(((ids_of["diptych"] != ids) & real).any(dim=1).sum())
     what = f"tokenizer, {COUNT} captions"
     exact = f"{differ} rows differ"
     finish([

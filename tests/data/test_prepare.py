@@ -1,5 +1,6 @@
 """Views by name: each draws from a stream of its own; what cannot be given is an error when the run is built."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from diptych.data import Loader, LoaderOptions, build_prepare, collate, open_source
-from diptych.data._prepare import stream
+from diptych.data._prepare import Stream
 from diptych.errors import ConfigError
 from diptych.image import VIEWS, ViewOptions, decode_pixels
 from diptych.text import get_tokenizer
@@ -47,7 +48,7 @@ def test_each_view_is_its_recipe_with_the_stream_of_its_name_and_number(source):
     sample = prepared(("strong", "crop", "strong", "eval"))(record, seed)
     pixels = decode_pixels(record.image)
     for row, (name, number) in enumerate((("strong", 0), ("crop", 0), ("strong", 1), ("eval", 0))):
-        alone = VIEWS[name](OPTIONS)(pixels, stream("image", name, number).of(seed))
+        alone = VIEWS[name](OPTIONS)(pixels, Stream.of("image", name, number).generator(seed))
         assert np.array_equal(sample.images[row], alone)
     assert sample.seed == seed
 
@@ -78,11 +79,25 @@ def test_images_do_not_depend_on_the_texts_nor_texts_on_the_images(source):
 
 def test_views_of_different_names_do_not_share_randomness():
     draws = {
-        (kind, name, number): stream(kind, name, number).of(7).integers(0, 2**62)
+        (kind, name, number): Stream.of(kind, name, number).generator(7).integers(0, 2**62)
         for kind in ("image", "text", "mask") for name in ("crop", "strong", "caption") for number in range(3)
     }  # fmt: skip
     assert len(set(draws.values())) == 27
-    assert stream("image", "crop", 0).of(7).integers(0, 2**62) != stream("image", "crop", 0).of(8).integers(0, 2**62)
+    assert Stream.of("image", "crop", 0).generator(7).integers(0, 2**62) != Stream.of("image", "crop", 0).generator(
+        8
+    ).integers(0, 2**62)
+
+
+def test_a_modality_that_nobody_wants_is_empty_and_not_read(source):
+    record = source.record(0)
+    texts = build_prepare(Wants(images=()), get_tokenizer("bpe"), OPTIONS)(dataclasses.replace(record, image=b""), 1)
+    assert texts.images.shape == (0, 3, 0, 0)
+    images = build_prepare(Wants(texts=()), get_tokenizer("bpe"), OPTIONS)(dataclasses.replace(record, captions=()), 1)
+    assert images.tokens == images.lengths == ()
+    batch = collate([texts, texts])
+    assert (batch.images.shape, batch.tokens.shape[:2]) == ((0, 2, 3, 0, 0), (1, 2))
+    batch = collate([images, images])
+    assert (batch.images.shape, batch.tokens.shape, batch.lengths.shape) == ((1, 2, 3, 12, 12), (0, 2, 0), (0, 2))
 
 
 def test_unknown_views_are_named_with_the_known_ones():

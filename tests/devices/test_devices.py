@@ -199,7 +199,7 @@ def test_seeding_the_cpu_device_touches_the_cpu_generator_alone():
 def test_auto_takes_the_cpu_where_nothing_else_answers(monkeypatch):
     for name in BACKENDS:
         if name != "cpu":
-            monkeypatch.setattr(DEVICES.get(name), "why_absent", classmethod(lambda cls: "not here"))
+            monkeypatch.setattr(DEVICES.get(name), "why_absent", classmethod(lambda cls: "absent"))
     assert get_device("auto").name == get_device().name == "cpu"
 
 
@@ -207,7 +207,7 @@ def test_auto_takes_the_first_accelerator_that_answers(monkeypatch):
     monkeypatch.setitem(DEVICES._entries, "chip", Chip)
     for name in BACKENDS:
         if name != "cpu":
-            monkeypatch.setattr(DEVICES.get(name), "why_absent", classmethod(lambda cls: "not here"))
+            monkeypatch.setattr(DEVICES.get(name), "why_absent", classmethod(lambda cls: "absent"))
     assert isinstance(get_device("auto"), Chip)
 
 
@@ -225,7 +225,7 @@ def test_auto_says_when_an_installed_plugin_is_of_no_use(monkeypatch, capsys):
 @pytest.mark.parametrize(("name", "package"), PLUGINS.items())
 def test_a_missing_plugin_is_one_line_that_names_the_package(name, package):
     if DEVICES.get(name).installed():
-        pytest.skip(f"{package} is installed here")
+        pytest.skip(f"{package} is installed")
     with pytest.raises(DeviceError, match=f"--device {name} needs the package {package}") as caught:
         get_device(name)
     assert "\n" not in str(caught.value)
@@ -242,14 +242,14 @@ def test_a_plugin_that_does_not_load_says_why(monkeypatch):
 @pytest.mark.parametrize("name", ["cuda", "mps", "xpu"])
 def test_an_absent_accelerator_is_one_line_with_advice(name):
     if DEVICES.get(name).why_absent() is None:
-        pytest.skip(f"{name} is here")
+        pytest.skip(f"{name} is available")
     with pytest.raises(DeviceError, match=f"sees no {name} accelerator.*--device cpu") as caught:
         get_device(name)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("cudda", "unknown device 'cudda'. Did you mean 'cuda'"),
         ("gpu", "Known: auto, cpu, cuda, mps, npu, sdaa, xpu"),
@@ -259,13 +259,13 @@ def test_an_absent_accelerator_is_one_line_with_advice(name):
         (f"{CHIP}:2", "sees 2 of them"),
     ],
 )
-def test_a_wrong_name_is_told_in_one_line(name, told):
+def test_a_wrong_name_is_one_line(name, message):
     with pytest.raises(DeviceError) as caught:
         get_device(name)
-    assert told in caught.value.line
+    assert message in caught.value.line
 
 
-def test_an_outside_module_that_is_missing_is_told_in_one_line():
+def test_a_missing_outside_module_is_one_line():
     with pytest.raises(ConfigError, match="no module 'no_such_lab'"):
         get_device("no_such_lab:Chip")
 

@@ -33,7 +33,7 @@ sys.exit(code)
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None,
-    reason="the make-believe accelerator is compiled with g++ on Linux, which is not here",
+    reason="the simulated accelerator is compiled with g++ on Linux",
 )
 
 

@@ -128,7 +128,7 @@ def test_the_choice_on_this_machine_is_the_same_every_time():
 
 def test_the_fast_choice_is_accurate_on_this_machine():
     if get_device("cpu").prepare_process() != "fast":
-        pytest.skip("this CPU is not one that gains")
+        pytest.skip("this CPU gains nothing")
     source = torch.Generator().manual_seed(9)
     x, w = torch.randn(100, 3072, generator=source), torch.randn(768, 3072, generator=source)
     wanted = x.double() @ w.double().t()
@@ -150,6 +150,6 @@ print(torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_e
 
 
 def test_importing_and_loading_leave_the_setting_alone(tmp_path):
-    words = [sys.executable, "-c", LIBRARY, str(tmp_path / "model.safetensors"), sys.path[0]]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    argv = [sys.executable, "-c", LIBRARY, str(tmp_path / "model.safetensors"), sys.path[0]]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["highest", "False"]

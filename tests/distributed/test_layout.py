@@ -26,9 +26,9 @@ EXAMPLE = "siglip-1"
 TEXTS = [f"a photo of {'very ' * (number % 5)}thing number {number}" for number in range(17)]
 
 
-def make_step(layout, clip_norm=0.0, dtype=torch.float64):
+def make_step(layout, clip_norm=0.0, dtype=torch.float64, vocabulary=512):
     device, world = get_device("cpu"), process_group.world_from_environment()
-    laid_out = LAYOUTS[layout](make_objective(EXAMPLES[EXAMPLE], dtype), device, world)
+    laid_out = LAYOUTS[layout](make_objective(EXAMPLES[EXAMPLE], dtype, vocabulary), device, world)
     laid_out.train()
     optimizer = create_optimizer(
         laid_out.trainable(), laid_out.objective.model, OptimizerOptions(lr=1e-3, image_layer_decay=0.5), device
@@ -143,7 +143,7 @@ def test_final_weights_are_whole(on_two):
 
 def evaluated(layout):
     """Features of 17 texts at batch 4, with every process taking part, and the losses of validation."""
-    step = make_step(layout, dtype=torch.float32)
+    step = make_step(layout, dtype=torch.float32, vocabulary=49408)  # the tokenizer's
     objective = step.layout.objective
     tokenizer, transform = weights.tokenizer_of(objective.model.config), weights.transforms(objective.model.config)[1]
     encoder = Encoder(step.layout, tokenizer, transform, step.device, 4, 0, "fp32", shared=step.layout.size > 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -16,12 +16,14 @@ from diptych.models import (
     ModelNeeds,
     SharedPrefixes,
     TextTower,
+    VisionConfig,
     create_model,
     lengths_of,
     list_models,
     model_config,
     model_config_from_dict,
 )
+from diptych.types import Encoded
 
 # A preset of every family, and how the pooled feature comes of the state.
 TOWER_CASES = {
@@ -228,3 +230,45 @@ def test_every_preset_has_the_config_of_its_family():
         config = model_config(name)
         assert type(config.vision) is TOWERS.get(config.vision.family).Config
         assert type(config.text) is TOWERS.get(config.text.family).Config
+
+
+@dataclass(frozen=True)
+class MeanColorConfig(VisionConfig):
+    """The whole of a new family's configuration: nothing in the package names it."""
+
+    depth: int
+    family: str = field(default="tests.models.test_contract:MeanColor", kw_only=True)
+
+    def problem(self, embed_dim):
+        return "" if self.depth == 1 else f"depth {self.depth} is not 1."
+
+
+class MeanColor(ImageTower):
+    """A family in a file of somebody else's: the mean color, projected."""
+
+    Config = MeanColorConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.projection = nn.Linear(3, config.embed_dim)
+
+    def forward(self, images, return_tokens=False, seeds=None):
+        state = self.normalize(images).mean(dim=(2, 3))
+        return Encoded(self.projection(state), state)
+
+    def init_weights(self):
+        self.projection.reset_parameters()
+
+
+def test_a_family_is_one_file():
+    values = model_config("tiny-test").to_dict()
+    values["vision"] = {"family": f"{__name__}:MeanColor", "image_size": 32, "depth": 1}
+    config = model_config_from_dict(values)
+    assert isinstance(config.vision, MeanColorConfig)
+    assert model_config_from_dict(config.to_dict()) == config
+    model = create_model(config)
+    assert model.encode_image(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 32)
+    assert list(model.image.linears()) == ["projection"]
+    values["vision"]["depth"] = 2
+    with pytest.raises(ConfigError, match="depth 2 is not 1"):
+        model_config_from_dict(values)

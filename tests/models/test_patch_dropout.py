@@ -7,7 +7,8 @@ import torch
 
 from diptych.errors import ConfigError
 from diptych.models import create_model
-from tests.train.test_loop import assert_identical, pairs, run  # noqa: F401 (pairs is a fixture)
+from tests.train.conftest import pairs  # noqa: F401 (a fixture)
+from tests.train.runs import assert_identical, run
 
 
 @pytest.fixture

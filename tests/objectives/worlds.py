@@ -19,16 +19,17 @@ EXAMPLES = {
 """Every configuration that a registered objective offers, by a short name."""
 
 
-def make_model(example, dtype=torch.float64, seed=0):
-    """The example's model with what its objective needs."""
+def make_model(example, dtype=torch.float64, vocabulary=512):
+    """The example's model with what its objective needs; with a small vocabulary, else that is most of it."""
     needs = OBJECTIVES.get(example.options.objective).model_needs(example.options)
-    torch.manual_seed(seed)
-    return create_model(model_config(example.preset).with_needs(needs), dtype=dtype)
+    config = model_config(example.preset).with_needs(needs)
+    torch.manual_seed(0)
+    return create_model(replace(config, text=replace(config.text, vocab_size=vocabulary)), dtype=dtype)
 
 
-def make_objective(example, dtype=torch.float64, seed=0):
+def make_objective(example, dtype=torch.float64, vocabulary=512):
     """The example's objective around a small model; heads and buffers in the same type."""
-    model = make_model(example, dtype, seed)
+    model = make_model(example, dtype, vocabulary)
 
     def load(name):
         return create_model(name, dtype=dtype).eval()

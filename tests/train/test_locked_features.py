@@ -20,7 +20,7 @@ from diptych.train import locked_features
 from diptych.train.locked_features import with_features
 from diptych.types import Wants
 from tests.distributed._processes import run_in_processes
-from tests.train.test_loop import assert_identical, losses, pairs, run, tensors  # noqa: F401 (pairs is a fixture)
+from tests.train.runs import assert_identical, losses, run, tensors
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def start(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "locked", "moved"), [("--lock-image", "image.", "text."), ("--lock-text", "text.", "image.")]
 )
-def test_a_locked_tower_stays_as_it_was(pairs, tmp_path, start, flag, locked, moved):  # noqa: F811
+def test_a_locked_tower_stays_as_it_was(pairs, tmp_path, start, flag, locked, moved):
     run(pairs, tmp_path / "a", "--pretrained", start, flag, "--max-steps", "3")
     before, after = weights.load(start).state_dict(), tensors(tmp_path / "a")
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(locked))
@@ -52,7 +52,7 @@ def test_a_locked_tower_is_in_evaluation_mode_whatever_is_asked():
     assert model.eval().train().image.training is False
 
 
-def test_features_computed_once_train_as_the_images_do(pairs, tmp_path, start, monkeypatch):  # noqa: F811
+def test_features_computed_once_train_as_the_images_do(pairs, tmp_path, start, monkeypatch):
     """The reference crops as evaluation does and runs the tower every step."""
     flags = ("--pretrained", start, "--lock-image", "--max-steps", "12")
     run(pairs, tmp_path / "cached", *flags, "--cache-features")
@@ -66,7 +66,7 @@ def test_features_computed_once_train_as_the_images_do(pairs, tmp_path, start, m
         assert cached == pytest.approx(plain, rel=1e-5), step
 
 
-def test_no_image_is_decoded_after_the_first_pass(pairs, tmp_path, start, monkeypatch):  # noqa: F811
+def test_no_image_is_decoded_after_the_first_pass(pairs, tmp_path, start, monkeypatch):
     flags = ("--pretrained", start, "--lock-image", "--cache-features", "--max-steps", "12")
     run(pairs, tmp_path / "a", *flags)
 
@@ -79,7 +79,7 @@ def test_no_image_is_decoded_after_the_first_pass(pairs, tmp_path, start, monkey
     assert_identical(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_run_on_features_resumes_bit_by_bit(pairs, tmp_path, start):  # noqa: F811
+def test_a_run_on_features_resumes_bit_by_bit(pairs, tmp_path, start):
     flags = ("--pretrained", start, "--lock-image", "--cache-features", "--max-steps", "9")
     run(pairs, tmp_path / "a", *flags)
     run(pairs, tmp_path / "b", *flags, "--stop-after", "4")
@@ -88,7 +88,7 @@ def test_a_run_on_features_resumes_bit_by_bit(pairs, tmp_path, start):  # noqa: 
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
-def test_records_carry_the_features_of_their_image(pairs, tmp_path, start, monkeypatch):  # noqa: F811
+def test_records_carry_the_features_of_their_image(pairs, tmp_path, start, monkeypatch):
     sources = []
     monkeypatch.setattr(
         locked_features, "FeatureSource", lambda *given: sources.append(FeatureSource(*given)) or sources[-1]
@@ -107,7 +107,7 @@ def test_records_carry_the_features_of_their_image(pairs, tmp_path, start, monke
 FeatureSource = locked_features.FeatureSource
 
 
-def test_an_unreadable_image_is_a_bad_sample_like_any_other(pairs, tmp_path, start):  # noqa: F811
+def test_an_unreadable_image_is_a_bad_sample_like_any_other(pairs, tmp_path, start):
     image = open_source(pairs).record(3).image
     image.write_bytes(b"<html>")
     folder = tmp_path / "a"
@@ -118,7 +118,7 @@ def test_an_unreadable_image_is_a_bad_sample_like_any_other(pairs, tmp_path, sta
         run(pairs, tmp_path / "b", *flags, "--bad-samples", "raise")
 
 
-def test_locks_that_make_no_sense_are_a_clear_line(pairs, tmp_path):  # noqa: F811
+def test_locks_that_make_no_sense_are_a_clear_line(pairs, tmp_path):
     with pytest.raises(ConfigError, match="nothing to train"):
         run(pairs, tmp_path / "a", "--lock-image", "--lock-text")
     with pytest.raises(ConfigError, match="needs --lock-image"):

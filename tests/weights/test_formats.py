@@ -145,6 +145,8 @@ def test_a_custom_text_tower_is_read_under_text(tmp_path):
     assert torch.equal(again.text.projection.weight, model.text.projection.weight)
 
 
+# torch deprecates the archives that OpenAI published; writing one for this test is the only use.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_an_archive_of_openai_is_read_without_running_it(tmp_path):
     model = random_model(small(), torch.float16)
     state = to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict())

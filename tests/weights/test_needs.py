@@ -64,6 +64,14 @@ def test_random_weights_begin_with_what_is_needed(name, lines):
     assert lines() == []
 
 
+def test_an_architecture_may_be_given_as_a_config(tmp_path):
+    config = dataclasses.replace(model_config("tiny-test"), name="mine", embed_dim=24)
+    logits_are(weights.create(config, needs=ModelNeeds(-3.0)), -3.0, config.logit_scale)
+    weights.save(tmp_path / "model.safetensors", random_model(config))
+    loaded = weights.create(config, str(tmp_path), ModelNeeds(-3.0))
+    assert loaded.config == dataclasses.replace(config, logit_bias=-3.0)
+
+
 @pytest.mark.parametrize("name", CLIP_PRESETS)
 def test_clips_own_files_get_a_bias_and_go_on_with_their_scale(name, tmp_path, lines):
     model = random_model(model_config(name))

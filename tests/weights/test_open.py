@@ -128,8 +128,13 @@ def test_a_folder_with_one_weight_file_means_that_file(tmp_path):
 
 def test_numbers_become_what_is_asked(tmp_path):
     weights.save(tmp_path / "a.safetensors", random_model(small(), torch.bfloat16))
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("file", torch.bfloat16)):
+    expected = ("fp32", torch.float32), ("bf16", torch.bfloat16), ("file", torch.bfloat16), ("fp64", torch.float64)
+    for precision, dtype in expected:
         model = weights.load(tmp_path / "a.safetensors", precision=precision)
+        # The mean of the pixels is exact whatever the weights are: in bf16 it would shift the images.
+        exact = torch.promote_types(dtype, torch.float32)
+        assert torch.equal(model.image.mean.flatten(), torch.tensor(model.config.preprocess.mean, dtype=exact))
+        assert torch.equal(model.image.std.flatten(), torch.tensor(model.config.preprocess.std, dtype=exact))
         assert next(model.parameters()).dtype == dtype
         assert model.encode_image(torch.zeros(1, 3, 48, 48, dtype=torch.uint8)).dtype == dtype
     with pytest.raises(ConfigError, match="unknown precision"):

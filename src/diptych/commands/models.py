@@ -103,7 +103,7 @@ def _row(name: str) -> dict[str, str | float]:
     return {
         "model": name,
         "image_size": config.vision.image_size,
-        "image_width": getattr(config.vision, "width", ""),
+        "image_width": config.vision.width,
         "text_width": config.text.width,
         "embed_dim": config.embed_dim,
         "activation": config.activation,

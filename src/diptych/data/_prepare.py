@@ -1,6 +1,6 @@
 """A record becomes a sample: decode, make the image views, choose captions, make the text views, tokenize.
 
-All randomness comes from the sample's seed. Each view draws from a stream of its own, made of (seed, kind and name of the view,
+All randomness comes from the sample's seed. Each view draws from a stream of its own, made of (seed, modality, name of the view,
 its number among views of that name): a name that stands twice gives two different views, and asking for one view more changes
 none of the others.
 """
@@ -22,28 +22,27 @@ from diptych.image import VIEWS as IMAGE_VIEWS
 from diptych.image import ImageView, ViewOptions, decode_pixels
 from diptych.registry import did_you_mean
 from diptych.text import VIEWS as TEXT_VIEWS
-from diptych.text import TextView, Tokenizer, mask_tokens
+from diptych.text import TextView, Tokenized, Tokenizer, mask_tokens
 from diptych.types import MaskedSample, Record, Sample, Wants
 
 PRECOMPUTED_FEATURES = "diptych_features"  # where a record's ``extra`` carries features of its image, fp32 [D]
-NO_PIXELS = np.empty((3, 0, 0), dtype=np.uint8)
 Recipe = TypeVar("Recipe")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A stream of randomness that all samples share the number of, and each draws differently from."""
+    """A stream of randomness: of equal samples and streams equal, of different ones independent."""
 
     number: int
 
-    def of(self, seed: int) -> np.random.Generator:
-        """The generator of one sample."""
+    @classmethod
+    def of(cls, modality: str, name: str, number: int) -> Stream:
+        """The stream of the ``number``-th view of a name; ``modality`` is image, text or mask."""
+        return cls(_id_of(f"{modality}/{name}/{number}"))
+
+    def generator(self, seed: int) -> np.random.Generator:
+        """The generator of a sample, by its seed."""
         return np.random.default_rng(draw(seed, self.number))
-
-
-def stream(kind: str, name: str, number: int) -> Stream:
-    """The stream of the ``number``-th view of a name; ``kind`` is image, text or mask."""
-    return Stream(_id_of(f"{kind}/{name}/{number}"))
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,12 @@ class Prepare:
 
     def __call__(self, record: Record, seed: int, index: int = 0) -> Sample:
         """Raises RecordError for an unreadable image or an empty caption."""
-        encoded = [self.tokenizer.encode(self._text(record, view, of.of(seed))) for view, of in self.text_views]
+        texts = [self._text(record, view, stream.generator(seed)) for view, stream in self.text_views]
+        encoded = [self.tokenizer.encode(text) for text in texts]
         features = record.extra.get(PRECOMPUTED_FEATURES)
-        images = [NO_PIXELS] * len(self.image_views) if features is not None else self._images(record, seed)
+        decoded = features is None and len(self.image_views) > 0
         return Sample(
-            images=np.stack(images),
+            images=self._images(record, seed) if decoded else np.empty((len(self.image_views), 3, 0, 0), np.uint8),
             tokens=tuple(item.ids for item in encoded),
             lengths=tuple(item.length for item in encoded),
             index=index,
@@ -76,22 +76,25 @@ class Prepare:
             label=record.label,
             key=record.key,
             group=image_id(record),
-            masked=self._masked(encoded[0].ids, encoded[0].length, self.mask.of(seed)) if self.mask else None,
+            masked=self._masked(encoded, seed),
             num_truncated=sum(item.num_truncated for item in encoded),
             features=features,
             source=record.source,
         )
 
-    def _images(self, record: Record, seed: int) -> list[np.ndarray]:
-        """uint8 [3, H, W] of each view, from one decoding."""
+    def _images(self, record: Record, seed: int) -> np.ndarray:
+        """All views, uint8 [V, 3, H, W], from a single decoding."""
         pixels = decode_pixels(record.image, record.key)
-        return [view(pixels, of.of(seed)) for view, of in self.image_views]
+        return np.stack([view(pixels, stream.generator(seed)) for view, stream in self.image_views])
 
     def _text(self, record: Record, view: TextView, rng: np.random.Generator) -> str:
         return view(self._caption(record, rng), rng)
 
-    def _masked(self, ids: np.ndarray, length: int, rng: np.random.Generator) -> MaskedSample:
-        return mask_tokens(ids, length, self.tokenizer, rng)
+    def _masked(self, texts: list[Tokenized], seed: int) -> MaskedSample | None:
+        """The first text view with tokens masked, where they are wanted."""
+        if self.mask is None:
+            return None
+        return mask_tokens(texts[0].ids, texts[0].length, self.tokenizer, self.mask.generator(seed))
 
     def _caption(self, record: Record, rng: np.random.Generator) -> str:
         if not record.captions:
@@ -133,21 +136,21 @@ def build_prepare(
         raise ConfigError(
             f"the objective masks tokens, and the tokenizer {tokenizer.name!r} has no mask token; choose a model with one."
         )
-    images = [(recipe(options), of) for recipe, of in _named(wants.images, IMAGE_VIEWS, "image")]
+    images = [(recipe(options), stream) for recipe, stream in _named(wants.images, IMAGE_VIEWS, "image")]
     return Prepare(
         tuple(images), tuple(_named(wants.texts, TEXT_VIEWS, "text")), tokenizer, captions, weights,
-        stream("mask", "", 0) if wants.masked else None,
+        Stream.of("mask", "tokens", 0) if wants.masked else None,
     )  # fmt: skip
 
 
-def _named(names: Sequence[str], table: dict[str, Recipe], kind: str) -> list[tuple[Recipe, Stream]]:
+def _named(names: Sequence[str], table: dict[str, Recipe], modality: str) -> list[tuple[Recipe, Stream]]:
     """The recipe of each name, and the stream that its view draws from. Raises ConfigError for an unknown name."""
     count: collections.Counter[str] = collections.Counter()
     views = []
     for name in names:
         if name not in table:
-            raise ConfigError(did_you_mean(name, table, f"{kind} view"))
-        views.append((table[name], stream(kind, name, count[name])))
+            raise ConfigError(did_you_mean(name, table, f"{modality} view"))
+        views.append((table[name], Stream.of(modality, name, count[name])))
         count[name] += 1
     return views
 

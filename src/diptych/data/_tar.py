@@ -13,7 +13,7 @@ import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def _scanned(spec: str) -> Members:
 
 
 @contextlib.contextmanager
-def _bytes_of(spec: str) -> Iterator[Any]:
+def _bytes_of(spec: str) -> Iterator[mmap.mmap | _Window]:
     if is_remote(spec):
         yield _Window(spec)
         return
@@ -138,7 +138,7 @@ class _Window:
         return self._held[start - self._start : stop - self._start]
 
 
-def _headers(data: Any, spec: str, state: dict[str, bool]) -> Iterator[tuple[bytes, int, int]]:
+def _headers(data: mmap.mmap | _Window, spec: str, state: dict[str, bool]) -> Iterator[tuple[bytes, int, int]]:
     """(name, offset, size) of every plain file that lies whole in the archive; ``state["whole"]`` says whether it ends well."""
     start, end, longer, larger, first = 0, len(data), b"", b"", True
     while start + BLOCK <= end:

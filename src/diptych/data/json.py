@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, Source, SourceOptions
 from diptych.data._index import checked_file
 from diptych.errors import SourceError
 from diptych.files import cache_folder, replacing
@@ -39,11 +39,11 @@ class JsonArray:
         return spec.lower().endswith(".json")
 
     @classmethod
-    def open(cls, spec: str, split: str, options: SourceOptions) -> Any:
+    def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
         """Turn into lines, once, and open those. A file that has lines under this name is opened as it is. Raises SourceError."""
         path = checked_file(spec)
-        lines: Registry[Any] = SOURCES
-        source = lines.get("jsonl")(_as_lines(path), split, options, root=path.parent)
+        lines: Registry[Any] = SOURCES  # JSON Lines by its registered name: entries do not import each other
+        source: Source = lines.get("jsonl")(_as_lines(path), split, options, root=path.parent)
         source.name = path.name
         return source
 

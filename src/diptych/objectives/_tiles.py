@@ -1,9 +1,9 @@
 """Cross-entropy over a similarity matrix in tiles of rows, which the processor's caches hold while they are worked on.
 
-For N pairs the plain form keeps several N x N matrices (1.3 GB for 8,192 pairs); here it is one while that is small, else a few
-tiles, computed again for the gradient. That costs less than it saves in reading and writing. The reference implementation is torch's
-``cross_entropy`` on the whole matrix; both are exact. Not a kernel of its own: matrix products and elementwise operations of
-torch, on any device.
+For N pairs the plain form holds several N x N matrices (1.3 GB for 8,192 pairs); here it is one while that is small, else a few
+tiles, computed again for the gradient, which costs less than it saves in reading and writing. The reference implementation is
+torch's ``cross_entropy`` on the whole matrix; both are exact. Not a kernel of its own: matrix products and elementwise
+operations of torch, on any device.
 """
 
 from __future__ import annotations

@@ -67,6 +67,16 @@ def floating_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
     return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
 
 
+def pixel_statistics(config: ModelConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and std of the pixels, [3, 1, 1], for weights of ``dtype``: in fp32 at least, since bf16 would shift the pixels."""
+    exact = torch.promote_types(dtype, torch.float32)
+    preprocess = config.preprocess
+    return (
+        torch.tensor(preprocess.mean, dtype=exact).view(3, 1, 1),
+        torch.tensor(preprocess.std, dtype=exact).view(3, 1, 1),
+    )
+
+
 def assemble(tensors: dict[str, Tensor], config: ModelConfig, where: str) -> TwoTower:
     """A model whose parameters are these tensors. Names that were allowed to be missing get initial values.
 
@@ -81,9 +91,8 @@ def assemble(tensors: dict[str, Tensor], config: ModelConfig, where: str) -> Two
         log.info(f"{where}: initialized from scratch, as allowed: {listed(absent)}.")
         initial = create_model(config).state_dict()
         state.update({name: initial[name] for name in absent})
-    dtype = torch.float64 if floating_dtype(state) == torch.float64 else torch.float32
-    for name, values in zip(BUFFERS, (config.preprocess.mean, config.preprocess.std), strict=True):
-        state[name] = torch.tensor(values, dtype=dtype).view(3, 1, 1)
+    mean, std = pixel_statistics(config, floating_dtype(state))
+    state |= {"image.mean": mean, "image.std": std}
     counters = [name for name in expected if is_counter(name) and name not in state]
     state.update({name: torch.zeros((), dtype=torch.int64) for name in counters})
     model.load_state_dict(state, assign=True)

@@ -48,11 +48,10 @@ def inspect_file(path: Path) -> dict[str, str | int | float]:
 def _architecture(description: Description) -> dict[str, str | int | float]:
     config = description.config
     vision, text = config.vision, config.text
-    width = f", width {vision.width}" if hasattr(vision, "width") else ""
     return {
         "architecture": config.name,
         "described by": description.origin,
-        "image": f"{vision.family} {vision.image_size} px{width}",
+        "image": f"{vision.family} {vision.image_size} px, width {vision.width}",
         "text": f"{text.family}, width {text.width}, {text.layers} layers, {text.context_length} tokens",
         "tokenizer": text.tokenizer,
         "embed_dim": config.embed_dim,

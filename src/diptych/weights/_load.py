@@ -11,6 +11,7 @@ import torch
 from diptych.devices import get_device
 from diptych.errors import ConfigError
 from diptych.models import ModelConfig, ModelNeeds, TwoTower, create_model, model_config
+from diptych.weights._assemble import BUFFERS, pixel_statistics
 from diptych.weights._locate import locate
 from diptych.weights._open import open_model
 
@@ -40,7 +41,7 @@ def load(
     loaded = open_model(location.path, requested, allow=allow, known=location.known)
     if precision != "file":
         loaded = converted(loaded, DTYPES[precision])
-    return converted(loaded, get_device(device).torch_device).eval()
+    return _moved(loaded, get_device(device).torch_device).eval()
 
 
 def create(model: str | ModelConfig, pretrained: str = "", needs: ModelNeeds | None = None) -> TwoTower:
@@ -58,9 +59,18 @@ def create(model: str | ModelConfig, pretrained: str = "", needs: ModelNeeds | N
     return converted(open_model(location.path, config, known=location.known, needs=needs), torch.float32).train()
 
 
-def converted(model: TwoTower, target: torch.dtype | torch.device) -> TwoTower:
-    """``model.to(target)``, but for walking over all modules when every tensor has that dtype or device."""
-    tensors = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
-    if isinstance(target, torch.dtype):
-        return model if all(tensor.dtype == target for tensor in tensors) else model.to(target)
-    return model if all(tensor.device == target for tensor in tensors) else model.to(target)
+def converted(model: TwoTower, dtype: torch.dtype) -> TwoTower:
+    """``model.to(dtype)``, but for the mean and std of the pixels, which stay in fp32 at least."""
+    tensors = [tensor for name, tensor in model.state_dict().items() if name not in BUFFERS]
+    if all(tensor.dtype == dtype for tensor in tensors if tensor.is_floating_point()):
+        return model  # the usual case; walking over all modules is slower
+    mean, std = pixel_statistics(model.config, dtype)
+    model.to(dtype)
+    model.image.mean, model.image.std = mean, std
+    return model
+
+
+def _moved(model: TwoTower, device: torch.device) -> TwoTower:
+    """``model.to(device)``, but for walking over all modules when every tensor is on it."""
+    on_device = all(tensor.device == device for tensor in model.state_dict().values())
+    return model if on_device else model.to(device)
