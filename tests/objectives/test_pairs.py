@@ -15,10 +15,11 @@ from .worlds import make_batch, pieces_of
 @pytest.mark.parametrize("parts", [1, 2, 3, 6])
 def test_micro_batches_give_the_pairs_of_the_whole_batch(parts, labels):
     rows = torch.arange(6)
-    batch = make_batch(6)._replace(
-        keys=tuple("uvwxyz"), indices=rows + 10, seeds=rows + 20, groups=rows // 2, labels=labels, epoch=4
+    batch = make_batch(6)._replace(keys=tuple("uvwxyz"), indices=rows + 10, seeds=rows + 20, groups=rows // 2, epoch=4)
+    chunks = [None] * parts if labels is None else labels.chunk(parts)
+    pairs = pairs_of(
+        [piece._replace(labels=chunk) for piece, chunk in zip(pieces_of(batch, parts), chunks, strict=True)]
     )
-    pairs = pairs_of(pieces_of(batch, parts))
     assert isinstance(pairs, Pairs)
     assert pairs.keys == tuple("uvwxyz")
     assert pairs.indices.tolist() == [10, 11, 12, 13, 14, 15]
