@@ -17,6 +17,7 @@ import os
 import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,12 @@ class Worker:
         subprocess.run(
             [sys.executable, "-m", "compileall", "-q", str(tree / "src")], check=False
         )  # once, not per mutant
-        environment = os.environ | {"PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}", "OMP_NUM_THREADS": "1"}
+        (folder / "tmp").mkdir()
+        environment = os.environ | {
+            "TMPDIR": str(folder / "tmp"),
+            "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}",
+            "OMP_NUM_THREADS": "1",
+        }
         self._errors = (folder / "errors").open("w+")
         self._process = subprocess.Popen(
             [sys.executable, str(SCRIPTS / "mutants_worker.py"), *read_table(root).get("warm", [])],
@@ -252,4 +258,5 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and copies go too
     sys.exit(main())
