@@ -116,7 +116,8 @@ def test_a_bad_record_can_be_replaced(pairs, tmp_path):
     for policy in ("replace", "skip"):
         run(pairs, tmp_path / policy, "--max-steps", "5", "--batch-size", "23", "--bad-samples", policy)
         assert log.read_rows(tmp_path / policy / "metrics.jsonl")[-1]["bad_samples"] >= 5
-        listed = [json.loads(line) for line in (tmp_path / policy / "bad_samples.jsonl").open()]
+        lines = (tmp_path / policy / "bad_samples.jsonl").read_text(encoding="utf-8").splitlines()
+        listed = [json.loads(line) for line in lines]
         assert {row["key"].partition("#")[0] for row in listed} == {"img/03.png"}
         assert listed[0]["reason"] == "the image file is empty (0 bytes)"
 

@@ -43,7 +43,9 @@ def make_validator(folder, example="clip-0", size=6, options=EvaluateOptions()):
     """A validator of a small model on 12 pairs and 2 labeled images; ``size`` pairs per batch and process."""
     device, world = get_device("cpu"), process_group.world_from_environment()
     chosen = EXAMPLES[example]
-    objective = create_objective(chosen.options, make_model(chosen))  # fp64, so that ranks do not hang on rounding
+    objective = create_objective(
+        chosen.options, make_model(chosen, vocabulary=49408)
+    )  # fp64, so that ranks do not hang on rounding
     layout = parallelize(objective, device, world)
     config = objective.model.config
     tokenizer = get_tokenizer("bpe", config.text.context_length)
