@@ -138,8 +138,8 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
-        self._errors.close()
+        with self._process:  # waits, and closes its pipes
+            self._errors.close()
 
 
 def baseline(worker: Worker, chosen: list[Module]) -> dict[str, float]:
