@@ -262,7 +262,7 @@ class MeanColor(ImageTower):
 
 def test_a_family_is_one_file():
     values = model_config("tiny-test").to_dict()
-    values["vision"] = {"family": f"{__name__}:MeanColor", "image_size": 32, "depth": 1}
+    values["vision"] = {"family": f"{__name__}:MeanColor", "image_size": 32, "width": 3, "depth": 1}
     config = model_config_from_dict(values)
     assert isinstance(config.vision, MeanColorConfig)
     assert model_config_from_dict(config.to_dict()) == config

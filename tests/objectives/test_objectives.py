@@ -60,7 +60,7 @@ def after_step(name, parts=1, steps=1):
 
 def assert_equal(actual, expected, tolerance=1e-9):
     for one, other in zip(actual[0], expected[0], strict=True):
-        assert one == pytest.approx(other, abs=2e-6)  # means over processes are taken in fp32
+        assert one == pytest.approx(other, rel=1e-6, abs=2e-6)  # means over processes are taken in fp32
     for own, wanted in zip(actual[1:], expected[1:], strict=True):
         assert own.keys() == wanted.keys()
         for key, item in wanted.items():

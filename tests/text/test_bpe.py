@@ -215,7 +215,7 @@ def test_the_cache_is_bounded(monkeypatch):
     tokenizer = get_tokenizer("bpe")
     for number in range(100):
         tokenizer.encode(f"w{number}")
-    assert len(tokenizer._words) <= 10 < CACHE_LIMIT
+    assert len(tokenizer._vocabulary) <= 10 < CACHE_LIMIT
 
 
 def test_a_context_without_room_for_a_word_is_refused():

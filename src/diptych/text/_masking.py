@@ -1,4 +1,4 @@
-"""Masked tokens for masked-language-modelling losses, by BERT's recipe (Devlin et al. 2019, section 3.1).
+"""Masked tokens for masked-language-modeling losses, by BERT's recipe (Devlin et al. 2019, section 3.1).
 
 Of the tokens of a text 15 % are predicted; of those, 80 % become the mask token, 10 % another token of the vocabulary, and
 10 % stay. The start and end tokens and padding are never predicted. No loss here, and no padding of batches.

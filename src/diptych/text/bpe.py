@@ -81,7 +81,7 @@ class Bpe(Tokenizer):
     def __init__(self, context_length: int = 77, mask_id: int | None = None) -> None:
         super().__init__(context_length)
         self.mask_id = mask_id
-        self._words = _Words()
+        self._vocabulary = _Vocabulary()
 
     def __getstate__(self) -> dict[str, object]:
         """A worker process starts with an empty cache."""
@@ -93,12 +93,12 @@ class Bpe(Tokenizer):
     def packed(self, text: str) -> bytes:
         """The ids of a text, without start and end, as native 32-bit integers."""
         if _plain(text):
-            return b"".join(map(self._words.__getitem__, text.lower().split()))
+            return b"".join(map(self._vocabulary.__getitem__, text.lower().split()))
         return self.packed_without_cache(text)
 
     def packed_all(self, texts: Sequence[str]) -> list[bytes]:
         """``packed`` of each; captions that are plain, as most are, are checked together."""
-        packed, ids, joined = [], self._words.__getitem__, b"".join
+        packed, ids, joined = [], self._vocabulary.__getitem__, b"".join
         for begin in range(0, len(texts), TOGETHER):
             some = texts[begin : begin + TOGETHER]
             if _plain("".join(some)):  # then none of them has a line break
@@ -126,7 +126,7 @@ def _plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "&" not in text and "<" not in text
 
 
-class _Words(dict[str, bytes]):
+class _Vocabulary(dict[str, bytes]):
     """Word -> its ids, learned when first asked for."""
 
     def __missing__(self, word: str) -> bytes:
@@ -173,7 +173,7 @@ def _inverse() -> tuple[dict[int, str], dict[str, int]]:
 
 
 def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Merge neighbours, lowest rank first and leftmost among equals, until no pair of neighbours has a rank."""
+    """Merge neighbors, lowest rank first and leftmost among equals, until no pair of neighbors has a rank."""
     if len(symbols) > LONG:
         return _merged_long(symbols, ranks)
     symbols, none, rank = list(symbols), len(ranks), ranks.get
