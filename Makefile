@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# A process per core, each with one thread but where a test sets more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
 PEERS ?= .venv-peers
 DATA ?= ../shared/data
 
@@ -30,10 +33,10 @@ demo: $(VENV)/installed
 
 # Everything but what takes minutes.
 test: $(VENV)/installed-for-tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: $(VENV)/installed-for-tests
-	$(BIN)/pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 # Would the tests notice? 300 small wrong changes of the core, each against its own tests; about an hour, not part of CI.
 # MUTANTS_FLAGS="--module order --all" and the like; survivors go to build/mutants.md.

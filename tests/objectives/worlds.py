@@ -77,6 +77,7 @@ def rows_of(batch, start, stop):
         images=batch.images[:, start:stop], tokens=batch.tokens[:, start:stop, :longest], lengths=own,
         keys=batch.keys[start:stop], groups=batch.groups[start:stop],
         indices=batch.indices[start:stop], seeds=batch.seeds[start:stop],
+        labels=None if batch.labels is None else batch.labels[start:stop],
         masked=None if masked is None else MaskedTokens(*(item[start:stop, :longest] for item in masked)),
     )  # fmt: skip
 

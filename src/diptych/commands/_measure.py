@@ -57,6 +57,8 @@ class EncodeOptions:
     """Accelerator: auto, or the name of one."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic inside the towers; scores are always fp32."""
+    matmul: Literal["auto", "exact", "fast"] = "auto"
+    """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
     """Load weights once and run every task."""
     chosen = options.encode
     device = get_device(chosen.device)
-    device.prepare_process()
+    device.prepare_process(chosen.matmul)
     model = weights.load(pretrained, model=options.model).to(device.torch_device)
     encoder = Encoder(
         model,

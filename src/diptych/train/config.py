@@ -136,7 +136,11 @@ class TrainConfig:
 
 
 def tree_for(objective: str) -> type[TrainConfig]:
-    """The tree's type for one objective: the branch ``objective`` has that objective's options."""
+    """The tree's type for one objective: the branch ``objective`` has that objective's options.
+
+    Made when it is asked for, since objectives are known by name only: the command line and recipes read options from the type's
+    fields, so that ``--help`` shows the chosen objective's own and an option of another is an unknown flag.
+    """
     chosen = OBJECTIVES.get(objective).Config
     default = field(default_factory=lambda: chosen(objective=objective))
     tree = dataclasses.make_dataclass(
