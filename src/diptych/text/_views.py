@@ -26,30 +26,30 @@ def augmented(text: str, rng: np.random.Generator) -> str:
     EDA inserts and replaces synonyms from a thesaurus. There is none here: insertion repeats words of the caption at random
     positions, and nothing is replaced. At least one word stays; white space between words becomes one space.
     """
-    caption_words = text.split()
-    if not caption_words:
+    terms = text.split()
+    if not terms:
         return text
     operation = _OPERATIONS[int(rng.integers(len(_OPERATIONS)))]
-    return " ".join(operation(caption_words, max(1, round(CHANGED * len(caption_words))), rng))
+    return " ".join(operation(terms, max(1, round(CHANGED * len(terms))), rng))
 
 
-def _deleted(caption_words: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    gone = set(rng.choice(len(caption_words), min(count, len(caption_words) - 1), replace=False).tolist())
-    return [word for index, word in enumerate(caption_words) if index not in gone]
+def _deleted(terms: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    gone = set(rng.choice(len(terms), min(count, len(terms) - 1), replace=False).tolist())
+    return [word for index, word in enumerate(terms) if index not in gone]
 
 
-def _swapped(caption_words: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    caption_words = list(caption_words)
-    for _ in range(count if len(caption_words) > 1 else 0):
-        first, second = rng.choice(len(caption_words), 2, replace=False)
-        caption_words[first], caption_words[second] = caption_words[second], caption_words[first]
-    return caption_words
+def _swapped(terms: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    terms = list(terms)
+    for _ in range(count if len(terms) > 1 else 0):
+        first, second = rng.choice(len(terms), 2, replace=False)
+        terms[first], terms[second] = terms[second], terms[first]
+    return terms
 
 
-def _inserted(caption_words: list[str], count: int, rng: np.random.Generator) -> list[str]:
-    longer = list(caption_words)
+def _inserted(terms: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    longer = list(terms)
     for _ in range(count):
-        longer.insert(int(rng.integers(len(longer) + 1)), caption_words[int(rng.integers(len(caption_words)))])
+        longer.insert(int(rng.integers(len(longer) + 1)), terms[int(rng.integers(len(terms)))])
     return longer
 
 
