@@ -17,7 +17,7 @@ def compared_rows(name: str, kind: str, result: dict, far: float) -> list[dict]:
     for kernel, target in TARGETS[name].items():
         if f"ratio_{kernel}" not in result:
             continue
-        exact = "the same grey levels as Pillow" if kernel == "exact" else f"mean difference {far:.3f} grey levels"
+        exact = "the same gray levels as Pillow" if kernel == "exact" else f"mean difference {far:.3f} gray levels"
         rates = {who: [line[who] for line in result["rounds"]] for who in (kernel, "open_clip")}
         middle = {who: sorted(values)[len(values) // 2] for who, values in rates.items()}
         rows.append({
