@@ -91,6 +91,16 @@ def test_locked_parameters_are_left_out():
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named)
 
 
+@pytest.mark.parametrize("values", [{"visual_lr": 1e-4}, {"visual_wd": 0.1}, {"image_layer_decay": 0.5}])
+def test_rates_of_a_locked_tower_are_refused(values):
+    objective = create_objective(ClipConfig(), create_model("tiny-test").lock(image=True))
+    named = [(name, item) for name, item in objective.named_parameters() if item.requires_grad]
+    (option,) = values
+    with pytest.raises(ConfigError, match="--" + option.replace("_", "-")):
+        create_optimizer(named, objective.model, OptimizerOptions(**values), get_device("cpu"))
+    create_optimizer(named, objective.model, OptimizerOptions(text_lr=1e-4), get_device("cpu"))
+
+
 def test_nothing_to_train_is_an_error():
     model = create_model("tiny-test")
     with pytest.raises(ConfigError, match="locked"):

@@ -61,3 +61,11 @@ def test_after_the_end_the_rate_stays():
 
 def test_a_run_of_one_step():
     assert learning_rate(0, ScheduleOptions(warmup=0), 2.0, 1) == 2.0
+
+
+def test_options_without_an_effect_are_refused():
+    with pytest.raises(ConfigError, match="--lr-scheduler cosine"):
+        total_steps(ScheduleOptions(min_lr=0.1, lr_scheduler="const"), 10)
+    with pytest.raises(ConfigError, match="no warm-up"):
+        total_steps(ScheduleOptions(warmup_start_lr=0.1, warmup=0, epochs=1), 10)
+    assert total_steps(ScheduleOptions(warmup_start_lr=0.1, warmup=1, min_lr=0.1, epochs=1), 10) == 10

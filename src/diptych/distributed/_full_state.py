@@ -74,16 +74,20 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, s
             "resume with the same locks, or start from its weights with --pretrained."
         )
     for group in optimizer.param_groups:
+        on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
             values = state["state"].get(names[id(parameter)], {})
-            optimizer.state[parameter] = {key: _restored(key, value, parameter) for key, value in values.items()}
+            optimizer.state[parameter] = {
+                key: restored(key, value, parameter, on_device) for key, value in values.items()
+            }
 
 
-def _restored(key: str, value: Any, parameter: Tensor) -> Any:
+def restored(key: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
+    """A value of an optimizer's state for its parameter; the count of steps is on the device for fused implementations only."""
     if not isinstance(value, Tensor):
         return value
-    if key == "step":  # torch keeps the count where the implementation wants it; a fused one wants it on the device
-        return value.clone()
+    if key == "step":
+        return value.to(parameter.device, copy=True) if on_device else value.cpu().clone()
     return like(value.to(parameter.device), parameter).clone()
 
 

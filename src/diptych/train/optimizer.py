@@ -50,13 +50,20 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class _TowerRule:
-    """Rates of one tower: its names begin with ``prefix``."""
+    """Options of one tower, whose parameters' names begin with ``prefix``; None where the general option counts."""
 
     prefix: str
     tower: Tower
-    lr: float
-    wd: float
+    lr: float | None
+    wd: float | None
     layer_decay: float
+    flags: tuple[str, str, str]
+
+    @property
+    def given(self) -> list[str]:
+        """The flags of the options that say something."""
+        given = (self.lr is not None, self.wd is not None, self.layer_decay != 1)
+        return [flag for flag, is_given in zip(self.flags, given, strict=True) if is_given]
 
 
 def decays(parameter: nn.Parameter) -> bool:
@@ -82,7 +89,11 @@ def create_optimizer(
 
     Groups have the key ``peak_lr``, from which the schedule makes ``lr``. Raises ConfigError when nothing is trained.
     """
-    rates = _rates(model, options)
+    named, rules = list(named), _rules(model, options)
+    for rule in rules:
+        if rule.given and not any(name.startswith(rule.prefix) for name, _ in named):
+            raise ConfigError(f"{rule.given[0]} is for a tower that is locked; leave it out, or train the tower.")
+    rates = _rates(rules, options)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         lr, wd = rates.get(name, (options.lr, options.wd))
@@ -98,25 +109,25 @@ def create_optimizer(
     )
 
 
-def _rates(model: TwoTower, options: OptimizerOptions) -> dict[str, tuple[float, float]]:
-    """Peak learning rate and weight decay of the towers' parameters by name."""
-
-    def chosen(own: float | None, general: float) -> float:
-        return general if own is None else own
-
-    rules = (
+def _rules(model: TwoTower, options: OptimizerOptions) -> tuple[_TowerRule, _TowerRule]:
+    return (
         _TowerRule(
-            "model.image.", model.image, chosen(options.visual_lr, options.lr), chosen(options.visual_wd, options.wd),
-            options.image_layer_decay,
+            "model.image.", model.image, options.visual_lr, options.visual_wd, options.image_layer_decay,
+            ("--visual-lr", "--visual-wd", "--image-layer-decay"),
         ),
         _TowerRule(
-            "model.text.", model.text, chosen(options.text_lr, options.lr), chosen(options.text_wd, options.wd),
-            options.text_layer_decay,
+            "model.text.", model.text, options.text_lr, options.text_wd, options.text_layer_decay,
+            ("--text-lr", "--text-wd", "--text-layer-decay"),
         ),
     )  # fmt: skip
+
+
+def _rates(rules: Iterable[_TowerRule], options: OptimizerOptions) -> dict[str, tuple[float, float]]:
+    """Peak learning rate and weight decay of the towers' parameters by name."""
     rates = {}
     for rule in rules:
+        lr, wd = options.lr if rule.lr is None else rule.lr, options.wd if rule.wd is None else rule.wd
         top = len(rule.tower.blocks()) + 1
         for name, depth in depths(rule.tower).items():
-            rates[rule.prefix + name] = (rule.lr * rule.layer_decay ** (top - depth), rule.wd)
+            rates[rule.prefix + name] = (lr * rule.layer_decay ** (top - depth), wd)
     return rates

@@ -32,8 +32,12 @@ class ScheduleOptions:
 
 
 def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
-    """The length of the run in steps. Raises ConfigError when it would be nothing."""
+    """The length of the run in steps. Raises ConfigError when it would be nothing, or an option would have no effect."""
     total = options.max_steps or options.epochs * steps_per_epoch
+    if options.min_lr and options.lr_scheduler != "cosine":
+        raise ConfigError(f"--min-lr {options.min_lr:g} is where a cosine ends; it goes with --lr-scheduler cosine.")
+    if options.warmup_start_lr and not warmup_steps(options, total):
+        raise ConfigError(f"--warmup-start-lr {options.warmup_start_lr:g}: there is no warm-up; give --warmup.")
     if total < 1:
         raise ConfigError(
             f"--epochs {options.epochs} gives no step to train; give --epochs or --max-steps of at least 1."
