@@ -13,6 +13,7 @@ from diptych.devices import get_device
 from diptych.distributed import checkpoint, process_group
 from diptych.distributed.layout import Layout, frozen_digests, parallelize
 from diptych.evaluate import Encoder
+from diptych.models import SharedPrefixes
 from diptych.train.changes import exported
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
@@ -192,3 +193,24 @@ def test_companions_are_placed_locked_and_hashed():
     with torch.no_grad():
         teacher.logit_scale += 1e-6
     assert frozen_digests(objective.frozen()) != before
+
+
+def test_encoding_texts_passes_lengths_and_prefixes():
+    layout = make_step("replicated").layout
+    layout.objective.eval()
+    tokens = torch.randint(1, 500, (4, 9), generator=torch.Generator().manual_seed(0))
+    tokens[:, :3] = tokens[0, :3]
+    lengths, text = torch.tensor([5, 6, 7, 8]), layout.objective.model.text
+    with torch.no_grad():
+        expected = text(tokens, lengths).pooled
+        assert not torch.allclose(expected, text(tokens).pooled)
+        assert torch.equal(layout.encode_text(tokens, lengths), expected)
+        prefix = SharedPrefixes(torch.zeros(4, dtype=torch.int64), torch.full((4,), 3))
+        calls = []
+        hook = text.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+        )
+        shared = layout.encode_text(tokens, lengths, prefix)
+        hook.remove()
+    assert any(item is prefix for args, kwargs in calls for item in (*args, *kwargs.values()))
+    assert torch.allclose(shared, expected, atol=1e-9)

@@ -126,3 +126,20 @@ def test_seeds_move_an_approximate_p_a_little():
     assert len(results) > 1
     assert max(results) - min(results) < 0.01
     assert paired(*arguments) == paired(*arguments, seed=0)
+
+
+def test_the_bounds_are_the_2_5th_and_the_97_5th_percentile():
+    right = outcome([1] * 30 + [0] * 71)
+    rows, sizes = right.sums()
+    chosen = np.random.default_rng(0).integers(0, len(rows), (DRAWS, len(rows)))
+    shares = rows[chosen].sum(axis=1) / sizes[chosen].sum(axis=1)
+    spread = np.percentile(shares, 98.5) - np.percentile(shares, 97.5)
+    assert abs(interval(right)[1] - np.percentile(shares, 97.5)) < spread / 2
+
+
+def test_without_a_seed_it_is_0():
+    right, labels = torch.tensor([1, 0, 1, 1, 0, 1, 0, 0]), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+    assert class_mean_interval(right, labels) == class_mean_interval(right, labels, seed=0)
+    assert interval(outcome([1, 0, 1, 1, 0, 1, 0, 0])) == interval(outcome([1, 0, 1, 1, 0, 1, 0, 0]), seed=0)
+    wide = [1, 0, 1, 1, 0, 1, 0, 0] * 13
+    assert interval(outcome(wide)) != interval(outcome(wide), seed=1) or DRAWS > 10**6

@@ -34,16 +34,16 @@ class EverythingConfig(ObjectiveOptions):
 
 
 class Features(NamedTuple):
-    """``words`` [B, L, W] with ``real`` [B, L]; ``ends`` int64 [B]; ``nothing`` is None."""
+    """``ends`` int64 [B] first, since the order of kinds must not matter; ``states`` [B, L, W] of tokens, ``real`` [B, L]."""
 
+    ends: Tensor
     image: Tensor
     second: Tensor
     text: Tensor
     teacher: Tensor
-    words: Tensor
+    states: Tensor
     real: Tensor
     targets: Tensor
-    ends: Tensor
     nothing: Tensor | None
 
 
@@ -85,8 +85,8 @@ class Everything(Objective):
         text = self.encode_texts(batch)
         tokens = self.model.text(batch.masked.tokens, batch.lengths[0], return_tokens=True)
         return Features(
-            unit(first.pooled), second.pooled, unit(text.pooled), unit(frozen), tokens.tokens, tokens.mask,
-            batch.masked.targets, batch.lengths[0], None,
+            batch.lengths[0], unit(first.pooled), second.pooled, unit(text.pooled), unit(frozen), tokens.tokens, tokens.mask,
+            batch.masked.targets, None,
         )  # fmt: skip
 
     def compare_parameters(self) -> list[torch.nn.Parameter]:
@@ -101,7 +101,7 @@ class Everything(Objective):
         heads = self.head(full_precision(features.image)), self.head(full_precision(features.second))
         distance = (heads[0] - heads[1]).square().sum(dim=1).mean()
         taught = (features.image - features.teacher).square().sum(dim=1).mean()
-        logits = self.vocabulary(features.words)
+        logits = self.vocabulary(features.states)
         masked = _masked_loss(logits, features.targets, features.real)
         against = (features.image @ self.queue.T.to(features.image.dtype) * self.model.logit_bias).exp().mean()
         order = (pairs.indices.to(loss.dtype) * (features.image * features.text).sum(dim=1)).mean()

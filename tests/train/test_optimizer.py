@@ -36,6 +36,7 @@ def test_without_options_of_towers_there_are_two_groups():
     optimizer, named = optimizer_for(OptimizerOptions(lr=1e-3, wd=0.3))
     assert sorted(group["weight_decay"] for group in optimizer.param_groups) == [0.0, 0.3]
     assert {group["peak_lr"] for group in optimizer.param_groups} == {1e-3}
+    assert {group["lr"] for group in optimizer.param_groups} == {1e-3}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named)
 
 

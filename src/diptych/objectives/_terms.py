@@ -83,6 +83,6 @@ def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: in
     with torch.autocast(image.device.type, enabled=False):
         logits = scale * image @ text.T + bias
         own = torch.arange(len(image), device=image.device)[:, None] + offset
-        signs = torch.where(torch.arange(len(text), device=image.device) == own, 1.0, -1.0).to(logits.dtype)
+        signs = torch.where(torch.arange(len(text), device=image.device) == own, 1.0, -1.0)
         loss = F.softplus(-signs * logits).sum() / len(image)
         return loss, (logits.detach().argmax(dim=1) == own[:, 0]).float().mean()

@@ -102,7 +102,6 @@ def create_optimizer(
         raise ConfigError("every parameter is locked; leave something to train.")
     return torch.optim.AdamW(
         [{"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), items in groups.items()],
-        lr=options.lr,
         betas=(options.beta1, options.beta2),
         eps=options.eps,
         fused=device.abilities.fused_adamw or None,
