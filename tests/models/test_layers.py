@@ -130,6 +130,7 @@ def block_formula(block, x, attended):
 @pytest.mark.parametrize("eps", [1e-5, 0.5])
 def test_a_block_is_its_formula(layer_scale, eps):
     block = filled(Block(WIDTH, HEADS, HIDDEN, "gelu", eps=eps, layer_scale=layer_scale))
+    assert block.ln_1.eps == block.ln_2.eps == eps
     x = random(BATCH, LENGTH, WIDTH, seed=50)
     expected = block_formula(block, x, lambda q, k, v: formula(q, k, v, HEADS))
     assert torch.allclose(block(x, FullAttention()), expected, atol=1e-10)

@@ -95,3 +95,19 @@ def test_a_base_class_promises_nothing_by_itself():
     for call in (lambda: objective.encode(BATCH), lambda: objective.compare(None, None), Objective.examples):
         with pytest.raises(NotImplementedError):
             call()
+
+
+def test_validation_compares_what_was_encoded_with_frozen_features():
+    class Echo(Objective):
+        def encode_frozen(self, batch):
+            return ("frozen", batch)
+
+        def encode(self, batch, frozen=None):
+            return (frozen, batch)
+
+        def compare(self, features, pairs):
+            return features, pairs
+
+    (frozen, encoded), pairs = Echo(ObjectiveOptions(), torch.nn.Module()).validation_terms(BATCH)
+    assert frozen == ("frozen", BATCH) and encoded is BATCH
+    assert pairs.keys == BATCH.keys and torch.equal(pairs.seeds, BATCH.seeds)

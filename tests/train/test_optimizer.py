@@ -1,5 +1,7 @@
 """Which parameters decay, and the learning rate of each by tower and depth; AdamW's options reach AdamW."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -106,3 +108,12 @@ def test_nothing_to_train_is_an_error():
     model = create_model("tiny-test")
     with pytest.raises(ConfigError, match="locked"):
         create_optimizer([], model, OptimizerOptions(), get_device("cpu"))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_optimizer_is_fused_where_the_device_has_it(fused):
+    device = get_device("cpu")
+    device.abilities = dataclasses.replace(device.abilities, fused_adamw=fused)
+    objective = create_objective(ClipConfig(), create_model("tiny-test"))
+    optimizer = create_optimizer(objective.named_parameters(), objective.model, OptimizerOptions(), device)
+    assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
