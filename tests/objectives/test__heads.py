@@ -81,5 +81,6 @@ def test_a_head_has_norm_and_relu_between_its_layers(last_norm):
     assert [(layer.in_features, layer.out_features) for layer in linears] == [(7, 6), (6, 5), (5, 4)]
     # A norm after a layer takes its bias away; only a last layer without one has a bias.
     assert [layer.bias is not None for layer in linears] == [False, False, not last_norm]
+    assert all(head[position].weight is not None for position in (1, 4))
     if last_norm:
         assert head[-1].weight is None and head[-1].num_features == 4

@@ -57,3 +57,14 @@ def test_rows_of_a_part_of_the_batch_know_their_columns():
 def test_local_loss_without_crossing_gradients_is_refused():
     with pytest.raises(ConfigError, match="wrong gradients"):
         Clip(ClipConfig(local_loss=True, gather_with_grad=False), create_model("tiny-test"))
+
+
+def test_by_default_rows_are_local_and_gradients_cross():
+    assert (ClipConfig().local_loss, ClipConfig().gather_with_grad) == (True, True)
+
+
+def test_the_loader_of_companions_is_handed_on():
+    def load(name):
+        raise AssertionError(name)
+
+    assert Clip(ClipConfig(), create_model("tiny-test"), load).load is load

@@ -111,3 +111,21 @@ def test_validation_compares_what_was_encoded_with_frozen_features():
     (frozen, encoded), pairs = Echo(ObjectiveOptions(), torch.nn.Module()).validation_terms(BATCH)
     assert frozen == ("frozen", BATCH) and encoded is BATCH
     assert pairs.keys == BATCH.keys and torch.equal(pairs.seeds, BATCH.seeds)
+
+
+def test_features_are_asked_of_the_model_with_all_that_was_given():
+    calls = []
+
+    class Model(torch.nn.Module):
+        def encode_image(self, images):
+            calls.append((images,))
+            return "image"
+
+        def encode_text(self, tokens, lengths=None, prefix=None):
+            calls.append((tokens, lengths, prefix))
+            return "text"
+
+    objective = Objective(ObjectiveOptions(), Model())
+    assert objective("image", "pixels") == "image"
+    assert objective("text", "ids", "lengths", "prefix") == "text"
+    assert calls == [("pixels",), ("ids", "lengths", "prefix")]
