@@ -13,13 +13,14 @@ from diptych.devices import get_device
 if sys.argv[1] == "prepared":
     get_device("cpu").prepare_process()
     get_device("cpu").prepare_process()
+counts = []
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     items = [torch.ones(1 << 22) for _ in range(6)]  # 16 MB each
     total = sum(float(item.sum()) for item in items)
     del items
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults, total)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(counts[1:]), total)  # the system may take pages back at any time, which counts in a single round
 """
 
 
