@@ -25,6 +25,7 @@ class Markdown:
     priority = 20  # a format that lives in the package is recognized by the ending of a name
     example = "gallery.md"
     classes: tuple[str, ...] | None = None
+    left_out = ()  # what opening had to leave out, if anything: diptych.data.LeftOut
 
     def __init__(self, path: Path, root: Path) -> None:
         try:

@@ -5,10 +5,11 @@ which record (``_order``, ``_steps``, ``_loader``), decoding and tokenization (`
 know no tokenizer, transform, batch size or rank; they know no loss either: objectives say what they want in ``Wants``.
 """
 
-from diptych.data._base import SOURCES, Format, Source, SourceOptions
+from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
 from diptych.data._captions import CaptionPerRecord
 from diptych.data._collate import collate
 from diptych.data._columns import OWN_GROUP, OWN_KEY
+from diptych.data._left_out import check_left_out, say_left_out
 from diptych.data._loader import Loader, TruncationStats
 from diptych.data._open import TRAIN_SPLITS, VALIDATION_SPLITS, ConcatSource, known_data, open_source, open_split
 from diptych.data._order import Mixture, draw, permute
@@ -25,6 +26,7 @@ __all__ = [
     "CaptionPerRecord",
     "ConcatSource",
     "Format",
+    "LeftOut",
     "Loader",
     "LoaderOptions",
     "Mixture",
@@ -34,6 +36,7 @@ __all__ = [
     "SourceOptions",
     "TruncationStats",
     "build_prepare",
+    "check_left_out",
     "collate",
     "draw",
     "image_id",
@@ -41,4 +44,5 @@ __all__ = [
     "open_source",
     "open_split",
     "permute",
+    "say_left_out",
 ]

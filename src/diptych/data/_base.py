@@ -32,11 +32,29 @@ class SourceOptions:
     """Folder that relative image paths start from; empty takes the data file's own."""
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """What opening a source left out: ``count`` rows, members or files for one ``reason``, the first of them ``example``.
+
+    ``bad`` ones count towards --bad-samples-max; what was never meant as a sample (a hidden file, a row that its writer marked
+    as failed) does not.
+    """
+
+    count: int
+    reason: str
+    example: str
+    bad: bool = True
+
+
 class Source(Protocol):
     """The contract of opened data: random access to records."""
 
     name: str
     classes: tuple[str, ...] | None
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What opening left out, by reason."""
 
     def __len__(self) -> int:
         """The number of records."""

@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from diptych.data._base import Source
+from diptych.data._base import LeftOut, Source
 from diptych.errors import SourceError
 from diptych.types import Record
 
@@ -35,6 +35,11 @@ class CaptionPerRecord:
         return dataclasses.replace(
             record, key=f"{record.key}@{number}", captions=(record.captions[number],), group=group
         )
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """That of the source."""
+        return self.source.left_out
 
     def splits(self) -> dict[str, int]:
         """Those of the source."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diptych import log
-from diptych.data._base import SOURCES, Format, Source, SourceOptions
+from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
 from diptych.errors import ConfigError, SourceError
 from diptych.types import Record
 
@@ -109,6 +109,11 @@ class ConcatSource:
         group = None if record.group is None else f"{number}/{record.group}"
         key, part = f"{number}/{record.key}", self.parts[number]
         return Record(key, record.image, record.captions, record.label, group, record.extra, part)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """That of all parts."""
+        return tuple(item for source in self.sources for item in source.left_out)
 
     def splits(self) -> dict[str, int]:
         """The splits of all parts, added up."""

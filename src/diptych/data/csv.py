@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, image_of, label_of
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, line_bounds, rows_of, selected_rows
@@ -43,6 +43,7 @@ class Csv:
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "pairs.csv or .tsv"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         self.path = checked_file(spec)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of
 from diptych.errors import SourceError
@@ -25,6 +25,7 @@ class FlickrToken:
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "results.token"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         if split:

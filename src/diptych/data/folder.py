@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from diptych import log
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -26,6 +26,7 @@ class Folder:
 
     priority: ClassVar[int] = 10
     example: ClassVar[str] = "a folder"
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         self.root = Path(spec)

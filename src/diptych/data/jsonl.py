@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, known_keys, line_bounds, line_number, not_blank, rows_of, selected_rows
@@ -34,6 +34,7 @@ class JsonLines:
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "pairs.jsonl or .ndjson"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions, root: Path | None = None) -> None:
         self.path = checked_file(spec)

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._columns import captions_of
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._line_index import Built, line_bounds, not_blank, rows_of
@@ -32,6 +32,7 @@ class Laion:
     priority: ClassVar[int] = 30
     example: ClassVar[str] = "laion.filelist or part-00000"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         if split:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of, label_of
 from diptych.data._line_index import known_keys
 from diptych.errors import RecordError, SourceError
@@ -32,6 +32,7 @@ class Parquet:
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "pairs.parquet"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         arrow = _library(spec)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from diptych import log
-from diptych.data._base import SOURCES, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._columns import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of, label_of, parsed
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._remote import has_ranges, is_remote, listed, piped
@@ -53,6 +53,7 @@ class WebDataset:
     priority: ClassVar[int] = 15
     example: ClassVar[str] = "shards-{000..099}.tar"
     classes: tuple[str, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         if split:

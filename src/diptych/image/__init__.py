@@ -3,6 +3,7 @@
 Normalizing is not done here: mean and std live in the image tower, so pixels and weights cannot be mismatched.
 """
 
+from diptych.image._endings import image_endings
 from diptych.image.decode import MAX_PIXELS, decode_image, decode_pixels
 from diptych.image.resize import compile_kernels
 from diptych.image.strong import StrongTransform
@@ -20,4 +21,5 @@ __all__ = [
     "compile_kernels",
     "decode_image",
     "decode_pixels",
+    "image_endings",
 ]

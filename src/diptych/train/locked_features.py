@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from diptych import log
-from diptych.data import PRECOMPUTED_FEATURES, Source
+from diptych.data import PRECOMPUTED_FEATURES, LeftOut, Source
 from diptych.errors import ConfigError, RecordError
 from diptych.evaluate import Encoder, image_features
 from diptych.types import Record, Wants
@@ -36,6 +36,11 @@ class FeatureSource:
         if np.isnan(features[0]):
             raise RecordError(record.key, "the image could not be read when features were computed")
         return dataclasses.replace(record, extra={**record.extra, PRECOMPUTED_FEATURES: features})
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """That of the source."""
+        return self.source.left_out
 
     def splits(self) -> dict[str, int]:
         """Those of the source."""
