@@ -9,7 +9,8 @@
     ├── DeviceError               an accelerator or its plug-in
     ├── DistributedError          ranks that do not agree, an impossible split
     ├── OutputError               what was to be written: a full disk, a folder that may not be written
-    └── ServeError                a request that cannot be answered
+    ├── ServeError                a request that cannot be answered
+    └── NonFiniteError            exit code 1: training came to numbers that are not finite
 
 A message is one line: what was given, what was expected, what to do. The command line prints it without a traceback
 (``--debug`` shows one). Failures of the work itself are ordinary exceptions, and end with exit code 1.
@@ -22,6 +23,8 @@ class DiptychError(Exception):
     """The root: catch this to catch everything that a user can fix."""
 
     exit_code = 2
+    on_every_rank = False
+    """Whether all processes raise it together, so that one prints it."""
 
     @property
     def line(self) -> str:
@@ -71,3 +74,10 @@ class OutputError(DiptychError):
 
 class ServeError(DiptychError):
     """A request cannot be answered."""
+
+
+class NonFiniteError(DiptychError):
+    """Training came to a loss, gradient or weight that is not finite; the message says what was kept and what to try."""
+
+    exit_code = 1
+    on_every_rank = True

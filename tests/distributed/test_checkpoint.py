@@ -6,9 +6,11 @@ import sys
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diptych.distributed import checkpoint
-from diptych.errors import ConfigError, WeightsError
+from diptych.errors import WeightsError
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -23,14 +25,53 @@ def test_only_the_newest_are_kept_and_latest_is_the_last(tmp_path):
     for step in (1, 2, 10):
         checkpoint.save(tmp_path, step, {"step": step}, keep=2)
     assert checkpoint.steps(tmp_path) == [2, 10]
-    assert checkpoint.find("latest", tmp_path) == checkpoint.path_of(tmp_path, 10)
+    path, state = checkpoint.newest(tmp_path)
+    assert (path, state["step"]) == (checkpoint.path_of(tmp_path, 10), 10)
+    assert checkpoint.newest(tmp_path / "empty") is None
 
 
-def test_nothing_to_resume_is_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="no checkpoint in"):
-        checkpoint.find("latest", tmp_path)
-    with pytest.raises(ConfigError, match="no such checkpoint"):
-        checkpoint.find(str(tmp_path / "x.pt"), tmp_path)
+def test_a_protected_checkpoint_is_kept_by_rotation(tmp_path):
+    checkpoint.save(tmp_path, 1, {"step": 1})
+    kept = checkpoint.protect(tmp_path, 1)
+    for step in (2, 3):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=1)
+    assert checkpoint.steps(tmp_path) == [3]
+    assert checkpoint.load(kept)["step"] == 1
+
+
+def flip(path, position, bit):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, share, bit):
+    state = {"step": 7, "weights": {"a": torch.arange(900.0), "b": torch.ones(3, 5)}, "name": "x"}
+    path = checkpoint.save(tmp_path, 7, state)
+    flip(path, int(share * path.stat().st_size), bit)
+    try:
+        loaded = checkpoint.load(path, state)
+    except WeightsError as error:
+        assert "\n" not in error.line
+        return
+    assert (loaded["step"], loaded["name"]) == (7, "x")
+    assert all(torch.equal(loaded["weights"][name], item) for name, item in state["weights"].items())
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, capsys):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"weights": {"a": torch.full((5000,), float(step))}})
+    newest = checkpoint.path_of(tmp_path, 2)
+    flip(newest, newest.stat().st_size // 2, 3)  # inside of the numbers
+    path, state = checkpoint.newest(tmp_path)
+    assert path == checkpoint.path_of(tmp_path, 1) and float(state["weights"]["a"][0]) == 1
+    printed = capsys.readouterr().err
+    assert "step_00000002.pt" in printed and "bytes have changed" in printed
+    flip(path, path.stat().st_size // 2, 3)
+    with pytest.raises(WeightsError, match="none of the 2 checkpoints is whole"):
+        checkpoint.newest(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 10, 500])

@@ -41,8 +41,10 @@ def take(step, numbers, parts):
     for number in numbers:
         batch = own_rows(batch_for(step.layout.objective, 16, seed=number), step.layout.world)
         result = step(pieces_of(batch, parts))
-    norm = step.gradient_norm() if result.gradient_norm is None else result.gradient_norm
-    return {**process_group.all_reduce_mean_of({"loss": result.loss, **result.metrics}), "norm": float(norm)}
+    return {
+        **process_group.all_reduce_mean_of({"loss": result.loss, **result.metrics}),
+        "norm": float(result.gradient_norm),
+    }
 
 
 def plain(state):

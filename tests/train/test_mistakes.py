@@ -41,11 +41,11 @@ def test_a_broken_checkpoint_names_the_one_before_it(pairs, tmp_path):
     for content in (newest.read_bytes()[:500], b""):
         newest.write_bytes(content)
         with pytest.raises(WeightsError, match=r"step_00000001\.pt") as caught:
-            run(pairs, tmp_path / "a", "--resume", "latest")
+            run(pairs, tmp_path / "a", "--resume", str(newest))
         assert "\n" not in caught.value.line
     torch.save([1, 2], newest)
     with pytest.raises(WeightsError, match=r"not a checkpoint of a run.*step_00000001\.pt"):
-        run(pairs, tmp_path / "a", "--resume", "latest")
+        run(pairs, tmp_path / "a", "--resume", str(newest))
 
 
 def test_what_a_killed_process_left_is_cleared_by_the_next_checkpoint(pairs, tmp_path):
@@ -80,7 +80,7 @@ def test_a_number_out_of_range_is_told_with_what_was_expected(pairs, tmp_path, f
         (["--objective", "clpi"], ConfigError, "Did you mean 'clip'"),
         (["--precision", "fp8"], ConfigError, "unknown precision 'fp8'"),
         (["--accum-freq", "0"], ConfigError, "--accum-freq 0"),
-        (["--resume", "latest"], ConfigError, "no checkpoint"),
+        (["--resume", "none.pt"], ConfigError, "no such checkpoint file"),
         (["--pretrained", "none"], WeightsError, "none: no such weight file"),
     ],
 )

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from diptych.errors import ConfigError
 from diptych.train.config import read
 from diptych.train.loop import train
 
-from .runs import argv, assert_identical, losses, run
+from .runs import argv, assert_identical, losses, run, tensors
 
 
 @pytest.mark.parametrize("more", [[], ["--precision", "bf16"], ["--accum-freq", "2"]])
@@ -71,8 +72,9 @@ def test_a_changed_model_or_objective_is_refused(pairs, tmp_path):
 
 def test_pretrained_weights_start_a_new_run(pairs, tmp_path):
     run(pairs, tmp_path / "a", "--max-steps", "2")
-    run(pairs, tmp_path / "b", "--max-steps", "1", "--lr", "0", "--wd", "0", "--pretrained", str(tmp_path / "a"))
-    assert_identical(tmp_path / "a", tmp_path / "b")
+    run(pairs, tmp_path / "b", "--max-steps", "1", "--lr", "1e-30", "--wd", "0", "--pretrained", str(tmp_path / "a"))
+    one, other = tensors(tmp_path / "a"), tensors(tmp_path / "b")
+    assert all(torch.allclose(item, other[name], rtol=0, atol=1e-20) for name, item in one.items())
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(pairs, tmp_path):
@@ -112,3 +114,75 @@ def test_a_checkpoint_from_before_an_option_was_added_resumes(pairs, tmp_path):
     torch.save(state, tmp_path / "old.pt")  # beside it: what was loaded is mapped from the file
     (tmp_path / "old.pt").replace(path)
     assert run(pairs, folder, "--resume", "latest").finished
+
+
+def test_latest_in_an_empty_folder_starts_a_run_and_says_so(pairs, tmp_path, capsys):
+    assert run(pairs, tmp_path / "a", "--max-steps", "2", "--resume", "latest").finished
+    assert "starting a new run" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="in which folder"):
+        train(read(["--train-data", pairs, "--batch-size", "4", "--resume", "latest"], program="diptych train"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--seed 3", r"--seed 0 -> 3 would change the order"),
+        ("--dataset-resampled", r"--dataset-resampled False -> True would change the order"),
+        ("--captions all", r"--captions random -> all would change the order"),
+    ],
+)
+def test_what_would_change_the_order_is_refused(pairs, tmp_path, flags, expected):
+    run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
+    with pytest.raises(ConfigError, match=expected):
+        run(pairs, tmp_path / "a", "--resume", "latest", *flags.split())
+
+
+def test_other_data_is_refused(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
+    lines = Path(pairs).read_text().splitlines(keepends=True)
+    other = Path(pairs).with_name("other.jsonl")
+    other.write_text("".join(lines))  # the same under another name
+    run(pairs, tmp_path / "a", "--resume", "latest", "--stop-after", "1", "--train-data", str(other))
+    for changed, expected in (
+        (lines[:-1], "23 records then, 22 now"),
+        ([*lines[1:], lines[0]], "but others, or in another order"),
+    ):
+        other.write_text("".join(changed))
+        with pytest.raises(ConfigError, match=expected):
+            run(pairs, tmp_path / "a", "--resume", "latest", "--train-data", str(other))
+
+
+def test_another_edition_of_the_order_is_refused(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
+    path = checkpoint.path_of(tmp_path / "a" / "checkpoints", 2)
+    state = checkpoint.load(path)
+    state["data"]["order"] = 1
+    torch.save(state, tmp_path / "old.pt")
+    (tmp_path / "old.pt").replace(path)
+    with pytest.raises(ConfigError, match="edition 1 of the order"):
+        run(pairs, tmp_path / "a", "--resume", "latest")
+
+
+def test_what_may_change_is_said_in_one_line(pairs, tmp_path, capsys):
+    run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
+    capsys.readouterr()
+    run(
+        pairs,
+        tmp_path / "a",
+        "--resume",
+        "latest",
+        "--batch-size",
+        "5",
+        "--lr",
+        "2e-3",
+        "--workers",
+        "1",
+        "--max-steps",
+        "3",
+    )
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resuming")]
+    assert "at step 2, with changes: " in line
+    assert (
+        all(part in line for part in ("--batch-size 4 -> 5", "--lr 0.001 -> 0.002", "--max-steps 4 -> 3"))
+        and "workers" not in line
+    )

@@ -83,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiptychError as error:
         if debug:
             raise
-        print(f"diptych: {error.line}", file=sys.stderr)
+        if not error.on_every_rank or os.environ.get("RANK", "0") == "0":
+            print(f"diptych: {error.line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output went away (``diptych models | head``): nobody reads on.

@@ -9,18 +9,21 @@ from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
 from diptych.data._captions import CaptionPerRecord
 from diptych.data._collate import collate
 from diptych.data._columns import OWN_GROUP, OWN_KEY
+from diptych.data._fingerprint import fingerprint, spread
 from diptych.data._left_out import check_left_out, say_left_out
 from diptych.data._loader import Loader, TruncationStats
 from diptych.data._open import TRAIN_SPLITS, VALIDATION_SPLITS, ConcatSource, known_data, open_source, open_split
-from diptych.data._order import Mixture, draw, permute
+from diptych.data._order import ORDER_VERSION, Mixture, draw, permute
 from diptych.data._prepare import PRECOMPUTED_FEATURES, Prepare, build_prepare, image_id
-from diptych.data._steps import LoaderOptions, Position
+from diptych.data._steps import START, LoaderOptions, Position
 
 __all__ = [
+    "ORDER_VERSION",
     "OWN_GROUP",
     "OWN_KEY",
     "PRECOMPUTED_FEATURES",
     "SOURCES",
+    "START",
     "TRAIN_SPLITS",
     "VALIDATION_SPLITS",
     "CaptionPerRecord",
@@ -39,10 +42,12 @@ __all__ = [
     "check_left_out",
     "collate",
     "draw",
+    "fingerprint",
     "image_id",
     "known_data",
     "open_source",
     "open_split",
     "permute",
     "say_left_out",
+    "spread",
 ]

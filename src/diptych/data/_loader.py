@@ -73,7 +73,7 @@ class Loader:
         self.count = options.mixture.count if options.mixture else len(source)
         if options.drop_last and not options.pad_last and self.count < options.step_size:
             raise SourceError(
-                f"{source.name}: {self.count} records do not fill one step of {options.step_size}; lower --batch-size."
+                f"{source.name}: {self.count} records do not fill one step of {options.arithmetic}; lower --batch-size."
             )
 
     @property

@@ -14,6 +14,8 @@ import numpy as np
 
 from diptych.errors import ConfigError
 
+ORDER_VERSION = 2
+"""Counts the editions of the order and of samples' seeds: a run is resumed with its own only."""
 ROUNDS = 6
 WORD = (1 << 64) - 1
 

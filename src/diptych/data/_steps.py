@@ -82,6 +82,13 @@ class LoaderOptions:
         """Pairs of a whole step, all ranks together."""
         return self.rows_per_rank * self.ranks
 
+    @property
+    def arithmetic(self) -> str:
+        """The pairs of a step as a product: "64 pairs (--batch-size 16 x --accum-freq 4 x 1 process)"."""
+        processes = f"{self.ranks} process{'es' if self.ranks > 1 else ''}"
+        pairs = f"{self.step_size} pair{'s' if self.step_size > 1 else ''}"
+        return f"{pairs} (--batch-size {self.batch_size} x --accum-freq {self.micro_batches} x {processes})"
+
     def steps_per_epoch(self, count: int) -> int:
         """Steps in a whole epoch of ``count`` records, equal on every rank."""
         whole, rest = divmod(count, self.step_size)

@@ -7,15 +7,21 @@ One file per step, ``step_00001200.pt``, holding nested dictionaries of tensors 
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
+import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diptych.errors import ConfigError, WeightsError
+from diptych import log
+from diptych.errors import WeightsError
 from diptych.files import replacing
 
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -49,6 +55,18 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 0) -> Pa
     return path
 
 
+def protect(folder: Path, step: int) -> Path:
+    """Give a checkpoint a second name that rotation leaves alone, ``finite_step_00001200.pt``; return it."""
+    kept = folder / f"finite_{path_of(folder, step).name}"
+    with replacing(kept, "checkpoint") as beside:
+        beside.unlink(missing_ok=True)
+        try:
+            os.link(path_of(folder, step), beside)
+        except OSError:  # a file system without links
+            shutil.copyfile(path_of(folder, step), beside)
+    return kept
+
+
 def _system_refusal(error: BaseException, path: Path) -> OSError:
     seen: BaseException | None = error
     while seen is not None:
@@ -64,29 +82,55 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def find(resume: str, folder: Path) -> Path:
-    """Resolve ``--resume``: "latest" in ``folder``, or the path of a checkpoint. Raises ConfigError."""
-    if resume != "latest":
-        if not Path(resume).is_file():
-            raise ConfigError(f"--resume {resume}: no such checkpoint file; give a path, or latest.")
-        return Path(resume)
+def newest(folder: Path, parts: Collection[str] = ()) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint in a folder and its state, None where there is none; damaged ones are passed over and named.
+
+    Raises WeightsError when all of them are damaged.
+    """
     saved = steps(folder)
-    if not saved:
-        raise ConfigError(f"--resume latest: no checkpoint in {folder}; leave --resume out to start a new run.")
-    return path_of(folder, saved[-1])
+    first: WeightsError | None = None
+    for step in reversed(saved):
+        path = path_of(folder, step)
+        try:
+            state = load(path, parts)
+        except WeightsError as error:
+            first = first or error
+            log.warn(error.line)
+        else:
+            if first is not None:
+                log.warn(f"resuming from {path} instead")
+            return path, state
+    if first is not None:
+        raise WeightsError(f"{folder}: none of the {len(saved)} checkpoints is whole; the newest: {first.line}")
+    return None
 
 
 def load(path: Path, parts: Collection[str] = ()) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU without executing anything in it; ``parts`` it must have. Raises WeightsError."""
+    """Read a checkpoint onto the CPU without executing anything in it; ``parts`` it must have. Raises WeightsError.
+
+    The checksums that torch writes are compared, so that flipped bytes are noticed.
+    """
     try:
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, *BROKEN_ZIP) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a whole checkpoint ({reason[:160]}){_before(path)}") from error
     if not isinstance(state, dict) or not set(parts) <= set(state):
         lacking = sorted(set(parts) - set(state)) if isinstance(state, dict) else sorted(parts)
         raise WeightsError(f"{path}: not a checkpoint of a run, {', '.join(lacking)} is missing{_before(path)}")
     return state
+
+
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, NotImplementedError, struct.error)
+
+
+def _check_sums(path: Path) -> None:
+    """Read every part of the file once and compare its CRC-32. Raises ValueError for one that differs."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"its bytes have changed since it was written, in {damaged}")
 
 
 def _before(path: Path) -> str:

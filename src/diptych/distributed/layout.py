@@ -130,17 +130,22 @@ class Layout:
         return ((name, item) for name, item in self.objective.named_parameters() if item.requires_grad)
 
     def gradient_norm(self) -> Tensor:
-        """The global norm of the gradients as they are: of the unscaled ones after ``scaler.unscale_``."""
-        return _full_state.total_norm([item.grad for _, item in self.trainable() if item.grad is not None])
+        """The global norm of the gradients, equal on every process: of the unscaled ones after ``scaler.unscale_``."""
+        return _full_state.total_norm(self._gradients())
 
-    def clip_gradients(self, max_norm: float) -> Tensor:
-        """Scale the gradients to a global norm of at most ``max_norm``; the norm before, a scalar."""
-        gradients = [item.grad for _, item in self.trainable() if item.grad is not None]
-        norm = _full_state.total_norm(gradients)
+    def clip_gradients(self, max_norm: float, norm: Tensor) -> None:
+        """Scale the gradients, whose global norm is ``norm``, to one of at most ``max_norm``."""
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
+        for gradient in self._gradients():
             gradient.mul_(factor.to(gradient.dtype))
-        return norm
+
+    def not_finite(self) -> list[str]:
+        """Names of the parameters whose gradients are not finite everywhere. A collective: every rank calls it."""
+        trained = ((name, item.grad) for name, item in self.trainable() if item.grad is not None)
+        return [name for name, gradient in trained if not bool(_full_state.full(gradient).isfinite().all())]
+
+    def _gradients(self) -> list[Tensor]:
+        return [item.grad for _, item in self.trainable() if item.grad is not None]
 
     def full_state(self) -> dict[str, Tensor]:
         """Every parameter and buffer of the objective, whole. A collective: every rank calls it."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diptych.devices import Device
 from diptych.errors import DistributedError
+from diptych.registry import did_you_mean
 
 Value = TypeVar("Value")
 Group: TypeAlias = dist.ProcessGroup | None
@@ -54,6 +55,7 @@ def world_from_environment() -> World:
 def start(device: Device, backend: str = "") -> World:
     """Join the process group; ``backend`` overrides the device's own (nccl, gloo, ...). Raises DistributedError."""
     world = world_from_environment()
+    _check_backend(backend)
     if world.size > 1 and not dist.is_initialized():
         try:
             dist.init_process_group(backend or device.backend, rank=world.rank, world_size=world.size)
@@ -62,6 +64,22 @@ def start(device: Device, backend: str = "") -> World:
                 f"the collective backend {backend or device.backend!r} could not start: {error}"
             ) from error
     return world
+
+
+def _check_backend(backend: str) -> None:
+    """Raise DistributedError for a backend that torch does not know or was built without, in a process on its own too.
+
+    ``backend`` may name several by device: cpu:gloo,cuda:nccl.
+    """
+    for part in filter(None, backend.lower().split(",")):
+        name = part.rpartition(":")[2]
+        if name not in dist.Backend.backend_list:
+            raise DistributedError(
+                "--dist-backend: " + did_you_mean(name, dist.Backend.backend_list, "collective backend")
+            )
+        if not dist.is_backend_available(name):
+            usable = ", ".join(known for known in dist.Backend.backend_list if dist.is_backend_available(known))
+            raise DistributedError(f"--dist-backend {backend}: this torch was built without {name}; it has {usable}.")
 
 
 def stop() -> None:
@@ -96,13 +114,17 @@ def broadcast_object(value: Value, group: Group = None) -> Value:
     return values[0]
 
 
+def all_gather_object(value: Value, group: Group = None) -> list[Value]:
+    """The small Python value of every process, by rank, for every process."""
+    values = [value] * size(group)
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=group)
+    return values
+
+
 def first_not_none(value: Value | None, group: Group = None) -> Value | None:
     """The first small Python value that is not None, by rank, for every process; None when all give None."""
-    if size(group) == 1:
-        return value
-    values: list[Value | None] = [None] * size(group)
-    dist.all_gather_object(values, value, group=group)
-    return next((item for item in values if item is not None), None)
+    return next((item for item in all_gather_object(value, group) if item is not None), None)
 
 
 def any_rank(flag: bool, device: torch.device, group: Group = None) -> bool:

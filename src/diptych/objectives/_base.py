@@ -57,6 +57,9 @@ class Objective(nn.Module):
     wants: ClassVar[Wants] = Wants()
     """What training asks of the data."""
 
+    min_pairs: ClassVar[int] = 2
+    """How many pairs a step must compare for the loss to say anything; 1 where it needs no other pair."""
+
     validation_wants: ClassVar[Wants] = Wants(images=("eval",))
     """What ``validation_terms`` asks of the data."""
 

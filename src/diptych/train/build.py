@@ -13,7 +13,7 @@ import torch
 
 from diptych import config as options
 from diptych import log, weights
-from diptych.data import Position
+from diptych.data import ORDER_VERSION, START, Loader, Position, fingerprint
 from diptych.devices import Device, get_device
 from diptych.distributed import process_group
 from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
@@ -26,10 +26,18 @@ from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
+from diptych.train.first_checks import (
+    check_learning,
+    check_step_size,
+    check_usable,
+    check_variety,
+    use_labeled,
+)
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import with_features
+from diptych.train.nonfinite import SkippedSteps, allowed_skips
 from diptych.train.pipeline import Pipeline, build_pipeline
-from diptych.train.run_folder import Run, open_run
+from diptych.train.run_folder import Identity, Run, open_run
 from diptych.train.schedule import total_steps
 from diptych.train.step import Step, create_step
 from diptych.train.validate import ValidationData, Validator
@@ -75,7 +83,12 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         config.data, config.source, model.config, tokenizer, wants=objective.wants,
         validation_wants=objective.validation_wants,
     )  # fmt: skip
-    run = open_run(config, model.config.to_dict(), frozen_digests(objective.frozen()))
+    _check_data(pipeline, world, device)
+    data = {**fingerprint(pipeline.train_source), "order": ORDER_VERSION, "processes": world.size}
+    identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
+    run = open_run(config, identity)
+    if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
+        changes_of(config.model, resumed=False)
     step = create_step(objective, config.optimizer, device, precision, world)
     layout = step.layout
     if run.state:
@@ -87,16 +100,53 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         )  # fmt: skip
         source = with_features(pipeline.train_source, encoder, objective.wants)
         pipeline = dataclasses.replace(pipeline, train_source=source)
+    allowed = allowed_skips(config.optimizer.on_nonfinite)
+    skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, world, device, config.accum_freq)
-    per_epoch = max(1, loader.steps_per_epoch)
+    check_step_size(loader.options, loader.count, objective.min_pairs)
+    per_epoch = _steps_per_epoch(config, loader)
     total = total_steps(config.schedule, per_epoch)
+    rate = LearningRate(config.schedule, config.optimizer.lr, total)
+    check_learning(step, rate)
     return Job(
         run, world, step, changes, loader, _validator(config, pipeline, layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
-        LearningRate(config.schedule, config.optimizer.lr, total), _events(config.output, config.evaluate, per_epoch, total),
-        BadSampleLog(run.folder, world.rank), config.output.keep_checkpoints, options.to_dict(config),
+        rate, _events(config.output, config.evaluate, per_epoch, total),
+        BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
     )  # fmt: skip
+
+
+def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
+    """Decode a record of every source, and see that there is something to learn. Raises DataError."""
+    check_usable(
+        pipeline.train_source,
+        "--train-data",
+        lambda record, index: pipeline.loader(START, world, device).prepare(record, 0, index),
+    )
+    check_variety(pipeline.train_source)
+    if pipeline.val_source is not None:
+        held_out = pipeline.validation_loader(world).prepare
+        check_usable(pipeline.val_source, "--val-data", lambda record, index: held_out(record, 0, index))
+    if pipeline.labeled_source is not None:
+        check_usable(pipeline.labeled_source, "--imagenet-val", use_labeled)
+
+
+def _steps_per_epoch(config: TrainConfig, loader: Loader) -> int:
+    """What --epochs and the frequencies count in; --train-num-samples sets it, and the order of the data stays what it is."""
+    samples = config.data.train_num_samples
+    if not samples or config.data.dataset_resampled:
+        return max(1, loader.steps_per_epoch)
+    steps = samples // loader.options.step_size
+    if steps < 1:
+        raise ConfigError(
+            f"--train-num-samples {samples} is less than a step of {loader.options.arithmetic}; raise it."
+        )
+    log.info(
+        f"--train-num-samples {samples:,}: --epochs and the frequencies count {steps} steps each; the {loader.count:,} records "
+        "are still read in whole passes"
+    )
+    return steps
 
 
 def _model(config: TrainConfig, changes: tuple[ModelChange, ...]) -> TwoTower:

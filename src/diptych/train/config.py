@@ -51,7 +51,7 @@ class DataOptions:
     dataset_resampled: bool = False
     """Draw records with replacement, by size and factor of their source, in place of each once per epoch."""
     train_num_samples: Count = 0
-    """Records of an epoch when resampled; 0 takes as many as there are."""
+    """Records that an epoch counts; 0 takes as many as there are."""
     train_data_upsampling_factors: str = ""
     """Factors of the sources joined by ::, themselves joined by ::, e.g. 2::1; with --dataset-resampled."""
     last_batch: typing.Literal["drop", "pad"] = "drop"

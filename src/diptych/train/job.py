@@ -17,8 +17,10 @@ from diptych.data import Loader, Position
 from diptych.distributed import checkpoint, process_group
 from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
+from diptych.errors import NonFiniteError
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, exported
+from diptych.train.nonfinite import SkippedSteps, names_not_finite
 from diptych.train.run_folder import Run
 from diptych.train.schedule import ScheduleOptions, learning_rate
 from diptych.train.step import Step, StepResult
@@ -55,7 +57,9 @@ class LearningRate:
 
 @dataclass(frozen=True)
 class Job:
-    """The pieces of a run, and the loop's verbs. ``values`` is the whole config as plain values, as a checkpoint holds it."""
+    """The pieces of a run, and the loop's verbs. ``values`` is the whole config as plain values, as a checkpoint holds it;
+    ``data`` what identifies the training data.
+    """
 
     run: Run
     world: World
@@ -67,8 +71,10 @@ class Job:
     rate: LearningRate
     events: EventSchedule
     bad_samples: BadSampleLog
+    skipped: SkippedSteps
     keep_checkpoints: int
     values: Mapping[str, Any]
+    data: Mapping[str, Any]
 
     @property
     def first_step(self) -> int:
@@ -101,7 +107,7 @@ class Job:
             "time": time.time(),
             **process_group.all_reduce_mean_of({"loss": result.loss, **losses, **result.metrics}, group),
             "learning_rate": self.rate.at(done - 1),
-            "gradient_norm": float(self.step.gradient_norm() if result.gradient_norm is None else result.gradient_norm),
+            "gradient_norm": float(result.gradient_norm),
             **figures,
             "pairs": done * self.loader.options.step_size,
             "precision": self.step.precision,
@@ -109,6 +115,7 @@ class Job:
             "truncated_tokens": sum(stats.tokens for stats in truncation.values()),
             **{f"truncated_captions {name}": stats.captions for name, stats in truncation.items() if stats.captions},
             "bad_samples": len(self.loader.bad),
+            **({"skipped_steps": self.skipped.count} if self.skipped.count else {}),
         }
         self.sinks.write("train", done, row)
         return (
@@ -133,24 +140,63 @@ class Job:
         Gathering the state is a collective; rank 0 writes it.
         """
         layout, device = self.step.layout, self.step.device
+        whole = layout.full_state()
+        self._check_finite(done, whole)
         state = {
             "step": done,
             "position": {"epoch": position.epoch, "index": position.index},
-            "weights": layout.full_state(),
+            "weights": whole,
+            "skipped_steps": self.skipped.count,
             "step_state": self.step.state(),
             "random_state": {"cpu": torch.get_rng_state(), "device": device.random_state()},
             "companions": frozen_digests(layout.objective.frozen()),
             "architecture": layout.objective.model.config.to_dict(),
             "config": dict(self.values),
+            "data": dict(self.data),
         }
         if self.world.main:
             checkpoint.save(self.run.checkpoints, done, state, self.keep_checkpoints)
         process_group.barrier()
 
+    def leave_out(self, done: int, before: Position, batches: list[Batch], result: StepResult) -> None:
+        """A step that was not taken, since it was not finite; ``before`` is the position at which it began. A collective.
+
+        Raises NonFiniteError when the run may not go on; the weights, which the step did not touch, are saved first.
+        """
+        if self.skipped.leave_out(done, batches, self.step, result):
+            return
+        self.save(done, before)
+        kept = checkpoint.protect(self.run.checkpoints, done) if self.world.main else self.run.checkpoints
+        process_group.barrier()
+        raise NonFiniteError(
+            f"step {done + 1}: the loss is {float(result.loss):g}, the gradient norm {float(result.gradient_norm):g}; stopped "
+            f"before the update, see {self.skipped.path(done)}. The weights before it are kept in {kept}; resume with a "
+            "lower --lr, --grad-clip-norm 1, --precision fp32, or --on-nonfinite skip:3."
+        )
+
+    def _check_finite(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Raise NonFiniteError, the same on every process, rather than write weights that are not finite."""
+        names = names_not_finite(state)
+        if not names:
+            return
+        saved = checkpoint.steps(self.run.checkpoints)
+        if saved and self.world.main:
+            checkpoint.protect(self.run.checkpoints, saved[-1])
+        last = (
+            f"the last finite checkpoint is {checkpoint.path_of(self.run.checkpoints, saved[-1])}"
+            if saved
+            else ("no checkpoint was written before")
+        )
+        raise NonFiniteError(
+            f"after step {done}, {len(names)} of {len(state)} weights are not finite (first {names[0]}) and are not saved; "
+            f"{last}; try a lower --lr or --grad-clip-norm 1."
+        )
+
     def finish(self, done: int) -> None:
         """Write the final weights, with the architecture and preprocessing in their metadata."""
         layout = self.step.layout
         state = layout.model_state()  # a collective
+        self._check_finite(done, state)
         if self.world.main:
             path = self.run.folder / weights.WEIGHT_FILE
             config = layout.objective.model.config

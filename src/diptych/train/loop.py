@@ -61,12 +61,14 @@ def _steps_left(job: Job) -> bool:
 
 def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], report: log.Report) -> int:
     """Take steps until the end, an interrupt or ``stop_after`` steps; return how many were taken in all."""
-    done, clock = job.first_step, Clock()
+    done, before, clock = job.first_step, job.loader.options.start, Clock()
     for batches, position in job.batches():
         clock.got_data()
         job.set_learning_rate(done)
         result = job.step(batches)
-        done += 1
+        if not result.finite:
+            job.leave_out(done, before, batches, result)
+        done, before = done + 1, position
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.world.size)
 
         stopping = interrupted() or (stop_after > 0 and done - job.first_step >= stop_after)

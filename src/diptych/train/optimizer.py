@@ -46,6 +46,8 @@ class OptimizerOptions:
     """AdamW's epsilon (open_clip: 1e-6 for ViT, 1e-8 for ResNet)."""
     grad_clip_norm: NotNegative = 0.0
     """Clip the global gradient norm to this; 0 leaves it alone."""
+    on_nonfinite: str = "stop"
+    """A loss or gradient that is not finite: stop, or skip:N to leave out up to N such steps of the run."""
 
 
 @dataclass(frozen=True)

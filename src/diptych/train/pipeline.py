@@ -76,10 +76,8 @@ class Pipeline:
     def _mixture(self) -> Mixture | None:
         data = self.data
         if not data.dataset_resampled:
-            if data.train_data_upsampling_factors or data.train_num_samples:
-                raise ConfigError(
-                    "--train-data-upsampling-factors and --train-num-samples go with --dataset-resampled; add it."
-                )
+            if data.train_data_upsampling_factors:
+                raise ConfigError("--train-data-upsampling-factors goes with --dataset-resampled; add it.")
             return None
         parts = getattr(self.train_source, "sources", [self.train_source])
         try:
@@ -141,7 +139,7 @@ def _train_source(data: DataOptions, options: SourceOptions) -> Source:
         if data.dataset_resampled:
             raise ConfigError("--captions all shows each caption once an epoch, --dataset-resampled draws: choose one.")
         source = CaptionPerRecord(source)
-    if len(source) < data.batch_size and data.last_batch == "drop" and not data.train_num_samples:
+    if len(source) < data.batch_size and data.last_batch == "drop" and not data.dataset_resampled:
         raise SourceError(
             f"{data.train_data}: {len(source)} records are fewer than --batch-size {data.batch_size}; lower it."
         )

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych import config as options
+from diptych import log
 from diptych.distributed import checkpoint, process_group
 from diptych.errors import ConfigError
 from diptych.files import write_text
 from diptych.models import model_config_from_dict
 from diptych.train.config import OutputOptions, TrainConfig, build
+from diptych.train.resume import check_resumed
 
 PARTS = ("step", "position", "weights", "step_state", "random_state", "companions", "architecture", "config")
 
@@ -54,21 +56,36 @@ def folder_of(config: TrainConfig) -> Path:
     return Path(out.logs) / (out.name or f"{stamp}-{config.model.model.replace('/', '-')}")
 
 
-def open_run(config: TrainConfig, model: dict[str, Any], companions: Mapping[str, str]) -> Run:
-    """Make or continue the run's folder; ``model`` is the architecture as plain values, ``companions`` hashes by name.
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint says about its run beside weights: a resumed run is compared with it.
 
-    Raises ConfigError when the folder holds another run, and when a resumed model, objective or companion differs.
+    ``model`` is the architecture as plain values, ``companions`` hashes by name, ``data`` the fingerprint of the training data,
+    with the edition of its order and the number of processes.
+    """
+
+    model: dict[str, Any]
+    companions: Mapping[str, str]
+    data: Mapping[str, Any]
+
+
+def open_run(config: TrainConfig, identity: Identity) -> Run:
+    """Make or continue the run's folder.
+
+    Raises ConfigError when the folder holds another run, and when what may not change in a resumed run differs, WeightsError
+    when its checkpoints are damaged.
     """
     folder = Path(process_group.broadcast_object(str(folder_of(config))))
+    found = _to_resume(config.output, folder) if config.output.resume else None
     state = None
-    if config.output.resume:
-        path = checkpoint.find(config.output.resume, folder / "checkpoints")
-        state = checkpoint.load(path, PARTS)
+    if found is not None:
+        path, state = found
         # Read as configs, so that what a later version added takes its default.
-        _same(path, "model", model_config_from_dict(state["architecture"], str(path)).to_dict(), model)
+        _same(path, "model", model_config_from_dict(state["architecture"], str(path)).to_dict(), identity.model)
         saved = build(state["config"], str(path)).objective
         _same(path, "objective", options.to_dict(saved), options.to_dict(config.objective))
-        _same(path, "frozen companion", state.get("companions", {}), dict(companions))
+        _same(path, "frozen companion", state.get("companions", {}), dict(identity.companions))
+        check_resumed(path, state, options.to_dict(config), identity.data)
     elif process_group.broadcast_object(_holds_a_run(folder)):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --resume latest, or choose another --output."
@@ -76,6 +93,25 @@ def open_run(config: TrainConfig, model: dict[str, Any], companions: Mapping[str
     if process_group.world_from_environment().main:
         write_text(folder / "config.toml", options.to_toml(_saved(config, folder)), "config")
     return Run(folder, state)
+
+
+def _to_resume(output: OutputOptions, folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that ``--resume`` means and its state; None where ``latest`` finds a folder without any: a new run."""
+    if output.resume != "latest":
+        path = Path(output.resume)
+        if not path.is_file():
+            raise ConfigError(f"--resume {path}: no such checkpoint file; give a path, or latest.")
+        return path, checkpoint.load(path, PARTS)
+    if not (output.output or output.name):
+        raise ConfigError("--resume latest: in which folder? Give --output, or --name.")
+    found = checkpoint.newest(folder / "checkpoints", PARTS)
+    if found is None:
+        if (folder / "model.safetensors").exists():
+            raise ConfigError(
+                f"--resume latest: {folder} holds weights but no checkpoint; start a new run with --pretrained."
+            )
+        log.info(f"--resume latest: no checkpoint in {folder / 'checkpoints'} yet; starting a new run")
+    return found
 
 
 def _holds_a_run(folder: Path) -> bool:

@@ -4,7 +4,8 @@ With one batch: forward, backward, step. With several, features are cached (Gao 
 Learning Batch Size under Memory Limited Setup"): every micro-batch is encoded without gradient, the loss compares all
 of them once, and each micro-batch is encoded again with the cached gradients of its features. The loss is computed once, so the
 scale's gradient is the true one. Batch-norm statistics of towers are updated in the second pass only, and are per micro-batch,
-as in any accumulation. No device, loss or parallel scheme is named here: what depends on the layout is asked of it.
+as in any accumulation. A step with a loss or gradient that is not finite is not taken. No device, loss or parallel scheme is
+named here: what depends on the layout is asked of it.
 """
 
 from __future__ import annotations
@@ -19,23 +20,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.devices import Device
+from diptych.distributed import process_group
 from diptych.distributed.layout import Layout, parallelize
 from diptych.distributed.process_group import World
 from diptych.objectives import Objective, differentiable, pairs_of
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.types import Batch, Terms
 
+LOWEST_SCALE = 2.0**-14  # of fp16 gradients; below it the loss itself no longer fits
+
 
 @dataclass(frozen=True)
 class StepResult:
     """``loss``, ``losses`` and ``metrics`` of this process, scalars still on the device; their means over processes are those
-    of the global batch. ``gradient_norm`` is before clipping, None without it.
+    of the global batch. ``gradient_norm`` is before clipping. ``finite`` is False where the step was not taken, on every
+    process, because a loss or gradient was not finite.
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
-    gradient_norm: Tensor | None
+    gradient_norm: Tensor
+    finite: bool = True
 
 
 def create_step(
@@ -85,18 +91,32 @@ class Step:
         """Take one step over the micro-batches, which are on the CPU or on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         moved = [move(batch, self.device.torch_device) for batch in batches]
+        statistics = _statistics(self.layout.objective)
         terms, features = self._whole(moved[0]) if len(moved) == 1 else self._cached(moved)
         self.scaler.unscale_(self.optimizer)
-        norm = self.layout.clip_gradients(self.clip_norm).detach() if self.clip_norm > 0 else None
-        if self._moved_parameters():
-            self.layout.after_step(features, pairs_of(moved))
+        loss, norm = total(terms).detach(), self.layout.gradient_norm().detach()
+        finite = self._finite(loss, norm)
+        if not finite:
+            _put_back(statistics)
+        else:
+            if self.clip_norm > 0:
+                self.layout.clip_gradients(self.clip_norm, norm)
+            if self._moved_parameters():
+                self.layout.after_step(features, pairs_of(moved))
         losses = {name: item.detach() for name, item in terms.losses.items()}
         metrics = {name: item.detach() for name, item in terms.metrics.items()}
-        return StepResult(total(terms).detach(), losses, metrics, norm)
+        return StepResult(loss, losses, metrics, norm, finite)
 
-    def gradient_norm(self) -> Tensor:
-        """The global norm of the last step's gradients, for who wants to see it: reading them all costs a few percent."""
-        return self.layout.gradient_norm()
+    def _finite(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether the step can be taken: every process gives the same answer.
+
+        In fp16 gradients may overflow, which the scaler answers with a lower scale; that is no fault until the scale is used up.
+        """
+        numbers = loss.float()
+        if not self.scaler.is_enabled():
+            numbers = numbers + norm.to(loss.device).float() * 0  # 0 x inf is not a number
+        usable = bool(numbers.isfinite()) and self.scaler.get_scale() >= LOWEST_SCALE
+        return not process_group.any_rank(not usable, self.device.torch_device)
 
     def _moved_parameters(self) -> bool:
         """Step, unless a gradient overflowed in fp16; whether the step was taken."""
@@ -192,11 +212,20 @@ def _gradients(features: Any, piece: Any, start: int) -> list[Tensor | None]:
 @contextlib.contextmanager
 def _restored_statistics(module: nn.Module) -> Iterator[None]:
     """Batch normalization normalizes as in training, but its running statistics are afterwards what they were."""
-    norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
-    saved = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    saved = _statistics(module)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
+        _put_back(saved)
+
+
+def _statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """The running statistics of batch normalization, and copies of them."""
+    norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
+    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+@torch.no_grad()
+def _put_back(saved: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in saved:
+        buffer.copy_(value)

@@ -1,0 +1,110 @@
+"""What is looked at before the first step, so that a run that cannot come to anything ends before it costs a night.
+
+Every source gives one record that can be decoded; the data holds something to tell apart; a step has pairs to compare; something
+is trained, at a rate above zero. The table of errors and warnings is in docs/runs.md. Nothing is changed here.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+
+from diptych import log
+from diptych.data import LoaderOptions, Source, image_id, spread
+from diptych.errors import ConfigError, DataError, RecordError, SourceError
+from diptych.evaluate import Records
+from diptych.image import decode_pixels
+from diptych.train.job import LearningRate
+from diptych.train.schedule import warmup_steps
+from diptych.train.step import Step
+from diptych.types import Record
+
+TRIED = 16  # records of a source, evenly spread, before it is given up
+COMPARED = 256  # records that are compared where the first TRIED are alike
+
+
+def check_usable(source: Records, flag: str, use: Callable[[Record, int], object]) -> None:
+    """Make a sample of one record by ``use(record, index)``; a bad one is no fault while another is good.
+
+    Raises SourceError with the commonest reasons when none of the records tried can be used.
+    """
+    reasons: collections.Counter[str] = collections.Counter()
+    first: RecordError | None = None
+    for index in spread(len(source), TRIED):
+        try:
+            use(source.record(index), index)
+        except RecordError as error:
+            reasons[error.reason.partition("(")[0].partition(":")[0].strip()] += 1
+            first = first or error
+        else:
+            return
+    if first is not None:
+        said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        raise SourceError(
+            f"{flag} {source.name}: none of the {reasons.total()} records tried can be used ({said}); the first: {first.line}"
+        )
+
+
+def use_labeled(record: Record, index: int) -> None:
+    """What an evaluation needs of a labeled image. Raises RecordError."""
+    decode_pixels(record.image, record.key)
+    if record.label is None:
+        raise RecordError(record.key, "has no label")
+
+
+def check_variety(source: Source) -> None:
+    """Raise SourceError when all records show one picture or have one caption; warn where that is so of all that were read."""
+    for number in (TRIED, COMPARED):
+        records = _readable(source, spread(len(source), number))
+        pictures = {image_id(record) for record in records}
+        captions = {caption.strip() for record in records for caption in record.captions}
+        if len(records) < 2 or min(len(pictures), len(captions)) != 1:
+            return
+    what = "show the same picture" if len(pictures) == 1 else f"have the same caption {next(iter(captions))[:60]!r}"
+    if len(records) == len(source):
+        raise SourceError(
+            f"{source.name}: all {len(source)} records {what}, so there is nothing to tell apart; check the columns."
+        )
+    log.warn(f"{source.name}: {len(records)} of {len(source):,} records were looked at, and all {what}")
+
+
+def _readable(source: Source, indices: list[int]) -> list[Record]:
+    records = []
+    for index in indices:
+        try:
+            records.append(source.record(index))
+        except DataError:  # met again, and counted, in training
+            continue
+    return records
+
+
+def check_step_size(options: LoaderOptions, count: int, needs: int) -> None:
+    """Raise ConfigError when a step compares fewer pairs than the objective ``needs``; warn where it holds records twice."""
+    if options.step_size < needs:
+        raise ConfigError(
+            f"a step compares {options.arithmetic}, and the loss needs {needs} to tell apart: it would be 0 at once; "
+            "raise --batch-size."
+        )
+    if options.pad_last and count < options.step_size:
+        log.warn(
+            f"a step of {options.arithmetic} holds each of the {count} records more than once; lower --batch-size."
+        )
+
+
+def check_learning(step: Step, rate: LearningRate) -> None:
+    """Raise ConfigError when nothing is trained or no rate is above 0; warn of a warm-up that the run does not finish."""
+    scalars = {"logit_scale", "logit_bias"}
+    trained = [name for name, _ in step.layout.trainable() if name.rpartition(".")[2] not in scalars]
+    if not trained:
+        raise ConfigError(
+            "everything but the scale is locked, so nothing is learned; leave out --lock-image or --lock-text."
+        )
+    if all(group["peak_lr"] == 0 for group in step.optimizer.param_groups):
+        raise ConfigError("--lr 0: the learning rate never leaves 0, so nothing is learned; give a rate above 0.")
+    warm = warmup_steps(rate.options, rate.total_steps)
+    if warm > rate.total_steps:
+        reached = rate.at(rate.total_steps - 1)
+        log.warn(
+            f"--warmup {warm} is longer than the run of {rate.total_steps} steps: the rate ends at {reached:.2g} and never "
+            f"reaches --lr {rate.peak:g}"
+        )
