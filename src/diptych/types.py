@@ -58,7 +58,8 @@ class Sample:
     ``seed`` 63 bits made of (seed, epoch, record), from which every random choice for this pair is drawn; ``group`` a 63-bit
     id of the image; ``label`` a class index, or None; ``masked`` where an objective wants it; ``num_truncated`` tokens that
     truncation removed, over all text views; ``features`` fp32 [D] of the image, where they were precomputed: ``images`` is
-    then empty, [V, 3, 0, 0]; ``source`` the data set's name, where several are concatenated.
+    then empty, [V, 3, 0, 0]; ``source`` the data set's name, where several are concatenated; ``damage`` what is damaged in
+    the image, where it could be decoded all the same.
     """
 
     images: np.ndarray
@@ -73,6 +74,7 @@ class Sample:
     num_truncated: int = 0
     features: np.ndarray | None = None
     source: str = ""
+    damage: str = ""
 
 
 class MaskedTokens(NamedTuple):

@@ -82,7 +82,7 @@ def test_a_source_without_a_usable_record_is_found_before_the_first_step(pairs, 
 
 def test_a_bad_first_record_is_no_fault_while_another_is_good(tmp_path):
     listed = rewritten(tmp_path, lambda number, row: {"image": "nowhere.png"} if number == 0 else {})
-    assert run(listed, tmp_path / "a", "--max-steps", "1").finished
+    assert run(listed, tmp_path / "a", "--max-steps", "1", "--val-data", listed).finished
 
 
 def test_samples_of_an_epoch_set_the_clock_and_not_the_order(pairs, tmp_path, capsys):

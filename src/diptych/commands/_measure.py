@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych import log, weights
-from diptych.data import VALIDATION_SPLITS, SourceOptions, open_split
+from diptych.config import Share
+from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, check_left_out, open_split, with_root
 from diptych.devices import get_device
 from diptych.errors import ConfigError
 from diptych.evaluate import (
@@ -39,6 +40,16 @@ class DataOptions:
     """Pairs for retrieval: .jsonl, .csv, .tsv, shards, a folder."""
     val_split: str = ""
     """Split of the pairs; empty takes "val", "validation", "dev" or "test", the first there is."""
+    val_image_root: str = ""
+    """Folder that relative image paths of --val-data start from; empty takes --image-root."""
+    imagenet_image_root: str = ""
+    """Folder that relative image paths of --imagenet-val and --probe-train start from; empty takes --image-root."""
+    bad_samples: Literal["skip", "raise"] = "skip"
+    """An image that cannot be read: left out of the scores, counted and named; or the evaluation stops."""
+    bad_samples_max: Share = 0.05
+    """Share of bad samples above which the evaluation stops."""
+    bad_samples_strict: bool = False
+    """An image that is damaged and can be decoded all the same is a bad sample too."""
     imagenet_val: str = ""
     """Images to classify: class folders, a .jsonl, .csv or shards with labels, or a folder with images/ and labels.txt."""
     probe_train: str = ""
@@ -134,12 +145,21 @@ def tasks(options: MeasureOptions) -> list[Task]:
 
 def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records | ProbeData]:
     sources: dict[DataKind, Records | ProbeData] = {}
+    opened: list[Source] = []
     if data.val_data:
-        sources["pairs"] = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, options, "--val-split")
+        rooted = with_root(options, data.val_image_root)
+        sources["pairs"] = pairs = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, rooted, "--val-split")
+        opened.append(pairs)
     if data.imagenet_val:
-        sources["labeled"] = labeled = open_labeled(data.imagenet_val, options)
+        rooted = with_root(options, data.imagenet_image_root)
+        sources["labeled"] = labeled = open_labeled(data.imagenet_val, rooted)
+        opened.append(labeled.source)
         if data.probe_train:
-            sources["probe"] = ProbeData(open_labeled(data.probe_train, options), labeled)
+            train = open_labeled(data.probe_train, rooted)
+            sources["probe"] = ProbeData(train, labeled)
+            opened.append(train.source)
+    for source in opened:
+        check_left_out(source, data.bad_samples_max)
     return sources
 
 
@@ -157,6 +177,9 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
         chosen.batch_size,
         chosen.workers,
         device.default_precision() if chosen.precision == "auto" else chosen.precision,
+        bad_samples=options.data.bad_samples,
+        bad_limit=options.data.bad_samples_max,
+        strict=options.data.bad_samples_strict,
     )
     return [_run(task, encoder) for task in wanted]
 

@@ -5,7 +5,7 @@ which record (``_order``, ``_steps``, ``_loader``), decoding and tokenization (`
 know no tokenizer, transform, batch size or rank; they know no loss either: objectives say what they want in ``Wants``.
 """
 
-from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
+from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions, with_root
 from diptych.data._captions import CaptionPerRecord
 from diptych.data._collate import collate
 from diptych.data._columns import OWN_GROUP, OWN_KEY
@@ -50,4 +50,5 @@ __all__ = [
     "permute",
     "say_left_out",
     "spread",
+    "with_root",
 ]

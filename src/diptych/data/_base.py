@@ -5,7 +5,7 @@ Types only. Which format reads a file is decided in ``_open``; nothing here read
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Protocol
 
 from tyro.conf import arg
@@ -30,6 +30,11 @@ class SourceOptions:
     """Column or key of captions; empty tries title, caption, text, ..."""
     image_root: str = ""
     """Folder that relative image paths start from; empty takes the data file's own."""
+
+
+def with_root(options: SourceOptions, image_root: str) -> SourceOptions:
+    """The options with another folder of images, where one is given."""
+    return replace(options, image_root=image_root) if image_root else options
 
 
 @dataclass(frozen=True)

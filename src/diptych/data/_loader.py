@@ -11,7 +11,7 @@ import collections
 import functools
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import NamedTuple, cast
@@ -48,12 +48,13 @@ class TruncationStats(NamedTuple):
 
 class Fetched(NamedTuple):
     """What a loader process sends back: a micro-batch, or the error that stops the run; bad records (key, reason) met on
-    the way, and the truncations of each data set."""
+    the way, the truncations of each data set, and (key, damage) of images that are damaged and were used."""
 
     batch: Batch | None
     error: DataError | None
     bad: list[tuple[str, str]]
     truncation: dict[str, TruncationStats]
+    damaged: Sequence[tuple[str, str]] = ()
 
 
 class Loader:
@@ -61,6 +62,7 @@ class Loader:
 
     ``bad`` lists (key, reason) of all unusable records met so far: each was replaced by another record, so the batch has its
     size, and every rank its step; a share above ``bad_limit`` of the samples seen raises SourceError. ``seen`` counts samples.
+    ``damaged`` lists (key, what libjpeg warned of) of images that were used all the same.
     ``truncation`` counts truncated captions by data set (of joined ones "0/name", "1/name"; else the source's name).
     ``count`` is the number of positions of an epoch.
     """
@@ -68,6 +70,7 @@ class Loader:
     def __init__(self, source: Source, prepare: Prepare, options: LoaderOptions) -> None:
         self.source, self.prepare, self.options = source, prepare, options
         self.bad: list[tuple[str, str]] = []
+        self.damaged: list[tuple[str, str]] = []
         self.seen = 0
         self.truncation: dict[str, TruncationStats] = {}
         self.count = options.mixture.count if options.mixture else len(source)
@@ -121,6 +124,7 @@ class Loader:
 
     def _received(self, fetched: Fetched) -> Batch:
         self.bad += fetched.bad
+        self.damaged += fetched.damaged
         if fetched.batch is None:
             raise fetched.error or DataError("a loader process sent neither a batch nor an error.")
         for source, stats in fetched.truncation.items():
@@ -198,7 +202,8 @@ class _Fetch:
             # Sent as a value: raised in a worker, torch would bury it in a traceback.
             return [Fetched(None, error, bad, {})]
         batch = collate(samples, requests[0].epoch, self.prepare.tokenizer.pad_id)
-        return [Fetched(batch, None, bad, _truncation(samples))]
+        damaged = [(sample.key, sample.damage) for sample in samples if sample.damage]
+        return [Fetched(batch, None, bad, _truncation(samples), damaged)]
 
     def _sample(self, request: SampleRequest, bad: list[tuple[str, str]]) -> Sample:
         record = request.record

@@ -19,7 +19,7 @@ from diptych.data._columns import captions_of
 from diptych.data._order import draw
 from diptych.errors import ConfigError, RecordError
 from diptych.image import VIEWS as IMAGE_VIEWS
-from diptych.image import ImageView, ViewOptions, decode_pixels
+from diptych.image import ImageView, ViewOptions, decode
 from diptych.registry import did_you_mean
 from diptych.text import VIEWS as TEXT_VIEWS
 from diptych.text import TextView, Tokenized, Tokenizer, mask_tokens
@@ -51,7 +51,8 @@ class Prepare:
 
     ``image_views`` and ``text_views`` with the stream that each draws from. ``captions`` chooses among several of a record;
     ``weights`` draws among the texts that a record's own keys hold, e.g. (("caption", 0.3), ("blip_caption", 0.7)).
-    ``mask`` the stream of masked tokens, where they are wanted; the tokenizer then has a mask token.
+    ``mask`` the stream of masked tokens, where they are wanted; the tokenizer then has a mask token. ``strict``: an image
+    whose data is damaged is an error, though it can be decoded.
     """
 
     image_views: tuple[tuple[ImageView, Stream], ...]
@@ -60,15 +61,18 @@ class Prepare:
     captions: Literal["random", "first"] = "random"
     weights: tuple[tuple[str, float], ...] = ()
     mask: Stream | None = None
+    strict: bool = False
 
     def __call__(self, record: Record, seed: int, index: int = 0) -> Sample:
         """Raises RecordError for an unreadable image or an empty caption."""
         texts = [self._text(record, view, stream.generator(seed)) for view, stream in self.text_views]
         encoded = [self.tokenizer.encode(text) for text in texts]
         features = record.extra.get(PRECOMPUTED_FEATURES)
-        decoded = features is None and len(self.image_views) > 0
+        images, damage = np.empty((len(self.image_views), 3, 0, 0), np.uint8), ""
+        if features is None and self.image_views:
+            images, damage = self._images(record, seed)
         return Sample(
-            images=self._images(record, seed) if decoded else np.empty((len(self.image_views), 3, 0, 0), np.uint8),
+            images=images,
             tokens=tuple(item.ids for item in encoded),
             lengths=tuple(item.length for item in encoded),
             index=index,
@@ -80,12 +84,13 @@ class Prepare:
             num_truncated=sum(item.num_truncated for item in encoded),
             features=features,
             source=record.source,
+            damage=damage,
         )
 
-    def _images(self, record: Record, seed: int) -> np.ndarray:
-        """All views, uint8 [V, 3, H, W], from a single decoding."""
-        pixels = decode_pixels(record.image, record.key)
-        return np.stack([view(pixels, stream.generator(seed)) for view, stream in self.image_views])
+    def _images(self, record: Record, seed: int) -> tuple[np.ndarray, str]:
+        """All views, uint8 [V, 3, H, W], from a single decoding, and what is damaged in the image."""
+        pixels, damage = decode(record.image, record.key, strict=self.strict)
+        return np.stack([view(pixels, stream.generator(seed)) for view, stream in self.image_views]), damage
 
     def _text(self, record: Record, view: TextView, rng: np.random.Generator) -> str:
         return view(self._caption(record, rng), rng)
@@ -125,6 +130,8 @@ def build_prepare(
     options: ViewOptions,
     captions: Literal["random", "first"] = "random",
     weights: tuple[tuple[str, float], ...] = (),
+    *,
+    strict: bool = False,
 ) -> Prepare:
     """The preparation that gives what an objective wants.
 
@@ -139,7 +146,7 @@ def build_prepare(
     images = [(recipe(options), stream) for recipe, stream in _named(wants.images, IMAGE_VIEWS, "image")]
     return Prepare(
         tuple(images), tuple(_named(wants.texts, TEXT_VIEWS, "text")), tokenizer, captions, weights,
-        Stream.of("mask", "tokens", 0) if wants.masked else None,
+        Stream.of("mask", "tokens", 0) if wants.masked else None, strict,
     )  # fmt: skip
 
 

@@ -16,34 +16,37 @@ import torch
 from torch import Tensor
 
 from diptych.distributed import process_group
-from diptych.errors import OutputError, SourceError
+from diptych.errors import OutputError
 from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Advance, Encoder, Unreadable
+from diptych.evaluate._readable import BadImages, labels_of
 from diptych.files import cache_folder, replacing
 
-FORMAT = "features 1"
+FORMAT = "features 2"
 
 
 class Labeled(NamedTuple):
-    """Features fp32 [N, D] on the CPU, not normalized, and labels int64 [N]."""
+    """Features fp32 [N, D] on the CPU, not normalized, labels int64 [N], and how many bad records were left out."""
 
     features: Tensor
     labels: Tensor
+    bad: int = 0
 
 
 def labeled_features(encoder: Encoder, source: Records, advance: Advance) -> Labeled:
     """Encode every image of a labeled source, or read its features from the cache.
 
-    Raises SourceError for a record without a label, the RecordError of an image that cannot be decoded.
+    Bad records are left out or raise, as the encoder says. Raises SourceError where no record has a label.
     """
-    labels = []
-    for index in range(len(source)):
-        record = source.record(index)
-        if record.label is None:
-            raise SourceError(f"{source.name}: {record.key} has no label, which a probe needs.")
-        labels.append(record.label)
-    features = image_features(encoder, source, range(len(labels)), advance)
-    return Labeled(features, torch.tensor(labels))
+    bad = BadImages(source, encoder)
+    indices, labels = labels_of(source, bad)
+
+    def encode(unreadable: Unreadable | None) -> Tensor:
+        return image_features(encoder, source, indices, advance, unreadable=unreadable)
+
+    features, rows = bad.encoded(encode)
+    bad.finish(len(source) - len(rows), len(source))
+    return Labeled(features, labels[rows], len(source) - len(rows))
 
 
 def image_features(
@@ -57,7 +60,7 @@ def image_features(
     """Features fp32 [len(indices), D] on the CPU, from the cache or computed; errors are those of ``Encoder.images``."""
     if not encoder.cache:
         return encoder.images(source, indices, advance, unreadable).cpu()
-    digest = hashlib.sha256(f"{FORMAT} {encoder.precision} {encoder.transform!r}".encode())
+    digest = hashlib.sha256(f"{FORMAT} {encoder.precision} {encoder.transform!r} {encoder.strict}".encode())
     add_weights(digest, encoder.tower_state("image"))
     for index in indices:
         record = source.record(index)

@@ -15,13 +15,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import DataError
-from diptych.image import EvalTransform, decode_image, decode_pixels
+from diptych.image import EvalTransform, decode
 from diptych.types import Record
 
 ImageTransform = Callable[[Image.Image], Tensor]
 """A PIL image -> uint8 [3, H, W]."""
-ImageBatch = tuple[Tensor, list[tuple[int, DataError]]]
-"""Images uint8 [B, 3, H, W], blank where they cannot be read, and (row, error) of those."""
+Damaged = list[tuple[str, str]]
+"""(key, damage) of images that are damaged and can be decoded all the same."""
+ImageBatch = tuple[Tensor, list[tuple[int, DataError]], Damaged]
+"""Images uint8 [B, 3, H, W], blank where they cannot be read, (row, error) of those, and the damaged ones."""
+Decoded = tuple[Tensor | DataError, str, str]
+"""The image or its error, the record's key, and what is damaged in it."""
 
 
 class Records(Protocol):
@@ -43,11 +47,20 @@ class Records(Protocol):
 
 
 def image_batches(
-    source: Records, indices: Sequence[int], transform: ImageTransform, batch_size: int, workers: int
+    source: Records,
+    indices: Sequence[int],
+    transform: ImageTransform,
+    batch_size: int,
+    workers: int,
+    *,
+    strict: bool = False,
 ) -> Iterable[ImageBatch]:
-    """The images of the records at ``indices``, in order; ``workers`` processes decode them (0: the calling process)."""
+    """The images of the records at ``indices``, in order; ``workers`` processes decode them (0: the calling process).
+
+    ``strict``: a damaged image is an error, though it can be decoded.
+    """
     return DataLoader(
-        _Images(source, indices, transform),
+        _Images(source, indices, transform, strict),
         batch_size=batch_size,
         num_workers=min(workers, len(indices)),
         collate_fn=partial(_stack, transform),
@@ -55,27 +68,30 @@ def image_batches(
     )
 
 
-class _Images(Dataset[Tensor | DataError]):
+class _Images(Dataset[Decoded]):
     """The chosen images of a source; one that cannot be read is given as its error, which a worker would garble if raised."""
 
-    def __init__(self, source: Records, indices: Sequence[int], transform: ImageTransform) -> None:
-        self.source, self.indices, self.transform = source, indices, transform
+    def __init__(self, source: Records, indices: Sequence[int], transform: ImageTransform, strict: bool) -> None:
+        self.source, self.indices, self.transform, self.strict = source, indices, transform, strict
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Tensor | DataError:
+    def __getitem__(self, position: int) -> Decoded:
         try:
             record = self.source.record(self.indices[position])
-            if isinstance(self.transform, EvalTransform):  # takes pixels too, which are faster to decode
-                return self.transform(decode_pixels(record.image, record.key))
-            return self.transform(decode_image(record.image, record.key))
+            pixels, damage = decode(record.image, record.key, strict=self.strict)
+            # Ours takes pixels too, which saves a copy.
+            image = pixels if isinstance(self.transform, EvalTransform) else Image.fromarray(pixels)
+            return self.transform(image), record.key, damage  # type: ignore[arg-type]
         except DataError as error:
-            return error
+            return error, "", ""
 
 
-def _stack(transform: ImageTransform, images: list[Tensor | DataError]) -> ImageBatch:
+def _stack(transform: ImageTransform, decoded: list[Decoded]) -> ImageBatch:
+    images = [image for image, _, _ in decoded]
     errors = [(position, image) for position, image in enumerate(images) if isinstance(image, DataError)]
+    damaged = [(key, damage) for _, key, damage in decoded if damage]
     readable = next((image for image in images if isinstance(image, Tensor)), None)
     blank = torch.zeros_like(transform(Image.new("RGB", (64, 64))) if readable is None else readable)
-    return torch.stack([image if isinstance(image, Tensor) else blank for image in images]), errors
+    return torch.stack([image if isinstance(image, Tensor) else blank for image in images]), errors, damaged

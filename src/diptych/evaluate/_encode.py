@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diptych import log
 from diptych.devices import Device
 from diptych.distributed import process_group
 from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
-from diptych.evaluate._decode import ImageTransform, Records, image_batches
+from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches
 from diptych.image import compile_kernels
 from diptych.models import SharedPrefixes, TwoTower
 from diptych.text import Tokenizer
@@ -69,6 +70,8 @@ class Encoder:
     ``shared``: the processes of the group encode a part each, and all get all. Then every process must make the same calls,
     and makes the same number of forward calls with as many rows, padded where there is nothing left to encode: a sharded
     model needs that. What one process cannot read raises the same error in all.
+
+    ``bad_samples``: what evaluators do with an image that cannot be read (``_readable``); ``strict``: a damaged one cannot.
     """
 
     model: TwoTower | LaidOut
@@ -80,6 +83,9 @@ class Encoder:
     precision: str = "fp32"
     shared: bool = False
     cache: bool = True
+    bad_samples: Literal["raise", "skip"] = "raise"
+    bad_limit: float = 0.05
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -126,9 +132,12 @@ class Encoder:
     def _images(
         self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None
     ) -> Tensor:
-        features = []
+        features: list[Tensor] = []
+        found: Damaged = []
+        batches = image_batches(source, indices, self.transform, self.batch_size, self.workers, strict=self.strict)
         with self.inference():
-            for images, errors in image_batches(source, indices, self.transform, self.batch_size, self.workers):
+            for images, errors, damaged in batches:
+                found += damaged
                 fatal = (error for _, error in errors if unreadable is None or not isinstance(error, RecordError))
                 self._agree(next(fatal, None))
                 for _, error in errors:
@@ -138,6 +147,12 @@ class Encoder:
                 encoded[[position for position, _ in errors]] = torch.nan
                 features.append(encoded)
                 advance(len(images))
+        if found:
+            key, damage = found[0]
+            log.warn(
+                f"{source.name}: {len(found)} of {len(indices)} images have damaged data and are used all the same (first {key}: "
+                f"{damage}); --bad-samples-strict leaves them out"
+            )
         return torch.cat(features)
 
     def texts(self, captions: Sequence[str], advance: Advance) -> Tensor:

@@ -33,9 +33,12 @@ def probe_features(encoder: Encoder, data: ProbeData, progress: Progress | None)
     return train, test
 
 
-def probe_result(data: ProbeData, scores: Tensor, labels: Tensor) -> dict[str, Any]:
-    """The fields of a Result from class scores [N, classes] and labels [N] of the test set; ties go to the lower class."""
+def probe_result(data: ProbeData, scores: Tensor, train: Labeled, test: Labeled) -> dict[str, Any]:
+    """The fields of a Result from class scores [N, classes] of the test set; ties go to the lower class."""
+    labels = test.labels
     answers = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
     classes = scores.shape[1]
-    count = {"images": len(labels), "classes": classes, "training images": len(data.train)}
+    count = {"images": len(labels), "classes": classes, "training images": len(train.labels)}
+    if train.bad or test.bad:
+        count["bad images"] = train.bad + test.bad
     return {"name": data.name, "count": count, **classification(answers, labels, classes)._asdict()}

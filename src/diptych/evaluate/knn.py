@@ -47,7 +47,7 @@ class NearestNeighbors(Evaluator[ProbeData, NeighborOptions, Result]):
             raise ConfigError(f"--knn-k {options.knn_k}: expected at least 1.")
         train, test = probe_features(encoder, source, progress)
         scores = votes(train, test.features, int(train.labels.max()) + 1, options.knn_k)
-        return Result(**probe_result(source, scores, test.labels))
+        return Result(**probe_result(source, scores, train, test))
 
 
 def votes(train: Labeled, features: Tensor, classes: int, k: int, temperature: float = TEMPERATURE) -> Tensor:

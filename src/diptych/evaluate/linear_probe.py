@@ -70,7 +70,7 @@ class LinearProbe(Evaluator[ProbeData, ProbeOptions, ProbeResult]):
         train, test = probe_features(encoder, source, progress)
         sweep, strength = choose_strength(train)
         scores = fit(train, strength).scores(test.features)
-        return ProbeResult(**probe_result(source, scores, test.labels), strength=strength, sweep=tuple(sweep))
+        return ProbeResult(**probe_result(source, scores, train, test), strength=strength, sweep=tuple(sweep))
 
 
 def choose_strength(

@@ -7,7 +7,7 @@ protocol costs no second pass. Scores and tie rule: ``_scores``. No loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -22,8 +22,10 @@ from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder, Progress, counting
 from diptych.evaluate._gallery import CONSIDERED, Candidates, Cell, image_cell, ranked_rows, spread, text_cell
 from diptych.evaluate._intervals import intervals
+from diptych.evaluate._readable import BadImages
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import Protocol, chance, check_protocol, outcomes, retrieval_ranks, summary
+from diptych.types import Record
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,21 @@ class Retrieval(Evaluator[Records, RetrievalOptions, RetrievalResult]):
         Raises SourceError for a source without captions, the RecordError of an image that cannot be read.
         """
         check_protocol(options.protocol)
-        captioned = merge(source, options.captions_per_image)
+        bad = BadImages(source, encoder)
+        captioned = merge(source, options.captions_per_image, bad.record)
+        broken = len(bad.known)
         if not captioned.captions:
             raise SourceError(
                 f"{source.name}: {len(source)} records and no caption; retrieval needs images with captions."
             )
         advance = counting(progress, len(captioned.indices) + len(captioned.captions))
         with encoder.evaluating():
-            images = encoder.images(source, captioned.indices, advance)
+            images, rows = bad.encoded(
+                lambda unreadable: encoder.images(source, captioned.indices, advance, unreadable)
+            )
+            total = len(captioned.indices) + broken
+            lost = bad.finish(total - len(rows), total)
+            captioned = of_images(captioned, rows.tolist()) if len(rows) < len(captioned.indices) else captioned
             texts = encoder.texts(captioned.captions, advance)
         owner = torch.tensor(captioned.owner, device=texts.device)
         ranked = retrieval_ranks(images, texts, owner, options.protocol)
@@ -100,7 +109,7 @@ class Retrieval(Evaluator[Records, RetrievalOptions, RetrievalResult]):
             chance=chance(
                 len(captioned.indices), len(captioned.captions), captioned.captions_of_each, options.protocol
             ),
-            count={"images": len(captioned.indices), "texts": len(captioned.captions)},
+            count={"images": len(captioned.indices), "texts": len(captioned.captions), **lost},
             captioned=captioned,
             image_features=images.cpu(),
             text_features=texts.cpu(),
@@ -157,13 +166,20 @@ def _own_texts(owner: Tensor, images: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
 
 
-def merge(source: Records, captions_per_image: int = 0) -> CaptionedImages:
-    """Read every record once and merge those of the same image, in order of first appearance."""
+def merge(
+    source: Records, captions_per_image: int = 0, read: Callable[[int], Record | None] | None = None
+) -> CaptionedImages:
+    """Read every record once and merge those of the same image, in order of first appearance.
+
+    ``read(index)`` gives a record in place of the source, or None to leave it out.
+    """
     position: dict[str, int] = {}
     indices: list[int] = []
     captions: list[list[str]] = []
     for index in range(len(source)):
-        record = source.record(index)
+        record = source.record(index) if read is None else read(index)
+        if record is None:
+            continue
         image = record.group if record.group is not None else record.key
         if image not in position:
             position[image] = len(indices)
@@ -172,3 +188,13 @@ def merge(source: Records, captions_per_image: int = 0) -> CaptionedImages:
         captions[position[image]].extend(record.captions)
     pairs = [(text, owner) for owner, own in enumerate(captions) for text in own[: captions_per_image or None]]
     return CaptionedImages(tuple(indices), tuple(text for text, _ in pairs), tuple(owner for _, owner in pairs))
+
+
+def of_images(captioned: CaptionedImages, rows: Sequence[int]) -> CaptionedImages:
+    """The images at ``rows`` with their captions."""
+    new = {row: number for number, row in enumerate(rows)}
+    pairs = [
+        (text, new[owner]) for text, owner in zip(captioned.captions, captioned.owner, strict=True) if owner in new
+    ]
+    indices = tuple(captioned.indices[row] for row in rows)
+    return CaptionedImages(indices, tuple(text for text, _ in pairs), tuple(owner for _, owner in pairs))

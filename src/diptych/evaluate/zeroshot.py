@@ -24,6 +24,7 @@ from diptych.evaluate._encode import Encoder, Progress, counting
 from diptych.evaluate._gallery import image_cell, text_cell
 from diptych.evaluate._labeled import LabeledImages
 from diptych.evaluate._prompts import class_names, load_templates
+from diptych.evaluate._readable import BadImages, labels_of
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import top_k
 
@@ -53,13 +54,15 @@ class Confusion(NamedTuple):
 class ZeroshotResult(Result):
     """Scores and answers.
 
-    ``per_class`` are top-1 fractions by class, NaN where the source has no image of a class; ``labels`` int64 [n] the classes of
-    its records, ``answers`` int64 [n, 5] the best classes of each, ``scores`` [n, 5] their cosines.
+    ``per_class`` are top-1 fractions by class, NaN where the source has no image of a class; ``indices`` are the records that
+    were scored, ``labels`` int64 [n] their classes, ``answers`` int64 [n, 5] the best classes of each, ``scores`` [n, 5] their
+    cosines.
     """
 
     classes: tuple[str, ...] = ()
     per_class: tuple[float, ...] = field(default=(), repr=False)
     templates: tuple[str, ...] = field(default=(), repr=False)
+    indices: tuple[int, ...] = field(default=(), repr=False, compare=False)
     labels: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64), repr=False, compare=False)
     answers: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64), repr=False, compare=False)
     scores: Tensor = field(default_factory=lambda: torch.zeros(0, 0), repr=False, compare=False)
@@ -104,7 +107,9 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         """
         beside = source if isinstance(source, LabeledImages) else None
         templates = load_templates(options.templates or (beside and beside.templates) or DEFAULT_TEMPLATES)
-        labels, record_names = _labels(source)
+        bad = BadImages(source, encoder)
+        indices, labels = labels_of(source, bad)
+        record_names = _names_of_records(source, indices)
         given = options.labels or (beside and beside.labels) or None
         names = class_names(source.classes or record_names, given, source.name)
         if int(labels.max()) >= len(names):
@@ -114,15 +119,18 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         advance = counting(progress, len(labels) + len(names) * len(templates))
         with encoder.evaluating():
             vectors = build_classifier(encoder, names, templates, advance)
-            images = encoder.images(source, range(len(labels)), advance)
+            images, rows = bad.encoded(lambda unreadable: encoder.images(source, indices, advance, unreadable))
+        lost = bad.finish(len(source) - len(rows), len(source))
+        labels, indices = labels[rows], [indices[row] for row in rows.tolist()]
         scores, answers = (item.cpu() for item in top_k(images, vectors, 5))
         return ZeroshotResult(
             name=source.name,
-            count={"images": len(labels), "classes": len(names), "templates": len(templates)},
+            count={"images": len(labels), "classes": len(names), "templates": len(templates), **lost},
             **classification(answers, labels, len(names))._asdict(),
             classes=names,
             per_class=accuracy(answers, labels, len(names))[1],
             templates=templates,
+            indices=tuple(indices),
             labels=labels,
             answers=answers,
             scores=scores,
@@ -141,7 +149,7 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         """Of each image: its key, class, and the five best answers with their cosines."""
         for index, (label, answers) in enumerate(zip(result.labels.tolist(), result.answers.tolist(), strict=True)):
             yield {
-                "image": source.record(index).key, "label": label, "label_name": result.classes[label],
+                "image": source.record(result.indices[index]).key, "label": label, "label_name": result.classes[label],
                 "prediction": answers[0], "prediction_name": result.classes[answers[0]],
                 "best": answers, "scores": [round(score, 6) for score in result.scores[index].tolist()],
             }  # fmt: skip
@@ -166,20 +174,16 @@ def _confusion_row(result: ZeroshotResult, source: Records, confusion: Confusion
     return row if true in answers else row | {"answer": text_cell(result.classes[true])}
 
 
-def _labels(source: Records) -> tuple[Tensor, list[str] | None]:
-    """Labels int64 [n] of all records, and the class names that records carry ("label_name"), if they name every class."""
-    labels: list[int] = []
+def _names_of_records(source: Records, indices: list[int]) -> list[str] | None:
+    """The class names that records carry ("label_name"), if they name every class. Raises SourceError for two of one class."""
     names: dict[int, str] = {}
-    for index in range(len(source)):
+    most = 0
+    for index in indices:
         record = source.record(index)
-        if record.label is None:
-            raise SourceError(f"{source.name}: classification needs a label for each image; {record.key} has none.")
-        labels.append(record.label)
-        if isinstance(record.extra.get("label_name"), str):
-            names[record.label] = record.extra["label_name"]
-    if not labels:
-        raise SourceError(f"{source.name}: holds no image with a label to classify.")
-    if min(labels) < 0:
-        raise SourceError(f"{source.name}: the label {min(labels)} is negative; labels count from 0.")
-    complete = sorted(names) == list(range(max(labels) + 1))
-    return torch.tensor(labels), [names[label] for label in sorted(names)] if complete else None
+        label, name = record.label or 0, record.extra.get("label_name")
+        most = max(most, label)
+        if isinstance(name, str) and names.setdefault(label, name) != name:
+            raise SourceError(
+                f"{source.name}: the class {label} is named {names[label]!r}, and {name!r} in {record.key}; give --labels."
+            )
+    return [names[label] for label in range(most + 1)] if len(names) == most + 1 else None

@@ -4,7 +4,7 @@ Normalizing is not done here: mean and std live in the image tower, so pixels an
 """
 
 from diptych.image._endings import image_endings
-from diptych.image.decode import MAX_PIXELS, decode_image, decode_pixels
+from diptych.image.decode import MAX_PIXELS, Decoded, decode, decode_image, decode_pixels
 from diptych.image.resize import compile_kernels
 from diptych.image.strong import StrongTransform
 from diptych.image.transforms import EvalTransform, TrainTransform
@@ -13,12 +13,14 @@ from diptych.image.views import VIEWS, ImageView, ViewOptions
 __all__ = [
     "MAX_PIXELS",
     "VIEWS",
+    "Decoded",
     "EvalTransform",
     "ImageView",
     "StrongTransform",
     "TrainTransform",
     "ViewOptions",
     "compile_kernels",
+    "decode",
     "decode_image",
     "decode_pixels",
     "image_endings",

@@ -11,16 +11,25 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.errors import RecordError
+from diptych.image._endings import register_heic
 
 MAX_PIXELS = 178_956_970  # as Pillow's own warning limit: a quarter of a gigabyte of RGB, more than any photo
 _EXIF_ORIENTATION = 0x0112
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 JPEG, EXIF = b"\xff\xd8", b"Exif\0\0"
+
+
+class Decoded(NamedTuple):
+    """``pixels`` uint8 [H, W, 3] and, where parts of the file are damaged and were filled in, ``damage`` in a few words."""
+
+    pixels: np.ndarray
+    damage: str = ""
 
 
 def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -28,15 +37,47 @@ def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MA
     name = key or (str(source) if not isinstance(source, bytes) else "image")
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
-    return Image.fromarray(plain) if plain is not None else _by_pillow(data, name, max_pixels)
+    return Image.fromarray(plain) if plain is not None else _by_pillow(data, name, max_pixels)[0]
 
 
 def decode_pixels(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The same image as an array, uint8 [H, W, 3]: saves two copies when no Pillow image is needed."""
+    return decode(source, key, max_pixels).pixels
+
+
+def decode(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS, strict: bool = False) -> Decoded:
+    """The same array, and whether the file is damaged; ``strict`` makes that a RecordError.
+
+    A JPEG with damaged data still decodes: libjpeg warns and fills in gray. Pillow does not pass the warning on, so it is seen
+    only where simplejpeg is installed (``diptych[fast]``).
+    """
     name = key or (str(source) if not isinstance(source, bytes) else "image")
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
-    return plain if plain is not None else np.asarray(_by_pillow(data, name, max_pixels))
+    if plain is not None:
+        return Decoded(plain)
+    image, damage = _by_pillow(data, name, max_pixels)
+    if damage and strict:
+        raise RecordError(name, f"damaged JPEG data ({damage})", "download it again, or leave --bad-samples-strict out")
+    return Decoded(np.asarray(image), damage)
+
+
+def _jpeg_damage(data: bytes) -> str:
+    """What libjpeg warns of, empty without a warning: of JPEGs that the fast way left to Pillow."""
+    library = _simplejpeg()
+    if library is None:
+        return ""
+    try:
+        # A small picture is enough: the whole stream is read, and the inverse transform is most of the work.
+        library.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        reason = str(error).splitlines()[0] if str(error) else "its data is damaged"
+        try:  # a variant that the library does not read is no damage
+            library.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=False)
+        except ValueError:
+            return ""
+        return reason
+    return ""
 
 
 def _whole(source: Path | str | bytes, name: str) -> bytes:
@@ -61,8 +102,10 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
         return None  # damaged, or a variant that it does not read
 
 
-def _by_pillow(data: bytes, name: str, max_pixels: int) -> Image.Image:
+def _by_pillow(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, str]:
+    """The image, and what is damaged in it."""
     try:
+        register_heic()
         with warnings.catch_warnings():
             # Pillow warns of large images and odd metadata; size is checked below, by our own limit.
             warnings.simplefilter("ignore")
@@ -102,13 +145,15 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _content(data: bytes) -> str:
+    if data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        return "it is HEIC, which Pillow reads with a plug-in: pip install pillow-heif"
     head = data[:512].lstrip().lower()
     if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "it looks like a web page, not an image"
     return f"it begins with {data[:8]!r}"
 
 
-def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+def _decode(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, str]:
     with Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
         if width * height > max_pixels:
@@ -118,10 +163,10 @@ def _decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         orientation = opened.getexif().get(_EXIF_ORIENTATION, 1)
         fast = _fast_jpeg(data, opened)
         if fast is not None:
-            return fast if orientation == 1 else _upright(fast, orientation)
+            return fast if orientation == 1 else _upright(fast, orientation), ""
         opened.load()
         image = ImageOps.exif_transpose(opened) if orientation != 1 else opened
-        return _rgb(image)
+        return _rgb(image), _jpeg_damage(data) if data.startswith(JPEG) else ""
 
 
 def _fast_jpeg(data: bytes, opened: Image.Image) -> Image.Image | None:

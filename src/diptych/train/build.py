@@ -175,6 +175,8 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
     encoder = Encoder(
         layout, pipeline.tokenizer, pipeline.eval_transform, step.device, min(64, config.data.batch_size),
         min(1, config.data.workers), step.precision, shared=layout.world.size > 1, cache=False,
+        bad_samples="raise" if config.data.bad_samples == "raise" else "skip", bad_limit=config.data.bad_samples_max,
+        strict=config.data.bad_samples_strict,
     )  # fmt: skip
     data = ValidationData(
         pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.world)

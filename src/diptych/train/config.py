@@ -34,10 +34,14 @@ class DataOptions:
     """Split of the training file; empty takes its "train" split if it has splits."""
     val_data: str = ""
     """Pairs to validate on; may be the training file when it has splits."""
+    val_image_root: str = ""
+    """Folder that relative image paths of --val-data start from; empty takes --image-root."""
     val_split: str = ""
     """Split to validate on; empty takes "val", "validation", "dev" or "test", the first there is."""
     imagenet_val: str = ""
     """Images to classify during training: class folders, a list with labels, or a folder with images/ and labels.txt."""
+    imagenet_image_root: str = ""
+    """Folder that relative image paths of --imagenet-val start from; empty takes --image-root."""
     templates: str = ""
     """Prompts for --imagenet-val; empty takes the folder's templates.txt, or openai80."""
     labels: str = ""
@@ -60,6 +64,8 @@ class DataOptions:
     """An unreadable image or empty caption: the next record stands in, or a random one, or the run stops. All are listed."""
     bad_samples_max: Share = 0.05
     """Share of bad samples above which the run stops."""
+    bad_samples_strict: bool = False
+    """An image that is damaged and can be decoded all the same is a bad sample too."""
     captions: typing.Literal["random", "first", "all"] = "random"
     """Which of an image's captions are trained on: a random one each time, always the first, or all, a pair each."""
     caption_weights: str = ""

@@ -90,6 +90,7 @@ class Job:
         """The micro-batches of each step, and the position to resume at after it."""
         for batches, position in self.loader.steps():
             self.bad_samples.append(self.loader.bad)
+            self.bad_samples.append_damaged(self.loader.damaged)
             yield batches, position
 
     def set_learning_rate(self, step: int) -> None:
@@ -115,6 +116,7 @@ class Job:
             "truncated_tokens": sum(stats.tokens for stats in truncation.values()),
             **{f"truncated_captions {name}": stats.captions for name, stats in truncation.items() if stats.captions},
             "bad_samples": len(self.loader.bad),
+            **({"damaged_images": len(self.loader.damaged)} if self.loader.damaged else {}),
             **({"skipped_steps": self.skipped.count} if self.skipped.count else {}),
         }
         self.sinks.write("train", done, row)

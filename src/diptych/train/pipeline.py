@@ -19,8 +19,10 @@ from diptych.data import (
     Source,
     SourceOptions,
     build_prepare,
+    check_left_out,
     known_data,
     open_split,
+    with_root,
 )
 from diptych.devices import Device
 from diptych.distributed.process_group import World
@@ -65,6 +67,7 @@ class Pipeline:
         prepare = build_prepare(
             self.wants, self.tokenizer, self.views,
             captions="first" if data.captions == "first" else "random", weights=caption_weights(data.caption_weights),
+            strict=data.bad_samples_strict,
         )  # fmt: skip
         options = LoaderOptions(
             data.batch_size, micro_batches, data.workers, data.seed, world.rank, world.size, start,
@@ -99,9 +102,11 @@ class Pipeline:
                 "give more, or leave --val-data out."
             )
         options = LoaderOptions(
-            size, workers=min(1, self.data.workers), rank=world.rank, ranks=world.size, shuffle=False, epochs=1
-        )
-        prepare = build_prepare(self.validation_wants, self.tokenizer, self.views, captions="first")
+            size, workers=min(1, self.data.workers), rank=world.rank, ranks=world.size, shuffle=False, epochs=1,
+            bad_samples=self.data.bad_samples, bad_limit=self.data.bad_samples_max,
+        )  # fmt: skip
+        strict = self.data.bad_samples_strict
+        prepare = build_prepare(self.validation_wants, self.tokenizer, self.views, captions="first", strict=strict)
         return Loader(self.val_source, prepare, options)
 
 
@@ -126,11 +131,18 @@ def build_pipeline(
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
     labeled = None
     if data.imagenet_val:  # what is wrong with its prompts and class names is said now
-        labeled = open_labeled(data.imagenet_val, source, labels=data.labels, templates=data.templates)
+        options = with_root(source, data.imagenet_image_root)
+        labeled = open_labeled(data.imagenet_val, options, labels=data.labels, templates=data.templates)
     validation = None
     if data.val_data:
-        validation = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, source, "--val-split")
-    return Pipeline(data, wants, validation_wants, tokenizer, views, _train_source(data, source), validation, labeled)
+        validation = open_split(
+            data.val_data, data.val_split, VALIDATION_SPLITS, with_root(source, data.val_image_root), "--val-split"
+        )
+    train = _train_source(data, source)
+    for opened in (train, validation, labeled.source if labeled else None):
+        if opened is not None:
+            check_left_out(opened, data.bad_samples_max)
+    return Pipeline(data, wants, validation_wants, tokenizer, views, train, validation, labeled)
 
 
 def _train_source(data: DataOptions, options: SourceOptions) -> Source:
