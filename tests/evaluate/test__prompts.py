@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from diptych.errors import ConfigError
-from diptych.evaluate._prompts import class_names, fill, load_templates, readable, template_sets
+from diptych.evaluate._class_names import class_names
+from diptych.evaluate._prompts import fill, load_templates, readable, template_sets
 
 
 def test_every_shipped_set_loads():

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from diptych.evaluate._base import EVALUATORS, AnyEvaluator, DataKind, Evaluator, evaluators, options_from
 from diptych.evaluate._cache import image_features
+from diptych.evaluate._class_names import class_names
 from diptych.evaluate._classifier import build_classifier
 from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder
 from diptych.evaluate._intervals import Difference, Outcome, paired
 from diptych.evaluate._labeled import ClassFolder, LabeledImages, ProbeData, class_folder, open_labeled
-from diptych.evaluate._prompts import class_names, load_templates
+from diptych.evaluate._prompts import load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
 

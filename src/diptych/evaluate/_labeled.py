@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from diptych import log
 from diptych.data import Source, SourceOptions, open_source
+from diptych.evaluate._class_names import class_names
 from diptych.evaluate._decode import Records
-from diptych.evaluate._prompts import class_names, load_templates
+from diptych.evaluate._prompts import load_templates
 from diptych.types import Record
 
 Texts = str | Path | Sequence[str] | None
@@ -26,14 +28,25 @@ class ClassFolder(NamedTuple):
     templates: str | None = None
 
 
+LABEL_FILES = ("labels.txt", "classnames.txt")  # PaddleMIX, CLIP_benchmark
+TEMPLATE_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
+
+
 def class_folder(spec: str) -> ClassFolder:
-    """Find ``images/``, ``labels.txt`` and ``templates.txt`` in a folder, as PaddleMIX has it; else it is the source."""
+    """Find ``images/`` and lists of names and prompts in a folder, as PaddleMIX and CLIP_benchmark have them.
+
+    Shards (``root/test/{0..3}.tar``) find them in their folder and the one around it.
+    """
     root = Path(spec)
-    labels, templates = (
-        str(path) if path.is_file() else None for path in (root / "labels.txt", root / "templates.txt")
-    )
+    around = [root] if root.is_dir() else [root.parent, root.parent.parent] if ".tar" in root.name else []
+    labels, templates = (_first_file(around, names) for names in (LABEL_FILES, TEMPLATE_FILES))
     has_images = (root / "images").is_dir() and bool(labels or templates)
     return ClassFolder(str(root / "images") if has_images else spec, labels, templates)
+
+
+def _first_file(folders: Sequence[Path], names: Sequence[str]) -> str | None:
+    paths = (folder / name for folder in folders for name in names)
+    return next((str(path) for path in paths if path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,9 @@ def open_labeled(
     folder = class_folder(spec)
     source = open_source(folder.images, options=options)
     opened = LabeledImages(source, labels or folder.labels, templates or folder.templates)
+    found = [path for path, given in ((folder.labels, labels), (folder.templates, templates)) if path and not given]
+    if found:
+        log.info(f"{spec}: class names and prompts beside it are used: {', '.join(found)}")
     if opened.templates:
         load_templates(opened.templates)
     if opened.labels:

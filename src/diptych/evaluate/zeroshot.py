@@ -18,12 +18,13 @@ from torch import Tensor
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate._accuracy import accuracy, classification
 from diptych.evaluate._base import EVALUATORS, Evaluator
+from diptych.evaluate._class_names import class_names
 from diptych.evaluate._classifier import build_classifier
 from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder, Progress, counting
 from diptych.evaluate._gallery import image_cell, text_cell
 from diptych.evaluate._labeled import LabeledImages
-from diptych.evaluate._prompts import class_names, load_templates
+from diptych.evaluate._prompts import load_templates
 from diptych.evaluate._readable import BadImages, labels_of
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import top_k
@@ -115,6 +116,11 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         if int(labels.max()) >= len(names):
             raise ConfigError(
                 f"{source.name}: label {int(labels.max())} has no name; {len(names)} class names were given."
+            )
+        if len(names) < 2:
+            raise ConfigError(
+                f"{source.name}: everything here is of one class, {names[0]!r}, so there is nothing to classify; class folders "
+                "may lie deeper: give the folder that holds them."
             )
         advance = counting(progress, len(labels) + len(names) * len(templates))
         with encoder.evaluating():
