@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych import log, weights
-from diptych.data import VALIDATION_SPLITS, SourceOptions, open_split
+from diptych.data import TRAIN_SPLITS, VALIDATION_SPLITS, SourceOptions, open_split
 from diptych.devices import get_device
 from diptych.errors import ConfigError
 from diptych.evaluate import (
@@ -139,7 +139,7 @@ def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records |
     if data.imagenet_val:
         sources["labeled"] = labeled = open_labeled(data.imagenet_val, options)
         if data.probe_train:
-            sources["probe"] = ProbeData(open_labeled(data.probe_train, options), labeled)
+            sources["probe"] = ProbeData(open_labeled(data.probe_train, options, preferred=TRAIN_SPLITS), labeled)
     return sources
 
 

@@ -114,9 +114,7 @@ def layout_of(root: Path, inside: Entries) -> Layout:
 
 def lists_in(root: Path) -> list[str]:
     """Files in a folder that may be lists of pictures, for messages."""
-    return [
-        name for name in entries(root).files if name.lower().endswith(ANY_LIST) and not name.endswith("_stats.json")
-    ]
+    return [name for name in entries(root).ending(*ANY_LIST) if not name.endswith("_stats.json")]
 
 
 def class_names(root: Path) -> set[str]:
