@@ -4,6 +4,8 @@ import json
 import tarfile
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from diptych import log
@@ -285,3 +287,47 @@ def test_errors_name_what_is_near(tmp_path):
     put(tmp_path, "a.zip", "void/b.zip")
     refuses(tmp_path / "a.zip", "unpack it")
     refuses(tmp_path / "void", "no image in this folder; it holds b.zip")
+
+
+# --- fuzz
+
+stems = st.text(st.sampled_from("ab.1"), min_size=1, max_size=4).filter(lambda text: text[0] != ".")
+places = st.sampled_from(["", "dog/", "cat/", "cat/manx/", "train/", "val/", "images/", "empty/"])
+files = st.builds(
+    "{}{}.{}".format, places, stems, st.sampled_from(["png", "JPG", "txt", "caption", "json", "xyz", "csv"])
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(files, min_size=1, max_size=9, unique=True), st.sampled_from(["", "metadata.jsonl", "captions.txt"]))
+def test_of_any_folder_the_right_pairs_come_out_or_something_is_said(tmp_path_factory, names, listed):
+    """The text of a file is its path without the ending, so a picture whose caption says another path has another's text."""
+    root = tmp_path_factory.mktemp("fuzz")
+    images = [name for name in names if name.endswith(("png", "JPG"))]
+    texts = {name: name.rpartition(".")[0] for name in names if name not in images}
+    texts = {name: json.dumps({"caption": text}) if name.endswith("json") else text for name, text in texts.items()}
+    if listed == "metadata.jsonl":
+        texts[listed] = "".join(json.dumps({"file_name": n, "text": n.rpartition(".")[0]}) + "\n" for n in images)
+    if listed == "captions.txt":
+        texts[listed] = "".join(
+            f"{a},{b}\n" for a, b in [("image", "caption"), *((n, n.rpartition(".")[0]) for n in images)]
+        )
+    put(root, *images, *texts, **texts)
+    with log.held() as lines:
+        try:
+            source = open_source(str(root))
+        except (SourceError, ConfigError) as error:
+            assert "\n" not in error.line
+            lines.clear()
+            return
+        said, _ = " ".join(message for message, _ in lines), lines.clear()
+    for index in range(len(source)):
+        record = source.record(index)
+        path = record.image.relative_to(root).as_posix()
+        if record.captions:
+            assert path.rpartition(".")[0].endswith(record.captions[0])  # in a split, texts are named from the root
+        else:
+            assert source.classes is None or source.classes[record.label] in path.split("/")
+            assert "from folder names" in said
+    used = {source.record(index).image.relative_to(root).as_posix() for index in range(len(source))}
+    assert used == set(images) or said

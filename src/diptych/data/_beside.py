@@ -18,6 +18,7 @@ from diptych.errors import RecordError, SourceError
 TEXTS = ("txt", "caption", "json", "cls")
 LINE_END = re.compile(r"\r\n|\n|\r")
 MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+NUMBER = re.compile(rb"-?\d+(\.\d*)?(e-?\d+)?")
 SHOWN = 60  # characters of a caption in a message
 
 
@@ -148,15 +149,26 @@ def inspect_texts(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str,
             several = f"{len(beside.captions)} in {key}.txt"
         if not caption_key and not difference:
             difference = disagreement(texts, key)
+    boxes = [key for key, texts in samples if "txt" in texts and _are_boxes(texts["txt"])]
+    if boxes and len(boxes) == len(samples) and not caption_key:
+        raise SourceError(
+            f"{spec}: the .txt of {boxes[0]} holds boxes, no captions (--csv-caption-key json reads the .json)."
+        )
     if several:
         log.info(f"{spec}: each line of a .txt is taken for a caption ({several})")
     if difference:
         log.warn(
-            f"{spec}: the texts beside a picture differ: {difference}; the first is taken, --csv-caption-key chooses."
+            f"{spec}: the texts beside a picture differ: {difference}; the first is taken, --csv-caption-key (txt, json) chooses."
         )
     if caption_key and metadata:
         _require_caption_key([texts for _, texts in samples], metadata, caption_key, spec)
     return any(label is not None and as_number(label) is None for label in labels)
+
+
+def _are_boxes(data: bytes) -> bool:
+    """Whether every line is a class and at least four numbers, as detectors are trained on."""
+    lines = [line.split() for line in data.splitlines() if line.strip()]
+    return bool(lines) and all(len(line) > 4 and all(NUMBER.fullmatch(word) for word in line) for line in lines)
 
 
 def _require_caption_key(

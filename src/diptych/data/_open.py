@@ -102,6 +102,8 @@ def _open_part_split(spec: str, split: str, preferred: tuple[str, ...], options:
 def _open_part(spec: str, split: str, options: SourceOptions) -> Source:
     known = options.dataset_type != "auto"
     source = (SOURCES.get(options.dataset_type) if known else _format_of(spec)).open(spec, split, options)
+    if not hasattr(source, "left_out"):  # a format from outside that was written before this was asked for
+        vars(source)["left_out"] = ()
     if len(source) == 0:
         why = f" Left out: {reasons(source.left_out)}." if source.left_out else ""
         raise SourceError(f"{spec}: holds no record that can be used.{why}")

@@ -158,6 +158,8 @@ def shards(spec: str) -> list[Path | str]:
 
     Gzipped ones are unpacked into the cache; remote ones stay where they are, unless they are gzipped.
     """
+    if not spec.startswith(PIPE) and Path(spec).is_dir():  # --dataset-type webdataset
+        spec = f"{glob.escape(spec)}/*.tar"
     files: list[Path | str] = []
     for name in braces(spec):
         magic = glob.has_magic(name) and not name.startswith(PIPE)
