@@ -96,7 +96,12 @@ def test_several_lists_and_lists_beside_texts_are_two_ways(tmp_path):
     refuses(spec, "several lists (captions.csv, metadata.csv)", f"{spec}/captions.csv or {spec}/metadata.csv")
     texts = {"1.txt": "a", "captions.txt": "image,caption\n1.png,a\n"}
     refuses(put(tmp_path / "b", "1.png", *texts, **texts), "captions.txt", "a .txt beside them")
-    refuses(put(tmp_path / "c", "img/1.png", "a.csv", **{"a.csv": "x"}), "'img' would be the only class", "c/a.csv")
+    lists = {"a.csv": "file,text\nimg/1.png,a\n", "b.csv": "x"}
+    refuses(
+        put(tmp_path / "c", "img/1.png", *lists, **lists), "'img' would be the only class", "c/a.csv or ", "c/b.csv"
+    )
+    (tmp_path / "c" / "b.csv").unlink()
+    assert captions(open_source(str(tmp_path / "c"))) == [("a",)]
 
 
 # --- shards and splits
@@ -148,6 +153,18 @@ def test_a_single_split_is_taken_whole_and_named(tmp_path, said):
         "its only split is 'val' (2 of 2 records); it is taken whole",
         "its only split is 'test' (2 of 2 records); it is taken whole",
     ]
+
+
+def test_folders_named_by_split_and_year_are_no_classes_either(tmp_path):
+    spec = put(tmp_path, "train2017/1.png", "val2017/1.png", "annotations/captions_val2017.json")
+    refuses(spec, "neither a .txt", f"there are lists: give {spec}/annotations/captions_val2017.json")
+
+
+def test_a_split_that_cannot_be_opened_is_not_replaced_by_another(tmp_path):
+    spec = put(tmp_path, "train/a/1.png", "train/b/1.png", "val/images/1.png")
+    assert len(open_split(spec, "", ("train",), SourceOptions())) == 2
+    with pytest.raises(SourceError, match="val: 'images' would be the only class"):
+        open_split(spec, "", ("val",), SourceOptions())
 
 
 def test_each_part_of_a_joined_source_has_its_own_splits(tmp_path):

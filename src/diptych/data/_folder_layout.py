@@ -23,11 +23,13 @@ LIST = re.compile(
 )
 ANY_LIST = ("csv", "tsv", "jsonl", "ndjson", "json", "token", "parquet")
 TARS, PARQUET = (".tar", ".tar.gz", ".tgz"), (".parquet",)
-SPLITS = {
-    name: {"training": "train", "testing": "test"}.get(name, name)
-    for name in ("train", "training", "val", "validation", "valid", "dev", "test", "testing")
-}
-SHARD_SPLIT = re.compile(rf"({'|'.join(SPLITS)})[-_.\d]", re.IGNORECASE)
+SPLIT_NAMES = "train|training|val|validation|valid|dev|test|testing"
+SPLIT_FOLDER = re.compile(rf"({SPLIT_NAMES})([-_]?\d{{4}})?", re.IGNORECASE)  # also with a year: val2017
+SHARD_SPLIT = re.compile(rf"({SPLIT_NAMES})[-_.\d]", re.IGNORECASE)
+USUAL = {"training": "train", "testing": "test"}
+ABOUT = frozenset(
+    f"{name}.json" for name in ("dataset_info", "dataset_infos", "config", "classes", "labels", "class_names")
+)
 INNER = "data"
 PROBED = 16  # class folders that are held against a list
 SHOWN = 5
@@ -92,7 +94,7 @@ def layout_of(root: Path, inside: Entries) -> Layout:
     images = inside.images()
     listed = _listed(root, inside, images)
     shards = _shards(root, inside, images)
-    splits = {SPLITS[name.lower()]: name for name in inside.folders if name.lower() in SPLITS and _holds(root / name)}
+    splits = _splits(root, inside)
     if listed and shards:
         shown = next(iter(shards.values()))[0]
         raise _two_ways(
@@ -112,9 +114,31 @@ def layout_of(root: Path, inside: Entries) -> Layout:
     return Layout()
 
 
-def lists_in(root: Path) -> list[str]:
-    """Files in a folder that may be lists of pictures, for messages."""
-    return [name for name in entries(root).ending(*ANY_LIST) if not name.endswith("_stats.json")]
+def split_name(name: str) -> str:
+    """The split that a folder or flag names, without its year; empty for any other name."""
+    match = SPLIT_FOLDER.fullmatch(name)
+    return USUAL.get(match[1].lower(), match[1].lower()) if match else ""
+
+
+def _splits(root: Path, inside: Entries) -> dict[str, str]:
+    """Folders that hold something by the split that they are named for; by the whole name where years differ."""
+    names = [name for name in inside.folders if split_name(name) and _holds(root / name)]
+    splits = {split_name(name): name for name in names}
+    return splits if len(splits) == len(names) else {name.lower(): name for name in names}
+
+
+def is_about(name: str) -> bool:
+    """Whether a JSON file is about a data set or a shard (img2dataset's), and neither a list nor about a picture."""
+    return name.endswith("_stats.json") or name in ABOUT
+
+
+def lists_in(root: Path, deeper: bool = False) -> list[str]:
+    """Files in a folder, or also in folders without pictures in it, that may be lists of pictures."""
+    names = [name for name in entries(root).ending(*ANY_LIST) if not is_about(name)]
+    for folder in entries(root).folders if deeper else ():
+        inside = entries(root / folder)
+        names += [] if inside.images() else [f"{folder}/{name}" for name in lists_in(root / folder)]
+    return names
 
 
 def class_names(root: Path) -> set[str]:
@@ -170,7 +194,7 @@ def _shards(root: Path, inside: Entries, images: list[str]) -> dict[str, list[st
     matches = [SHARD_SPLIT.match(name) for name in shards]
     by_split: dict[str, list[str]] = {}
     for name, match in zip(shards, matches, strict=True):
-        by_split.setdefault(SPLITS[match[1].lower()] if match and all(matches) else "", []).append(name)
+        by_split.setdefault(split_name(match[1]) if match and all(matches) else "", []).append(name)
     return by_split
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -13,10 +13,10 @@ from diptych.types import Record
 
 
 class FolderSplits:
-    """Sources by the name of their split."""
+    """Sources by the name of their split; ``closed``: splits that are there, but cannot be opened."""
 
-    def __init__(self, name: str, parts: Mapping[str, Source]) -> None:
-        self.name, self._parts = name, dict(parts)
+    def __init__(self, name: str, parts: Mapping[str, Source], closed: Sequence[str] = ()) -> None:
+        self.name, self._parts, self._closed = name, dict(parts), closed
         self._names = list(parts)
         self._ends = np.cumsum([len(part) for part in parts.values()])
         of_parts = [part.classes for part in parts.values()]
@@ -49,5 +49,5 @@ class FolderSplits:
         return tuple(item for part in self._parts.values() for item in part.left_out)
 
     def splits(self) -> dict[str, int]:
-        """The size of each."""
-        return {split: len(part) for split, part in self._parts.items()}
+        """The size of each; 0 of one that cannot be opened, so that asking for it says why."""
+        return {split: len(part) for split, part in self._parts.items()} | dict.fromkeys(self._closed, 0)

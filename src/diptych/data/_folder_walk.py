@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.data._beside import TEXTS
-from diptych.data._folder_layout import SPLITS, Entries, entries, lists_in, shown
+from diptych.data._folder_layout import Entries, entries, is_about, lists_in, shown, split_name
 from diptych.errors import SourceError
 from diptych.image import image_endings
 
-GENERIC = frozenset(("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "data", *SPLITS))
+GENERIC = frozenset(("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "data"))
 HEIC = ("heic", "heif")
 UNREADABLE = ("jxl", "svg", "cr2", "nef", "arw", "dng", "raw", "djvu")
 IMAGE, TEXT, OTHER = range(3)
@@ -44,6 +44,10 @@ class Walk:
         return any(count and (name.count("/") + 1 if name else 0) < level for name, (count, _) in self.folders.items())
 
 
+class NoClassesError(SourceError):
+    """Pictures without texts, and no folders that could be classes."""
+
+
 class Classes(NamedTuple):
     """Names of the classes in their order, the level of the folders that name them, and remarks for the log."""
 
@@ -68,7 +72,10 @@ def walk(root: Path, inside: Entries | None = None) -> Walk:
             if kind == IMAGE:
                 result.images += [prefix + name for name in names] if prefix else names
             elif kind == TEXT:
-                _add_texts(result.texts, prefix, names)
+                about = [name for name in names if is_about(name)] if ending == "json" else []
+                if about:
+                    result.others.setdefault(ending, []).extend(prefix + name for name in about)
+                _add_texts(result.texts, prefix, sorted(set(names).difference(about)) if about else names)
                 others = True
             else:
                 result.others.setdefault(ending, []).extend(prefix + name for name in names)
@@ -112,9 +119,9 @@ def classes_of(spec: str, listing: Walk, level: int) -> Classes:
     filled = sorted(name for name, (images, _) in listing.folders.items() if images and name)
     tops = sorted({name.partition("/")[0] for name in filled})
     if not tops:
-        raise SourceError(
+        raise NoClassesError(
             f"{spec}: {len(listing.images)} images, but neither a .txt beside any of them nor class folders around them"
-            f"{_or_lists(spec)}."
+            f"{or_lists(Path(spec))}."
         )
     remarks = [] if level else _clear_level(spec, filled, tops, listing)
     level = level or 1
@@ -148,10 +155,10 @@ def _clear_level(spec: str, filled: list[str], tops: list[str], listing: Walk) -
                 f"{spec}: {tops[0]!r} would be the only class, but folders lie in it ({shown(second)}): "
                 f"give {Path(spec) / tops[0]}, or --class-level 1 or 2."
             )
-        if tops[0].lower() in GENERIC:
-            raise SourceError(
+        if tops[0].lower() in GENERIC or split_name(tops[0]):
+            raise NoClassesError(
                 f"{spec}: {tops[0]!r} would be the only class; its pictures have neither a .txt beside them nor class "
-                f"folders around them{_or_lists(spec)}."
+                f"folders around them{or_lists(Path(spec))}."
             )
         return [f"only one class, {tops[0]!r}, the name of the only folder with pictures"]
     if not direct and any(sum(_inside(name, top) for name in second) > 1 for top in tops):
@@ -162,9 +169,10 @@ def _clear_level(spec: str, filled: list[str], tops: list[str], listing: Walk) -
     return ["deeper folders belong to the class around them"] if second else []
 
 
-def _or_lists(spec: str) -> str:
-    lists = lists_in(Path(spec))
-    return f"; there are lists: give {' or '.join(str(Path(spec) / name) for name in lists[:5])}" if lists else ""
+def or_lists(root: Path) -> str:
+    """What to give instead of a folder that holds lists, for messages."""
+    lists = lists_in(root, deeper=True)
+    return f"; there are lists: give {' or '.join(str(root / name) for name in lists[:5])}" if lists else ""
 
 
 def ignored(listing: Walk) -> str:

@@ -211,7 +211,9 @@ def _incomplete(grouping: Grouping, left_out: Reasons) -> None:
             shorter = next((item for item in _shorter(grouping.keys[member]) if item in numbers), None)
             column = 1 if texts else IMAGE
             beside = shorter is not None and bool(whole[numbers[shorter]])
-            reason = ALONE[column] if shorter is None else LONGER[column] + ("" if beside else ADVICE[column])
+            base, _, tail = grouping.keys[member].rpartition("/")[2].rpartition(".")
+            longer = shorter is not None or (base and tail.isalpha())
+            reason = LONGER[column] + ("" if beside else ADVICE[column]) if longer else ALONE[column]
         left_out.add(1, reason, grouping.names[member], bad=not beside)
 
 

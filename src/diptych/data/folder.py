@@ -20,10 +20,30 @@ import numpy as np
 from diptych import log
 from diptych.data._base import SOURCES, LeftOut, Source, SourceOptions
 from diptych.data._beside import described, inspect_texts, numbered
-from diptych.data._folder_layout import INNER, SPLITS, Entries, Layout, class_names, entries, layout_of, shown
+from diptych.data._folder_layout import (
+    INNER,
+    Entries,
+    Layout,
+    class_names,
+    entries,
+    layout_of,
+    lists_in,
+    shown,
+    split_name,
+)
 from diptych.data._folder_lists import name_of, open_list, open_shards
 from diptych.data._folder_splits import FolderSplits
-from diptych.data._folder_walk import HEIC, UNREADABLE, Walk, classes_of, ignored, sorted_classes, walk
+from diptych.data._folder_walk import (
+    HEIC,
+    UNREADABLE,
+    NoClassesError,
+    Walk,
+    classes_of,
+    ignored,
+    or_lists,
+    sorted_classes,
+    walk,
+)
 from diptych.errors import RecordError, SourceError
 from diptych.image import image_endings
 from diptych.types import Record
@@ -88,8 +108,19 @@ class Folder:
         elif split:
             raise SourceError(f"{spec}: this folder has no splits; name the folder of {split!r} instead.")
         else:
-            source = cls(spec, options, inside)
+            source = cls._open_images(spec, options, inside)
         return source
+
+    @classmethod
+    def _open_images(cls, spec: str, options: SourceOptions, inside: Entries) -> Source:
+        """The pictures; where they say nothing by themselves, the only list beside them."""
+        try:
+            return cls(spec, options, inside)
+        except NoClassesError:
+            lists = lists_in(Path(spec))
+            if len(lists) != 1 or options.dataset_type == "folder":
+                raise
+            return open_list(Path(spec), lists[0], "", options)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -225,25 +256,26 @@ def _unreadable(listing: Walk) -> list[LeftOut]:
 
 def _open_splits(root: Path, folders: Mapping[str, str], split: str, options: SourceOptions) -> Source:
     """All folders of splits, or one of them. Class folders are numbered over those of all splits."""
-    chosen = SPLITS.get(split.lower(), split)
+    chosen = split if split in folders else split_name(split)
     if split and chosen not in folders:
         raise SourceError(f"{root}: no split {split!r}; splits seen: {', '.join(folders)}.")
     parts: dict[str, Source] = {}
-    errors = []
+    errors: dict[str, SourceError] = {}
     for name in [chosen] if split else folders:
         try:
             parts[name] = Folder.open(str(root / folders[name]), "", options)
         except SourceError as error:
-            errors.append(error)
+            errors[name] = error
     if not parts:
-        raise errors[0]
-    for problem in errors:
+        problem = next(iter(errors.values()))
+        raise SourceError(f"{str(problem).rstrip('.')}{or_lists(root)}.") from problem
+    for problem in errors.values():
         log.warn(f"left out: {problem.line}")
     for name, part in parts.items():
         part.name = name_of(root)
         if isinstance(part, Folder) and part.classes:
             _number_over_splits(part, name, root, folders)
-    return parts[chosen] if split else FolderSplits(name_of(root), parts)
+    return parts[chosen] if split else FolderSplits(name_of(root), parts, list(errors))
 
 
 def _number_over_splits(part: Folder, name: str, root: Path, folders: Mapping[str, str]) -> None:
