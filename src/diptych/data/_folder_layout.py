@@ -27,7 +27,7 @@ SPLIT_NAMES = "train|training|val|validation|valid|dev|test|testing"
 SPLIT_FOLDER = re.compile(rf"({SPLIT_NAMES})([-_]?\d{{4}})?", re.IGNORECASE)  # also with a year: val2017
 SHARD_SPLIT = re.compile(rf"({SPLIT_NAMES})[-_.\d]", re.IGNORECASE)
 USUAL = {"training": "train", "testing": "test"}
-ABOUT = frozenset(
+METADATA = frozenset(
     f"{name}.json" for name in ("dataset_info", "dataset_infos", "config", "classes", "labels", "class_names")
 )
 INNER = "data"
@@ -127,14 +127,14 @@ def _splits(root: Path, inside: Entries) -> dict[str, str]:
     return splits if len(splits) == len(names) else {name.lower(): name for name in names}
 
 
-def is_about(name: str) -> bool:
+def is_metadata(name: str) -> bool:
     """Whether a JSON file is about a data set or a shard (img2dataset's), and neither a list nor about a picture."""
-    return name.endswith("_stats.json") or name in ABOUT
+    return name.endswith("_stats.json") or name in METADATA
 
 
 def lists_in(root: Path, deeper: bool = False) -> list[str]:
     """Files in a folder, or also in folders without pictures in it, that may be lists of pictures."""
-    names = [name for name in entries(root).ending(*ANY_LIST) if not is_about(name)]
+    names = [name for name in entries(root).ending(*ANY_LIST) if not is_metadata(name)]
     for folder in entries(root).folders if deeper else ():
         inside = entries(root / folder)
         names += [] if inside.images() else [f"{folder}/{name}" for name in lists_in(root / folder)]

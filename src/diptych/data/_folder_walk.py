@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.data._beside import TEXTS
-from diptych.data._folder_layout import Entries, entries, is_about, lists_in, shown, split_name
+from diptych.data._folder_layout import Entries, entries, is_metadata, lists_in, shown, split_name
 from diptych.errors import SourceError
 from diptych.image import image_endings
 
@@ -72,10 +72,10 @@ def walk(root: Path, inside: Entries | None = None) -> Walk:
             if kind == IMAGE:
                 result.images += [prefix + name for name in names] if prefix else names
             elif kind == TEXT:
-                about = [name for name in names if is_about(name)] if ending == "json" else []
-                if about:
-                    result.others.setdefault(ending, []).extend(prefix + name for name in about)
-                _add_texts(result.texts, prefix, sorted(set(names).difference(about)) if about else names)
+                metadata = [name for name in names if is_metadata(name)] if ending == "json" else []
+                if metadata:
+                    result.others.setdefault(ending, []).extend(prefix + name for name in metadata)
+                _add_texts(result.texts, prefix, sorted(set(names).difference(metadata)) if metadata else names)
                 others = True
             else:
                 result.others.setdefault(ending, []).extend(prefix + name for name in names)
