@@ -10,6 +10,7 @@ Reads folders at any depth. A folder with texts is read as captioned; pictures w
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,7 @@ from diptych.data._folder_walk import (
     sorted_classes,
     walk,
 )
+from diptych.data._missing import missing
 from diptych.errors import RecordError, SourceError
 from diptych.image import image_endings
 from diptych.types import Record
@@ -85,14 +87,14 @@ class Folder:
     @classmethod
     def matches(cls, spec: str) -> bool:
         """A folder that exists."""
-        return Path(spec).is_dir()
+        return os.path.isdir(spec)
 
     @classmethod
     def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
         """Read what lies in the folder. Raises SourceError for what could be read in two ways, and a split that is not there."""
         root = Path(spec)
-        if not root.is_dir():
-            raise SourceError(f"{spec}: no such folder.")
+        if not os.path.isdir(spec):
+            raise missing(spec, "no such folder")
         inside = entries(root)
         layout = Layout() if options.dataset_type == "folder" else layout_of(root, inside)
         if layout.splits:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -57,7 +58,7 @@ class Laion:
     def matches(cls, spec: str) -> bool:
         """By "laion" in the name of a list, or a shard's own: part-00000."""
         name = Path(spec).name.lower()
-        return Path(spec).is_file() and (
+        return os.path.isfile(spec) and (
             name.startswith("part-") or ("laion" in name and not name.endswith((".csv", ".tar")))
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import glob
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,7 @@ def shards(spec: str) -> list[Path | str]:
 
     Gzipped ones are unpacked into the cache; remote ones stay where they are, unless they are gzipped.
     """
-    if not spec.startswith(PIPE) and Path(spec).is_dir():  # --dataset-type webdataset
+    if os.path.isdir(spec):  # --dataset-type webdataset
         spec = f"{glob.escape(spec)}/*.tar"
     files: list[Path | str] = []
     for name in braces(spec):
