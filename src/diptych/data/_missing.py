@@ -39,11 +39,7 @@ def _near(path: Path) -> str:
     if same:
         more = f" and {len(same) - SHOWN} more" if len(same) > SHOWN else ""
         return f" Of {ending} the folder holds {', '.join(same[:SHOWN])}{more}."
-    return (
-        f" The folder {folder} holds {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}."
-        if names
-        else ""
-    )
+    return f" The folder {folder} holds {', '.join(names)}." if 0 < len(names) <= SHOWN else ""
 
 
 def _below(folder: Path, exists: Path) -> str:
