@@ -128,3 +128,13 @@ def test_a_dashboard_that_is_not_installed_is_named_with_its_package(tmp_path, m
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         log.open_sinks(tmp_path, "wandb")
+
+
+def test_held_messages_are_printed_at_the_end_unless_they_are_dropped(capsys):
+    with log.held() as outer:
+        log.info("first")
+        with log.held() as inner:
+            log.warn("never")
+            inner.clear()
+        assert outer == [("first", None)] and capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "first\n"

@@ -272,7 +272,7 @@ def test_captions_beside_images_may_be_several_and_strays_are_told(tmp_path, cap
     (tmp_path / "img" / "stray.png").write_bytes(image_bytes(1))
     source = open_source(spec)
     assert source.record(0).captions == ("one", "two")
-    assert "1 of 24 images have no .txt" in capsys.readouterr().err
+    assert "1 x pictures without a text of the same name" in capsys.readouterr().err
     (tmp_path / "img" / "03.txt").unlink()
     with pytest.raises(RecordError, match="cannot be read"):
         source.record(3)

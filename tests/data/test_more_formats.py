@@ -97,6 +97,19 @@ def test_laion_lines_in_gb18030_and_broken_ones(tmp_path):
             source.record(index)
 
 
+def test_laion_captions_of_other_shapes_are_bad_samples_and_a_flag_chooses_the_key(tmp_path):
+    good = base64.b64encode(image_bytes(1)).decode()
+    values = ['{"caption_en": {"en": "x"}, "zh": "y"}', "[1]", '{"caption_en": ["a", "b"]}']
+    (tmp_path / "part-00000").write_text("".join(f"0\t\t{value}\t\t\t{good}\n" for value in values))
+    source = open_source(str(tmp_path / "part-00000"))
+    assert source.record(2).captions == ("a", "b") and source.record(2).extra == {"caption_en": ["a", "b"]}
+    for index, message in ((0, "'caption_en' is dict"), (1, "is list where an object")):
+        with pytest.raises(RecordError, match=message):
+            source.record(index)
+    asked = open_source(str(tmp_path / "part-00000"), options=SourceOptions(csv_caption_key="zh"))
+    assert [asked.record(index).captions for index in (0, 2)] == [("y",), ()]
+
+
 def test_parquet_of_paths_with_splits_and_labels(tmp_path):
     pytest.importorskip("pyarrow")
     import pyarrow

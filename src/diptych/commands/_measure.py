@@ -14,7 +14,15 @@ from typing import Any, Literal
 
 from diptych import log, weights
 from diptych.config import Share
-from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, check_left_out, open_split, with_root
+from diptych.data import (
+    TRAIN_SPLITS,
+    VALIDATION_SPLITS,
+    Source,
+    SourceOptions,
+    check_left_out,
+    open_split,
+    with_root,
+)
 from diptych.devices import get_device
 from diptych.errors import ConfigError
 from diptych.evaluate import (
@@ -155,7 +163,7 @@ def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records |
         sources["labeled"] = labeled = open_labeled(data.imagenet_val, rooted)
         opened.append(labeled.source)
         if data.probe_train:
-            train = open_labeled(data.probe_train, rooted)
+            train = open_labeled(data.probe_train, rooted, preferred=TRAIN_SPLITS)
             sources["probe"] = ProbeData(train, labeled)
             opened.append(train.source)
     for source in opened:

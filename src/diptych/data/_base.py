@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Protocol
 
 from tyro.conf import arg
 
+from diptych.config import Range
 from diptych.registry import Registry
 from diptych.types import Record
 
@@ -30,6 +31,8 @@ class SourceOptions:
     """Column or key of captions; empty tries title, caption, text, ..."""
     image_root: str = ""
     """Folder that relative image paths start from; empty takes the data file's own."""
+    class_level: Annotated[int, Range(0)] = 0
+    """Which level of folders names the classes: 1 those directly inside, 2 those in them; 0 lets the folder decide."""
 
 
 def with_root(options: SourceOptions, image_root: str) -> SourceOptions:

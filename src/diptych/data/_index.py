@@ -12,6 +12,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+from diptych.data._missing import missing
 from diptych.data._remote import fetched, is_remote, read_range
 from diptych.errors import SourceError
 from diptych.files import cache_folder, replacing
@@ -55,7 +56,7 @@ def checked_file(spec: str) -> Path:
     except (OSError, ValueError):  # no file can have such a name
         exists = False
     if not exists:
-        raise SourceError(f"{spec[:200]}: no such file.")
+        raise missing(spec)
     if path.stat().st_size == 0:
         raise SourceError(f"{spec}: the file is empty (0 bytes).")
     return path

@@ -16,7 +16,7 @@ def say_left_out(spec: str, used: int, left_out: tuple[LeftOut, ...]) -> None:
     """Log one line with every reason, its count and an example; nothing where nothing was left out."""
     if left_out:
         (log.warn if any(item.bad for item in left_out) else log.info)(
-            f"{spec}: {used:,} records are used; left out: {_reasons(left_out)}"
+            f"{spec}: {used:,} records are used; left out: {reasons(left_out)}"
         )
 
 
@@ -27,9 +27,10 @@ def check_left_out(source: Source, limit: float) -> None:
     if total >= ENOUGH and bad > limit * total:
         raise SourceError(
             f"{source.name}: {bad:,} of {total:,} were left out, more than --bad-samples-max {limit:.2%}: "
-            f"{_reasons(tuple(item for item in source.left_out if item.bad))}. Inspect with: diptych data stats."
+            f"{reasons(tuple(item for item in source.left_out if item.bad))}. Inspect with: diptych data stats."
         )
 
 
-def _reasons(left_out: tuple[LeftOut, ...]) -> str:
+def reasons(left_out: tuple[LeftOut, ...]) -> str:
+    """All reasons on one line, each with its count and an example."""
     return "; ".join(f"{item.count:,} x {item.reason} ({item.example})" for item in left_out)

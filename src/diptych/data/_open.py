@@ -5,18 +5,34 @@ Knows no format by name: the registry lists them, and each says what it matches 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from diptych import log
 from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
+from diptych.data._left_out import reasons, say_left_out
+from diptych.data._missing import missing
 from diptych.errors import ConfigError, SourceError
+from diptych.image import image_endings
 from diptych.types import Record
 
 TRAIN_SPLITS = ("train",)
+MOST_NAMES = 10
+ADVICE = {
+    (".zip", ".rar", ".7z"): "unpack it and give the folder",
+    (
+        ".tar.bz2",
+        ".tar.xz",
+        ".tar.zst",
+        ".tbz2",
+        ".txz",
+    ): "of compressed tars only gzipped ones are read: pack it again",
+    (".xlsx", ".xls", ".ods"): "save it as CSV",
+    (".arrow", ".feather", ".tfrecord", ".lmdb", ".h5", ".hdf5", ".npz", ".pkl", ".pt"): "write it as one of those",
+}
 VALIDATION_SPLITS = ("val", "validation", "valid", "dev", "test")
 
 
@@ -37,36 +53,61 @@ def open_source(spec: str, *, split: str = "", options: SourceOptions | None = N
     ``split`` selects the records of that split only. Raises SourceError for what is missing, empty or of no known format,
     ConfigError for an unknown format or one that two formats claim.
     """
-    options = options or SourceOptions()
-    parts = [_open_part(part, split, options) for part in spec.split("::") if part]
-    if not parts:
-        raise SourceError(f"no data was named: give one of {known_data()}.")
-    return parts[0] if len(parts) == 1 else ConcatSource(parts)
+    opened = options or SourceOptions()
+    return _joined([_open_part(part, split, opened) for part in _parts(spec)])
 
 
 def open_split(
     spec: str, split: str, preferred: tuple[str, ...], options: SourceOptions, flag: str = "--split"
 ) -> Source:
-    """Open a source; where it has several splits and none was named, take the first of ``preferred`` and log it.
+    """Open a source; of each part that has several splits, where none was named, take the first of ``preferred`` and log it.
 
-    ``flag`` names the command line's option for the split in errors. Raises ConfigError when none of the preferred exists.
+    A part with a single split is taken whole, and that is logged. ``flag`` names the option for the split in errors.
+    Raises ConfigError when none of the preferred exists.
     """
-    source = open_source(spec, split=split, options=options)
-    splits = source.splits()
-    if split or len(splits) < 2:
-        return source
-    chosen = next((name for name in preferred if name in splits), None)
+    return _joined([_open_part_split(part, split, preferred, options, flag) for part in _parts(spec)])
+
+
+def _parts(spec: str) -> list[str]:
+    parts = [part.strip() for part in spec.split("::") if part.strip()]
+    if not parts:
+        raise SourceError(f"no data was named: give one of {known_data()}.")
+    return parts
+
+
+def _joined(parts: list[Source]) -> Source:
+    return parts[0] if len(parts) == 1 else ConcatSource(parts)
+
+
+def _open_part_split(spec: str, split: str, preferred: tuple[str, ...], options: SourceOptions, flag: str) -> Source:
+    with log.held() as lines:
+        source = _open_part(spec, split, options)
+        splits = source.splits()
+        if split or len(splits) < 2:
+            for name, count in splits.items() if not split else ():
+                log.info(
+                    f"{spec}: its only split is {name!r} ({count:,} of {len(source):,} records); it is taken whole"
+                )
+            return source
+        lines.clear()  # opening the split says it again
+    chosen = next((name for wanted in preferred for name in splits if name.lower() == wanted), None)
     if chosen is None:
-        raise ConfigError(f"{spec} has the splits {', '.join(sorted(splits))}; name one with {flag}.")
+        names = sorted(splits)
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        raise ConfigError(f"{spec} has the splits {', '.join(names[:MOST_NAMES])}{more}; name one with {flag}.")
     log.info(f"{spec}: taking the split {chosen!r} ({splits[chosen]} of {len(source)} records)")
-    return open_source(spec, split=chosen, options=options)
+    return _open_part(spec, chosen, options)
 
 
 def _open_part(spec: str, split: str, options: SourceOptions) -> Source:
     known = options.dataset_type != "auto"
     source = (SOURCES.get(options.dataset_type) if known else _format_of(spec)).open(spec, split, options)
+    if not hasattr(source, "left_out"):  # a format from outside that was written before this was asked for
+        vars(source)["left_out"] = ()
     if len(source) == 0:
-        raise SourceError(f"{spec}: holds no record that can be used.")
+        why = f" Left out: {reasons(source.left_out)}." if source.left_out else ""
+        raise SourceError(f"{spec}: holds no record that can be used.{why}")
+    say_left_out(spec, len(source), source.left_out)
     return source
 
 
@@ -79,9 +120,20 @@ def _format_of(spec: str) -> type[Format]:
     if first:
         claims = " and ".join(sorted(item.__name__ for item in first))
         raise ConfigError(f"{spec}: the formats {claims} both read this name; choose with --dataset-type {names}.")
-    if not Path(spec).exists():
-        raise SourceError(f"{spec}: no such file or folder.")
-    raise SourceError(f"{spec}: its name matches no known format; choose one with --dataset-type {names}.")
+    if not os.path.exists(spec):
+        raise missing(spec, "no such file or folder")
+    raise SourceError(
+        f"{spec}: its name matches no known format ({known_data()}){_advice(spec)}; choose one with --dataset-type {names}."
+    )
+
+
+def _advice(spec: str) -> str:
+    """What can be done with a file of some well-known endings that no format reads."""
+    lowered = spec.lower()
+    ending = "." + lowered.rpartition(".")[2]
+    if ending in image_endings():
+        return ", and it is a picture: give the folder that holds it"
+    return next((f", {advice}" for endings, advice in ADVICE.items() if lowered.endswith(endings)), "")
 
 
 class ConcatSource:

@@ -21,7 +21,7 @@ from diptych.data._remote import is_remote, read_range, size_and_mark
 from diptych.errors import OutputError, SourceError
 from diptych.files import cache_folder, replacing
 
-BLOCK, VERSION = 512, 2
+BLOCK, VERSION = 512, 3
 ZEROS = bytes(BLOCK)
 PLAIN, LONGER = b"0\x007", b"Lx"  # kinds of members: files; and what holds the next member's name (GNU, POSIX)
 REMOTE_WINDOW = 1 << 20
@@ -219,6 +219,6 @@ def _posix(text: bytes) -> dict[bytes, bytes]:
             break
         key, equals, value = text[start + len(digits) + 1 : start + int(digits)].partition(b"=")
         if equals:
-            records[key] = value.rstrip(b"\n")
+            records[key] = value.removesuffix(b"\n")  # a name may end with one of its own
         start += int(digits)
     return records

@@ -1,27 +1,32 @@
 """PaddleMIX's LAION shards: a file list, one shard per line; a shard is text, one pair per line, tab separated.
 
-Column 2 is JSON with ``caption_en`` (else ``blip_caption_en``), column 5 the image in base64; others are ignored. A shard may be
-gzipped: then it is unpacked once into the cache. Lines are UTF-8, or GB18030 where they are not.
+Column 2 is JSON with ``caption_en`` (else ``blip_caption_en``, or the key of --csv-caption-key), column 5 the image in base64;
+others are ignored. A shard may be gzipped: then it is unpacked once into the cache. Lines are UTF-8, or else GB18030. An odd line
+is a bad sample when its turn comes.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
+from diptych import log
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._columns import captions_of
 from diptych.data._index import Reader, checked_file, unpacked
 from diptych.data._line_index import Built, line_bounds, not_blank, rows_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
 TEXT, IMAGE = 2, 5
+INSPECTED = 8  # lines
 CAPTIONS = ("caption_en", "blip_caption_en")
 
 
@@ -45,12 +50,15 @@ class Laion:
         self._rows = [rows_of(path, "laion", _build) for path in paths]
         self._readers = [Reader(path) for path in paths]
         self._ends = np.cumsum([len(rows) for rows in self._rows])
+        self._caption_keys: tuple[str, ...] = CAPTIONS
+        if asked := options.csv_caption_key:
+            self._choose_caption_key(spec, asked)
 
     @classmethod
     def matches(cls, spec: str) -> bool:
         """By "laion" in the name of a list, or a shard's own: part-00000."""
         name = Path(spec).name.lower()
-        return Path(spec).is_file() and (
+        return os.path.isfile(spec) and (
             name.startswith("part-") or ("laion" in name and not name.endswith((".csv", ".tar")))
         )
 
@@ -58,6 +66,16 @@ class Laion:
     def open(cls, spec: str, split: str, options: SourceOptions) -> Laion:
         """Open all shards. Raises SourceError."""
         return cls(spec, split, options)
+
+    def _choose_caption_key(self, spec: str, asked: str) -> None:
+        """Take the caption under another key, if a few lines have it."""
+        self._caption_keys = (asked,)
+        for index in range(min(INSPECTED, len(self))):
+            with contextlib.suppress(RecordError):
+                if asked in self.record(index).extra:
+                    return
+        self._caption_keys = CAPTIONS
+        log.info(f"{spec}: --csv-caption-key {asked} is no key of its lines; {' or '.join(CAPTIONS)} is taken")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -79,22 +97,36 @@ class Laion:
             image = base64.b64decode(columns[IMAGE], validate=True)
         except binascii.Error as error:
             raise RecordError(key, f"its image is not base64 ({error})") from error
-        return Record(key, image, _caption(columns[TEXT], key))
+        metadata = _metadata(columns[TEXT], key)
+        return Record(key, image, _caption(metadata, key, self._caption_keys), extra=metadata)
 
 
-def _caption(column: bytes, key: str) -> tuple[str, ...]:
+def _metadata(column: bytes, key: str) -> dict[str, Any]:
+    """The object in a line's third column. Raises RecordError for what is none."""
     try:
         text = column.decode("utf-8")
     except UnicodeDecodeError:
-        text = column.decode("gb18030", errors="replace")
+        try:
+            text = column.decode("gb18030")
+        except UnicodeDecodeError as error:
+            raise RecordError(key, f"its third column is neither UTF-8 nor GB18030 (byte {error.start})") from error
     try:
         metadata = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RecordError(key, f"its third column is not JSON ({error})") from error
-    captions = (
-        next((metadata[name] for name in CAPTIONS if metadata.get(name)), None) if isinstance(metadata, dict) else None
-    )
-    return captions_of(captions)
+    if not isinstance(metadata, dict):
+        raise RecordError(key, f"its third column is {type(metadata).__name__} where an object {{...}} is expected")
+    return metadata
+
+
+def _caption(metadata: Mapping[str, Any], key: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The caption under the first of the names that has one. Raises RecordError for a value that is no caption."""
+    name = next((name for name in names if metadata.get(name)), "")
+    value = metadata.get(name) or []
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise RecordError(key, f"its {name!r} is {type(value).__name__}, not a text or a list of texts")
+    return tuple(texts)
 
 
 def _shards(listed: Path, root: Path) -> list[Path]:

@@ -1,49 +1,43 @@
-"""WebDataset: tar shards whose members, grouped by name, are an image and its texts.
+"""WebDataset: tar shards whose members, grouped by name, are a picture and its texts.
 
-    KEY.jpg (png, jpeg, webp, gif, bmp) + KEY.txt and/or KEY.json {"captions": [...], "label": 3} (+ KEY.cls)
+    KEY.jpg (any picture) + KEY.txt, KEY.caption, KEY.json {"captions": [...], "label": 3}, KEY.cls
 
-A tar is random access once its headers are read, so it is a source like any other: nothing is streamed, and any number of
-shards serves any number of ranks. Shards are named by a path, a pattern (``train-*.tar``), or braces (``{000..099}.tar``).
-A gzipped tar cannot be read at an offset: it is unpacked once into the cache folder (DIPTYCH_CACHE, else the user's own).
-Remote shards (s3://, http://, ...) are read by ranges; what cannot be (a store without ranges, ``pipe:COMMAND``) is copied into
-the cache once, since a stream cannot be read at an offset.
+Which members belong together is decided in ``_members``, what the texts say in ``_beside``. A tar is random access once its
+headers are read, so it is a source like any other: nothing is streamed, and any number of shards serves any number of ranks.
+Shards are named by a path, a folder, a pattern (``train-*.tar``), or braces (``{000..099}.tar``). A gzipped tar cannot be read at
+an offset: it is unpacked once into the cache folder (DIPTYCH_CACHE, else the user's own). Remote shards (s3://, http://, ...) are
+read by ranges; what cannot be (a store without ranges, ``pipe:COMMAND``) is copied into the cache once, since a stream cannot be
+read at an offset.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import glob
-import itertools
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from diptych import log
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._columns import CAPTION_KEYS, OWN_GROUP, OWN_KEY, captions_of, label_of, parsed
+from diptych.data._beside import TEXTS, as_number, described, inspect_texts, numbered
+from diptych.data._columns import OWN_GROUP, OWN_KEY
 from diptych.data._index import Reader, checked_file, unpacked
+from diptych.data._members import ABSENT, COLUMNS, Endings, merged, samples_of
+from diptych.data._missing import missing
 from diptych.data._remote import has_ranges, is_remote, listed, piped
 from diptych.data._tar import Members, members_of
-from diptych.errors import SourceError
+from diptych.errors import RecordError, SourceError
 from diptych.files import cache_folder
 from diptych.types import Record
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-TEXTS = ("json", "txt", "cls")
-ENDINGS = frozenset((*IMAGES, *TEXTS))
-ABSENT = -1
 PIPE = "pipe:"
 MOST_SHARDS = 1_000_000  # more is a slip of the pen, and would fill the memory with names
-
-
-class Group(NamedTuple):
-    """The members of one sample: its key, and offset and size of the image and of each type of text."""
-
-    key: str
-    members: dict[str, tuple[int, int]]
+INSPECTED = 8  # samples whose texts are read while opening
 
 
 @SOURCES.register("webdataset")
@@ -55,37 +49,35 @@ class WebDataset:
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 
-    def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
+    def __init__(self, spec: str, split: str, options: SourceOptions, files: Sequence[str] = ()) -> None:
         if split:
             raise SourceError(f"{spec}: shards have no splits; name the shards of {split!r} instead.")
-        paths = shards(spec)
+        paths = [_shard(path) for path in files] or shards(spec)
         self.name = Path(spec).name
         self._readers = [Reader(path) for path in paths]
-        self._keys: list[str] = []
-        rows: list[tuple[int, ...]] = []
-        dropped = twice = 0
+        self._caption_key = options.csv_caption_key
+        endings = Endings(options.csv_img_key, options.csv_caption_key)
         names = [str(path).rpartition("/")[2] for path in paths]
         if len(set(names)) < len(names):  # a/000.tar and b/000.tar hold other images
             names = [f"{number}/{name}" for number, name in enumerate(names)]
-        for number, (path, members) in enumerate(zip(paths, _indexed(paths), strict=True)):
-            _warn_of(str(path), members)
-            name, met = names[number], set[str]()
-            for group in groups(members):
-                image = next((group.members[ending] for ending in IMAGES if ending in group.members), None)
-                if image is None or not ({"json", "txt", "cls"} & set(group.members)):
-                    dropped += 1
-                    continue
-                texts = [group.members.get(ending, (ABSENT, 0)) for ending in TEXTS]
-                self._keys.append(f"{name}/{group.key}")
-                twice += group.key in met
-                met.add(group.key)
-                rows.append((number, *image, *itertools.chain(*texts)))
+        self._keys: list[str] = []
+        tables, left_out, twice = [], [], 0
+        for number, (name, path, members) in enumerate(zip(names, paths, _indexed(paths), strict=True)):
+            if not members.whole:
+                log.warn(f"{path}: truncated; the whole members before its end are used.")
+            samples = samples_of(members, endings, name)
+            self._keys += [f"{name}/{key}" for key in samples.keys]
+            shard = np.full((len(samples.keys), 1), number, dtype=np.int64)
+            tables.append(np.concatenate([shard, samples.spans.reshape(len(samples.keys), 2 * COLUMNS)], axis=1))
+            left_out.append(samples.left_out)
+            twice += samples.twice
         if twice:
             log.warn(f"{spec}: {twice} keys come twice within a shard; both are used.")
             self._keys = [f"{key}#{number}" for number, key in enumerate(self._keys)]
-        if dropped:
-            log.warn(f"{spec}: {dropped} samples lack an image or a text and are left out; {len(rows)} are used.")
-        self._table = np.array(rows, dtype=np.int64).reshape(len(rows), 3 + 2 * len(TEXTS))
+        self._table, self.left_out = np.concatenate(tables), merged(left_out)
+        self._numbers: Mapping[str, int] | None = None
+        if self._keys:
+            self._inspect(spec, options, endings.image)
 
     @classmethod
     def matches(cls, spec: str) -> bool:
@@ -105,38 +97,55 @@ class WebDataset:
         return {}
 
     def record(self, index: int) -> Record:
-        """One sample, its image still encoded."""
-        shard, *spans = self._table[index].tolist()
-        reader, key = self._readers[shard], self._keys[index]
-        image = reader.read(spans[0], spans[1])
-        parts = zip(spans[2::2], spans[3::2], strict=True)
-        texts = {ending: reader.read(*part) for ending, part in zip(TEXTS, parts, strict=True) if part[0] != ABSENT}
-        captions, label, metadata = _described(texts, key)
+        """One sample, its image still encoded. Raises RecordError for texts that say nothing usable."""
+        shard, offset, size = self._table[index, :3].tolist()
+        key = self._keys[index]
+        captions, label, metadata = described(self._texts(index), key, self._caption_key)
         # Shards of ours carry the key and the image's name that their source gave.
         named, group = metadata.get(OWN_KEY), metadata.get(OWN_GROUP)
-        key = named if isinstance(named, str) else key
-        return Record(key, image, captions, label, group if isinstance(group, str) else None, metadata)
-
-
-def _described(texts: dict[str, bytes], key: str) -> tuple[tuple[str, ...], int | None, dict[str, Any]]:
-    """Captions and label of a sample, the JSON's when it has some, else the text file's; and the rest of the JSON."""
-    captions: tuple[str, ...] = ()
-    label: int | None = None
-    metadata: Any = {}
-    if "json" in texts:
-        metadata = parsed(texts["json"], f"{key}.json")
-        captions_value = (
-            next((metadata[name] for name in CAPTION_KEYS if metadata.get(name)), None)
-            if isinstance(metadata, dict)
-            else None
+        return Record(
+            named if isinstance(named, str) else key,
+            self._readers[shard].read(offset, size),
+            captions,
+            numbered(label, self._numbers, key),
+            group if isinstance(group, str) else None,
+            metadata,
         )
-        captions = captions_of(captions_value)
-        label = label_of(metadata.get("label")) if isinstance(metadata, dict) else None
-    if not captions and "txt" in texts:
-        captions = (texts["txt"].decode("utf-8", errors="replace").strip(),)
-    if "cls" in texts and (number := label_of(texts["cls"])) is not None:
-        label = number
-    return captions, label, metadata if isinstance(metadata, dict) else {}
+
+    def _texts(self, index: int, endings: Sequence[str] = TEXTS) -> dict[str, bytes]:
+        shard, *spans = self._table[index].tolist()
+        parts = ((ending, spans[2 * column], spans[2 * column + 1]) for column, ending in enumerate(TEXTS, start=1))
+        reader = self._readers[shard]
+        return {
+            ending: reader.read(offset, size)
+            for ending, offset, size in parts
+            if offset != ABSENT and ending in endings
+        }
+
+    def _inspect(self, spec: str, options: SourceOptions, asked_image: str) -> None:
+        """Look at the texts of a few samples, and number the labels where those are names."""
+        if options.csv_img_key and not asked_image:
+            log.info(f"{spec}: --csv-img-key {options.csv_img_key} is no ending of a picture; any picture is taken")
+        indices = sorted({int(index) for index in np.linspace(0, len(self) - 1, INSPECTED)})
+        samples = [(self._keys[index], self._texts(index)) for index in indices]
+        if inspect_texts(samples, spec, self._caption_key):
+            if not all(isinstance(reader.path, Path) for reader in self._readers):
+                raise SourceError(f"{spec}: its labels are names, which remote shards cannot have; write numbers.")
+            labels = {self._label(index) for index in range(len(self))} - {""}
+            if any(as_number(label) is not None for label in labels):
+                raise SourceError(
+                    f"{spec}: some labels are names and some are numbers ({', '.join(sorted(labels)[:10])}); write one kind."
+                )
+            self.classes = tuple(sorted(labels))
+            self._numbers = {name: number for number, name in enumerate(self.classes)}
+            log.info(f"{spec}: {len(labels)} classes from the names in its labels ({', '.join(self.classes[:3])}, ...)")
+
+    def _label(self, index: int) -> str:
+        try:
+            label = described(self._texts(index, ("cls", "json")), self._keys[index]).label
+        except RecordError:  # said when its turn comes
+            return ""
+        return "" if label is None else str(label)
 
 
 def _indexed(paths: Sequence[Path | str]) -> list[Members]:
@@ -145,24 +154,19 @@ def _indexed(paths: Sequence[Path | str]) -> list[Members]:
         return list(pool.map(members_of, map(str, paths)))
 
 
-def _warn_of(path: str, members: Members) -> None:
-    if not members.whole:
-        log.warn(f"{path}: truncated; the whole members before its end are used.")
-    if members.outside:
-        log.warn(f"{path}: {members.outside} members point outside of the archive and are left out.")
-
-
 def shards(spec: str) -> list[Path | str]:
     """The files that a path, pattern or brace expression names, in order. Raises SourceError when there are none.
 
     Gzipped ones are unpacked into the cache; remote ones stay where they are, unless they are gzipped.
     """
+    if os.path.isdir(spec):  # --dataset-type webdataset
+        spec = f"{glob.escape(spec)}/*.tar"
     files: list[Path | str] = []
     for name in braces(spec):
         magic = glob.has_magic(name) and not name.startswith(PIPE)
         matching = (listed(name) if is_remote(name) else sorted(glob.glob(name))) if magic else [name]
         if not matching:
-            raise SourceError(f"{name}: no file matches this pattern.")
+            raise missing(name, "no file matches this pattern")
         files += [_shard(path) for path in matching]
     return files
 
@@ -191,21 +195,3 @@ def braces(spec: str) -> Iterator[str]:
         choices = listed_names.split(",")
     for choice in choices:
         yield from braces(spec[: match.start()] + choice + spec[match.end() :])
-
-
-def groups(members: Members) -> Iterator[Group]:
-    """The samples of one tar: members that share a name up to the first dot, in the order they stand."""
-    key = ""
-    parts: dict[str, tuple[int, int]] = {}
-    for name, span in zip(members.each_name(), members.spans.tolist(), strict=True):
-        dot = name.find(".", name.rfind("/") + 1)
-        whole = name[:dot] if dot >= 0 else name
-        if whole != key and parts:
-            yield Group(key, parts)
-            parts = {}
-        key = whole
-        ending = name[name.rfind(".") + 1 :].lower() if dot >= 0 else ""
-        if ending in ENDINGS:
-            parts[ending] = (span[0], span[1])
-    if parts:
-        yield Group(key, parts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych import log
-from diptych.data import Source, SourceOptions, open_source
+from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, open_split
 from diptych.evaluate._class_names import class_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._prompts import load_templates
@@ -79,14 +79,20 @@ class LabeledImages:
 
 
 def open_labeled(
-    spec: str, options: SourceOptions | None = None, *, labels: str = "", templates: str = ""
+    spec: str,
+    options: SourceOptions | None = None,
+    *,
+    labels: str = "",
+    templates: str = "",
+    preferred: tuple[str, ...] = VALIDATION_SPLITS,
 ) -> LabeledImages:
     """Open class folders, a list with labels, or a folder with ``images/``; ``labels`` and ``templates`` win over files there.
 
+    Of a source with several splits the first of ``preferred`` is taken.
     Raises SourceError for what cannot be opened, ConfigError for texts that cannot be read or do not fit.
     """
     folder = class_folder(spec)
-    source = open_source(folder.images, options=options)
+    source = open_split(folder.images, "", preferred, options or SourceOptions(), "the path of its folder or file")
     opened = LabeledImages(source, labels or folder.labels, templates or folder.templates)
     found = [path for path, given in ((folder.labels, labels), (folder.templates, templates)) if path and not given]
     if found:

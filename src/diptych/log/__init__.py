@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a tenth of a second to import, and most uses print nothing
     from rich.console import Console
 
 PLAIN_LINE_SECONDS = 10.0
+_held: list[list[tuple[str, str | None]]] = []  # the innermost last
 
 
 def console() -> Console:
@@ -30,12 +31,32 @@ def console() -> Console:
 
 def info(message: str) -> None:
     """Print one line."""
-    console().print(message, markup=False)
+    _print(message)
 
 
 def warn(message: str) -> None:
     """Print one line that asks for attention."""
-    console().print(f"warning: {message}", style="yellow", markup=False)
+    _print(f"warning: {message}", "yellow")
+
+
+@contextmanager
+def held() -> Iterator[list[tuple[str, str | None]]]:
+    """Hold messages back until the end, and print those that are still in the list: what is tried first may be dropped."""
+    lines: list[tuple[str, str | None]] = []
+    _held.append(lines)
+    try:
+        yield lines
+    finally:
+        _held.pop()
+        for line in lines:
+            _print(*line)
+
+
+def _print(message: str, style: str | None = None) -> None:
+    if _held:
+        _held[-1].append((message, style))
+    else:
+        console().print(message, style=style, markup=False)
 
 
 class Report(Protocol):
