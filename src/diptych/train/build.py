@@ -20,7 +20,7 @@ from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder
-from diptych.models import TwoTower, model_config
+from diptych.models import ModelConfig, TwoTower
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
@@ -67,8 +67,10 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     torch.manual_seed(config.data.seed)
     device.seed(config.data.seed)
     precision = _precision(config.parallel.precision, device)
+    architecture, pretrained = weights.choose(config.model.model, config.model.pretrained)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=pretrained))
     changes = changes_of(config.model, resumed=bool(config.output.resume))
-    model = _model(config, changes)
+    model = _model(config, architecture, changes)
     objective = create_objective(config.objective, model, weights.load)
     tokenizer = weights.tokenizer_of(model.config, config.model.pretrained)
     pipeline = build_pipeline(
@@ -76,6 +78,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         validation_wants=objective.validation_wants,
     )  # fmt: skip
     run = open_run(config, model.config.to_dict(), frozen_digests(objective.frozen()))
+    if world.main:
+        weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
     step = create_step(objective, config.optimizer, device, precision, world)
     layout = step.layout
     if run.state:
@@ -99,9 +103,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     )  # fmt: skip
 
 
-def _model(config: TrainConfig, changes: tuple[ModelChange, ...]) -> TwoTower:
+def _model(config: TrainConfig, architecture: ModelConfig, changes: tuple[ModelChange, ...]) -> TwoTower:
     """The model as changes and the objective need it, with random weights or those of --pretrained."""
-    architecture = model_config(config.model.model)
     for change in changes:
         architecture = change.before_weights(architecture, config.model)
     needs = OBJECTIVES.get(config.objective.objective).model_needs(config.objective)

@@ -20,7 +20,7 @@ from diptych.models import ModelConfig
 from diptych.models.siglip import SiglipConfig
 from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
-from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, require_last_end
 from diptych.weights._clip_names import NamingScheme, clip_rules
 from diptych.weights._config_table import read_json
 from diptych.weights._infer import SHAPES, config_from_shapes
@@ -57,6 +57,8 @@ class OpenClip(CheckpointFormat):
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """OpenAI's names, or those of timm and of the text module when it is a SigLIP."""
+        if stored is None:
+            require_last_end(config, self.name)
         return siglip_rules(config) if isinstance(config.vision, SiglipConfig) else clip_rules(config, _scheme(stored))
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:
