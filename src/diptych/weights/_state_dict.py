@@ -141,7 +141,7 @@ def _left_alone(stored: Stored, candidates: Iterable[Candidate], chosen: Candida
     if not rest:
         return []
     return [
-        f"{stored.path}: the model is under {chosen.prefix!r}; left alone beside it: {len(rest)} tensors, "
+        f"{stored.path}: the model is under {chosen.prefix!r}; left alone beside it: {len(rest)} tensor{'s' * (len(rest) > 1)}, "
         f"{', '.join(rest[:10])}{' ...' * (len(rest) > 10)}."
     ]
 

@@ -112,6 +112,11 @@ def _preprocess(table: ConfigTable, siglip: bool, where: Path) -> PreprocessConf
     number = table.integer("resample", 3)
     if number not in KERNELS:
         raise WeightsError(f"{where}: the resampling filter {number} of its pixels is not known.")
+    factor = table.number("rescale_factor", 1 / 255)
+    if not table.flag("do_rescale", True) or abs(factor * 255 - 1) > 1e-3:
+        raise WeightsError(f"{where}: its pixels are not divided by 255 (rescale_factor {factor:g}), as Diptych's are.")
+    if not table.flag("do_normalize", True):
+        table.values |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     size, crop = table.take("size", {}), table.take("crop_size", {})
     squash = isinstance(size, dict) and "height" in size and not table.flag("do_center_crop")
     return PreprocessConfig(
