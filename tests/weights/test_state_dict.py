@@ -101,6 +101,12 @@ def test_of_raw_and_averaged_weights_the_raw_are_taken_and_said(model, state, tm
         weights.load(f"{path}#exponential", model="tiny-test")
 
 
+def test_a_choice_where_there_is_none_is_an_error(model, tmp_path):
+    weights.save(tmp_path / "a.safetensors", model)
+    with pytest.raises(WeightsError, match="one model only"):
+        weights.load(f"{tmp_path / 'a.safetensors'}#ema")
+
+
 def test_averaged_weights_may_lie_in_the_same_state_dict(model, state, tmp_path):
     path = stored(tmp_path, {"state_dict": under("model.", state) | under("ema_model.", scaled(state, 2.0))})
     assert is_ours(weights.load(path, model="tiny-test"), model)

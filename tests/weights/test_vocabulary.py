@@ -7,6 +7,8 @@ import torch
 
 from diptych import weights
 from diptych.errors import WeightsError
+from diptych.models import create_model
+from diptych.text import get_tokenizer
 from diptych.text.bpe import vocabulary
 from diptych.weights import convert, tokenizer_of
 
@@ -155,6 +157,20 @@ def test_openais_vocabulary_beside_the_weights_is_openais(tmp_path):
     tokenizer = weights.get_tokenizer(tmp_path / "b")
     assert tokenizer.name == "bpe"
     assert tokenizer.vocab_size == len(vocabulary().ids)
+
+
+def test_a_vocabulary_of_openais_size_with_other_words_is_not_openais(tmp_path):
+    weights.save(tmp_path / "a.safetensors", create_model("tiny-test"))
+    convert(tmp_path / "a.safetensors", "openclip", tmp_path / "b")
+    assert weights.load(tmp_path / "b").config.text.tokenizer == "bpe"
+    ids = dict(vocabulary().ids)
+    ids["dog</w>"], ids["cat</w>"] = ids["cat</w>"], ids["dog</w>"]
+    (tmp_path / "b/vocab.json").write_text(json.dumps(ids))
+    merges = sorted(vocabulary().ranks, key=vocabulary().ranks.__getitem__)
+    (tmp_path / "b/merges.txt").write_text("".join(f"{first} {second}\n" for first, second in merges))
+    openai, own = get_tokenizer("bpe"), weights.get_tokenizer(tmp_path / "b")
+    assert own.name == "own"
+    assert own.tokens("a dog and a cat") == openai.tokens("a cat and a dog")
 
 
 def test_images_are_prepared_by_what_the_processor_says_too(tmp_path):

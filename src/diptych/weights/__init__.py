@@ -74,7 +74,7 @@ def tokenizer_of(config: ModelConfig, source: str | Path = "") -> Tokenizer:
         tokenizer = tokenizer_by_name(
             name, text.context_length, vocabulary, **{key: number for key, number in ids.items() if number is not None}
         )
-    if name in ("bpe", "own"):
+    if name in ("bpe", "own") or tokenizer.vocab_size > text.vocab_size:
         check_size(source or config.name, tokenizer.vocab_size, text.vocab_size)
     return tokenizer
 

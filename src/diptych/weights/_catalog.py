@@ -96,7 +96,10 @@ def unknown_name(source: str, model: str = "") -> WeightsError:
     models = sorted({entry.model for entry in catalog().values() if entry.tag == source})
     if models:
         some = ", ".join(models[:10])
-        return WeightsError(f"{source}: weights of {len(models)} architectures have this tag; say --model ({some}).")
+        why = f"there are none for {model!r}" if model else "say which"
+        return WeightsError(
+            f"{source}: published weights of {len(models)} architectures, {why}: --model one of {some}."
+        )
     names = [*catalog(), *(entry.zoo for entry in catalog().values() if entry.zoo)]
     return WeightsError(
         f"{source}: no such weight file, and {did_you_mean(source, names, 'name of the catalog')} "

@@ -74,14 +74,17 @@ def _newest_checkpoint(folder: Path) -> FolderChoice | None:
         for pattern in NUMBERED:
             files = _by_number(list(place.glob(pattern)))
             if files:
-                more = f", the last of {len(files)} checkpoints" if len(files) > 1 else ", a checkpoint of training"
-                return FolderChoice(files[-1], (f"{folder}: {files[-1].relative_to(folder)} is taken{more}.",))
+                return FolderChoice(files[-1], (_taken(folder, files[-1], len(files)),))
     folders = _by_number([path for path in folder.glob("checkpoint-*") if path.is_dir()])
     if not folders:
         return None
     inner = weights_of_folder(folders[-1])
-    line = f"{folder}: {inner.path.relative_to(folder)} is taken, the last of {len(folders)} checkpoints."
-    return FolderChoice(inner.path, (line, *inner.remarks))
+    return FolderChoice(inner.path, (_taken(folder, inner.path, len(folders)), *inner.remarks))
+
+
+def _taken(folder: Path, path: Path, count: int) -> str:
+    which = f"the last of {count} checkpoints" if count > 1 else "a checkpoint of training"
+    return f"{folder}: {path.relative_to(folder)} is taken, {which}."
 
 
 def _by_number(paths: Sequence[Path]) -> list[Path]:

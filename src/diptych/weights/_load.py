@@ -79,7 +79,17 @@ def is_source(model: str) -> bool:
 
 def requested_config(model: str) -> ModelConfig:
     """The architecture that ``--model`` asks for: a preset's, or that of ``local-dir:FOLDER``, ``hf-hub:OWNER/NAME``."""
-    return config_at(model) if is_source(model) else model_config(model)
+    if is_source(model):
+        return config_at(model)
+    try:
+        return model_config(model)
+    except ConfigError as error:
+        if Path(model).expanduser().exists():
+            raise ConfigError(
+                f"--model {model}: no architecture but a path; write {LOCAL}FOLDER, or leave --model out and give the path "
+                "to --pretrained."
+            ) from error
+        raise
 
 
 def choose(model: str, pretrained: str, default: str = DEFAULT_MODEL) -> tuple[ModelConfig, str]:
@@ -93,7 +103,7 @@ def choose(model: str, pretrained: str, default: str = DEFAULT_MODEL) -> tuple[M
             log.info(f"--model {model}: its architecture and its weights; --pretrained takes others.")
         return requested_config(model), pretrained or model
     if model:
-        return model_config(model), pretrained
+        return requested_config(model), pretrained
     return (own_config(pretrained), pretrained) if pretrained else (model_config(default), "")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.errors import WeightsError
 from diptych.tensorfiles.read import Stored
 
-ADAPTER = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w\d_[ab]|base_layer|ia3_l)(\.|$)")
+ADAPTER = re.compile(r"\.(lora_[ABE]|lora_embedding_[AB]|lora_magnitude_vector|hada_w\d_[ab]|base_layer|ia3_l)(\.|$)")
 QUANTIZED = re.compile(r"\.(SCB|CB|qweight|qzeros|absmax|quant_map|weight_format|weight_scale|_data|_scale)$")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 PACKED = (torch.int8, torch.uint8)
@@ -69,6 +69,6 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], where: object, allowed: Ite
 def _finite(tensor: Tensor) -> bool:
     if not tensor.numel():
         return True
-    # One pass and no copy; NaN spreads to both.
-    least, most = torch.aminmax(tensor)
+    # One pass and no copy; NaN spreads to both. 8-bit floating-point numbers have no such operation.
+    least, most = torch.aminmax(tensor.float() if tensor.dtype.itemsize == 1 else tensor)
     return bool(torch.isfinite(least) and torch.isfinite(most))

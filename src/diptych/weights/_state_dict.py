@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diptych.errors import WeightsError
 from diptych.tensorfiles.read import Stored, read
+from diptych.weights._native import VERSION
 from diptych.weights._recognize import are_ours, format_of
 from diptych.weights._refused import refuse_what_is_no_model
 
@@ -58,11 +59,14 @@ def read_model(path: Path, which: str = "") -> Choice:
     """
     stored = read(path)
     if "diptych" in stored.metadata:
+        _refuse_choice(path, which)
         return Choice(stored)
     if set(stored.root) >= RUN_STATE:
+        _refuse_choice(path, which)
         return Choice(_of_our_run(stored))
     candidates = _candidates(stored)
     if not candidates:
+        _refuse_choice(path, which)
         refuse_what_is_no_model(stored)
         return Choice(stored)
     chosen = _chosen(candidates, which, path)
@@ -79,11 +83,17 @@ def read_model(path: Path, which: str = "") -> Choice:
     return Choice(dataclasses.replace(stored, tensors=dict(chosen.tensors)), chosen.prefix, tuple(remarks))
 
 
+def _refuse_choice(path: Path, which: str) -> None:
+    """Raise WeightsError for a choice where there is none."""
+    if which not in ("", "raw"):
+        raise WeightsError(f"{path}#{which}: this file holds one model only; give it without #{which}.")
+
+
 def _of_our_run(stored: Stored) -> Stored:
     """A checkpoint of Diptych's training as its ``model.safetensors`` would be: what the objective adds is left out."""
     weights = stored.groups.get("weights", {})
     tensors = {name.removeprefix(OWN_PREFIX): item for name, item in weights.items() if name.startswith(OWN_PREFIX)}
-    metadata = {"diptych": json.dumps({"layout": 1, "config": stored.root["architecture"]}, default=str)}
+    metadata = {"diptych": json.dumps({"layout": VERSION, "config": stored.root["architecture"]}, default=str)}
     return dataclasses.replace(stored, tensors=tensors, metadata=metadata)
 
 

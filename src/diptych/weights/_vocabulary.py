@@ -6,12 +6,14 @@ the model's config and of its tokenizer: what disagrees is a WeightsError, never
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from diptych.errors import WeightsError
+from diptych.models import ModelConfig
 from diptych.text.bpe import vocabulary as openai_vocabulary
 from diptych.weights._config_table import read_json
 
@@ -74,6 +76,15 @@ def text_ids(folder: Path, config: Mapping[str, object], rows: int, where: objec
             f"{path}: nothing says which tokens start and end a text; name them in tokenizer_config.json (bos_token, eos_token)."
         )
     return TextIds("own", start, end, pad if pad is not None and pad < rows else 0)
+
+
+def with_vocabulary(config: ModelConfig, where: Path) -> ModelConfig:
+    """The config of a model that pools the largest id, with the vocabulary beside ``where`` if that is its own."""
+    text = config.text
+    if text.family != "transformer" or _tokens(where.parent)[0] is None:
+        return config
+    ids = text_ids(where.parent, {"eos_token_id": ARGMAX_END}, text.vocab_size, where)
+    return dataclasses.replace(config, text=dataclasses.replace(text, **ids._asdict()))
 
 
 def _without_files(config: Mapping[str, object], end: int | None, rows: int, where: object) -> TextIds:

@@ -26,6 +26,7 @@ from diptych.weights._config_table import read_json
 from diptych.weights._infer import SHAPES, config_from_shapes
 from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
 from diptych.weights._rename import LEADING, LEADING_TWO, SCALAR, STACKED, Rule, same
+from diptych.weights._vocabulary import with_vocabulary
 
 CONFIG = "open_clip_config.json"
 
@@ -51,7 +52,8 @@ class OpenClip(CheckpointFormat):
         values = read_json(path)
         if values:
             model, preprocess = values.get("model_cfg", values), values.get("preprocess_cfg")
-            return Description(config_of(model, str(path), preprocess), CONFIG, preprocess_known=bool(preprocess))
+            config = with_vocabulary(config_of(model, str(path), preprocess), path)
+            return Description(config, CONFIG, preprocess_known=bool(preprocess))
         config = config_from_shapes(stored.tensors, _scheme(stored), str(stored.path))
         return Description(config, SHAPES, activation_known=False, heads_known=False)
 
