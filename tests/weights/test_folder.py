@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diptych import weights
 from diptych.errors import WeightsError
@@ -89,6 +90,62 @@ def test_a_folder_without_weights_says_what_to_give(files, message, tmp_path):
     with pytest.raises(WeightsError, match=message) as caught:
         weights.load(tmp_path)
     assert "\n" not in caught.value.line
+
+
+ADAPTED = "transformer.resblocks.1.mlp.c_fc"
+
+
+def adapter(folder, base, **changes):
+    """What peft's save_pretrained leaves of rank 2 and alpha 8, for one matrix of the text tower; and the two factors."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "bias": "none", "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    down, up = torch.randn(2, 32), torch.randn(128, 2)
+    tensors = {f"base_model.model.{ADAPTED}.lora_A.weight": down, f"base_model.model.{ADAPTED}.lora_B.weight": up}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return up, down
+
+
+def test_a_lora_adapter_is_merged_into_the_base_that_it_names(openclip, tmp_path, capsys):
+    up, down = adapter(tmp_path / "a", openclip)
+    base, adapted = weights.load(openclip), weights.load(tmp_path / "a")
+    difference = adapted.text.layers[1].mlp_in.weight - base.text.layers[1].mlp_in.weight
+    assert torch.allclose(difference, 4 * up @ down, atol=1e-5)
+    assert torch.equal(adapted.text.layers[0].mlp_in.weight, base.text.layers[0].mlp_in.weight)
+    assert "LoRA adapter (peft), merged into its base" in capsys.readouterr().err
+    up, down = adapter(tmp_path / "b", openclip, use_rslora=True)
+    difference = weights.load(tmp_path / "b").text.layers[1].mlp_in.weight - base.text.layers[1].mlp_in.weight
+    assert torch.allclose(difference, 8 / 2**0.5 * up @ down, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True},
+        {"peft_type": "IA3"},
+        {"bias": "all"},
+        {"modules_to_save": ["ln_final"]},
+        {"r": 0},
+        {"base": "a/b"},
+    ],
+)
+def test_other_adapters_say_how_they_are_merged(changes, openclip, tmp_path):
+    changes = {"base_model_name_or_path": changes["base"]} if "base" in changes else changes
+    adapter(tmp_path / "a", openclip, **changes)
+    with pytest.raises(WeightsError, match=r"merge_and_unload|not a LoRA's config") as caught:
+        weights.load(tmp_path / "a")
+    assert "\n" not in caught.value.line
+
+
+def test_an_adapter_of_another_base_is_refused(openclip, tmp_path):
+    adapter(tmp_path / "a", openclip)
+    tensors = {
+        "base_model.model.nowhere.lora_A.weight": torch.ones(2, 3),
+        "base_model.model.nowhere.lora_B.weight": torch.ones(3, 2),
+    }
+    save_file(tensors, tmp_path / "a/adapter_model.safetensors")
+    with pytest.raises(WeightsError, match=r"nowhere\.lora_A"):
+        weights.load(tmp_path / "a")
 
 
 def test_sentence_transformers_clip_is_opened_and_its_other_modules_are_not_passed_over(weight_file, tmp_path):

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.errors import WeightsError
+from diptych.weights._adapter import adapter_of
 from diptych.weights._beside import remarks_on
-from diptych.weights._config_table import read_json, read_json_list
-from diptych.weights._refused import ADAPTER_CONFIG, SHARD, adapter_line
+from diptych.weights._config_table import read_json_list
+from diptych.weights._refused import ADAPTER_CONFIG, SHARD
 
 # The first of these names that a folder holds is opened.
 SEARCH = (
@@ -38,6 +39,17 @@ class FolderChoice(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
+def weight_file(path: Path) -> FolderChoice:
+    """The weight file that a path means: itself, or a folder's. Raises WeightsError when there is none."""
+    if path.is_file():
+        return FolderChoice(path)
+    if not path.is_dir():
+        raise WeightsError(
+            f"{path}: no such weight file; give a file, a folder that holds one, or a name of the catalog."
+        )
+    return weights_of_folder(path)
+
+
 def weights_of_folder(folder: Path) -> FolderChoice:
     """The weight file of a folder. Raises WeightsError when there is none, or several of which none is the usual one."""
     inner = _sentence_transformers(folder)
@@ -52,7 +64,7 @@ def weights_of_folder(folder: Path) -> FolderChoice:
     if newest is not None:
         return newest
     if (folder / ADAPTER_CONFIG).is_file():
-        raise WeightsError(adapter_line(folder, _base_of(folder)))
+        return FolderChoice(adapter_of(folder))
     candidates = [
         file
         for file in sorted(folder.iterdir())
@@ -61,11 +73,6 @@ def weights_of_folder(folder: Path) -> FolderChoice:
     if len(candidates) == 1:
         return FolderChoice(candidates[0], remarks_on(folder))
     raise WeightsError(_why_none(folder, candidates))
-
-
-def _base_of(folder: Path) -> str:
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    return base if isinstance(base, str) else ""
 
 
 def _newest_checkpoint(folder: Path) -> FolderChoice | None:

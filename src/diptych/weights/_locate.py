@@ -8,13 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from diptych.errors import WeightsError
 from diptych.models import ModelConfig, model_config
+from diptych.weights._adapter import base_of, is_adapter
 from diptych.weights._base import Description
 from diptych.weights._catalog import HUB, entry_for, unknown_name, weight_file_names, zoo_entry
 from diptych.weights._describe import describe, target_config
 from diptych.weights._download import fetch
-from diptych.weights._folder import FolderChoice, weights_of_folder
+from diptych.weights._folder import weight_file
 from diptych.weights._state_dict import read_model
 
 VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
@@ -28,17 +28,6 @@ class Location(NamedTuple):
     known: Description | None = None
     which: str = ""
     remarks: tuple[str, ...] = ()
-
-
-def weight_file(path: Path) -> FolderChoice:
-    """The weight file that a path means: itself, or a folder's. Raises WeightsError when there is none."""
-    if path.is_file():
-        return FolderChoice(path)
-    if not path.is_dir():
-        raise WeightsError(
-            f"{path}: no such weight file; give a file, a folder that holds one, or a name of the catalog."
-        )
-    return weights_of_folder(path)
 
 
 def split_source(source: str | Path) -> tuple[str, str]:
@@ -106,6 +95,7 @@ def vocabulary_folder(source: str | Path) -> Path | None:
     file = weight_file(path).path
     folders = [file.parent, file.parent.parent] if file.parent.name == "checkpoints" else [file.parent]
     folders += [path] if path.is_dir() else []
+    folders += [base_of(file)] if is_adapter(file) else []
     return next((folder for folder in folders if any((folder / known).is_file() for known in VOCABULARIES)), None)
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from diptych.errors import WeightsError
 from diptych.tensorfiles.read import Stored, read
+from diptych.weights._adapter import base_of, is_adapter, merged
+from diptych.weights._folder import weight_file
 from diptych.weights._native import VERSION
 from diptych.weights._recognize import are_ours, format_of
 from diptych.weights._refused import refuse_what_is_no_model
@@ -57,6 +59,8 @@ def read_model(path: Path, which: str = "") -> Choice:
 
     Raises WeightsError when there are several and nothing says which, and for what is no model.
     """
+    if is_adapter(path):
+        return _over_its_base(path, which)
     stored = read(path)
     if "diptych" in stored.metadata:
         _refuse_choice(path, which)
@@ -81,6 +85,16 @@ def read_model(path: Path, which: str = "") -> Choice:
         remarks.append(f"{path}: the weights are averaged ones (EMA), of {chosen.name}.")
     refuse_what_is_no_model(dataclasses.replace(stored, tensors=dict(chosen.tensors)))
     return Choice(dataclasses.replace(stored, tensors=dict(chosen.tensors)), chosen.prefix, tuple(remarks))
+
+
+def _over_its_base(path: Path, which: str) -> Choice:
+    """An adapter, merged into the base that its config names."""
+    base = read_model(weight_file(base_of(path)).path, which)
+    tensors = merged(path, read(path).tensors, base.stored.tensors)
+    line = f"{path.parent}: a LoRA adapter (peft), merged into its base {base.stored.path}."
+    return dataclasses.replace(
+        base, stored=dataclasses.replace(base.stored, tensors=tensors), remarks=(line, *base.remarks)
+    )
 
 
 def _refuse_choice(path: Path, which: str) -> None:

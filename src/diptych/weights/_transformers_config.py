@@ -51,8 +51,8 @@ def _config(table: ConfigTable, pixels: ConfigTable, where: Path) -> ModelConfig
     if model_type not in ("clip", "siglip", "siglip2"):
         raise WeightsError(f"{where}: a {model_type!r} model; Diptych reads clip, siglip and siglip2.")
     siglip = model_type != "clip"
-    vision = ConfigTable((SIGLIP_VISION if siglip else CLIP_VISION) | table.table("vision_config", {}).values)
-    text = ConfigTable((SIGLIP_TEXT if siglip else CLIP_TEXT) | table.table("text_config", {}).values)
+    vision = ConfigTable((SIGLIP_VISION if siglip else CLIP_VISION) | _tower(table, "vision_config"))
+    text = ConfigTable((SIGLIP_TEXT if siglip else CLIP_TEXT) | _tower(table, "text_config"))
     activation, text_activation = _activation(vision, where), _activation(text, where)
     text_config = _text(text, siglip, None if text_activation == activation else text_activation, where)
     preprocess = _preprocess(pixels, siglip, where)
@@ -68,6 +68,11 @@ def _config(table: ConfigTable, pixels: ConfigTable, where: Path) -> ModelConfig
     )  # fmt: skip
     embed_dim, scale = table.integer("projection_dim", 512), table.number("logit_scale_init_value", 2.6592)
     return ModelConfig(model_type, embed_dim, clip_tower, text_config, activation, preprocess, scale)
+
+
+def _tower(table: ConfigTable, key: str) -> dict[str, object]:
+    """A tower's part of the config; what older versions wrote under ``..._dict`` beside it wins, as in transformers."""
+    return {**table.table(key, {}).values, **table.table(f"{key}_dict", {}).values}
 
 
 def _siglip_vision(table: ConfigTable, model_type: str) -> SiglipConfig:
