@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from diptych import weights
 from diptych.errors import WeightsError
 from diptych.models import create_model, model_config
-from diptych.weights import convert, inspect_file
+from diptych.tensorfiles.read import Stored
+from diptych.weights import CHECKPOINT_FORMATS, convert, inspect_file
 from diptych.weights._clip_names import NamingScheme, clip_rules
 from diptych.weights._rename import to_theirs
 
@@ -152,6 +153,17 @@ def test_a_state_dict_of_diptychs_own_needs_only_the_architecture(model, tmp_pat
         assert is_ours(weights.load(tmp_path / name, model="tiny-test"), model)
         with pytest.raises(WeightsError, match="--model"):
             weights.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FORMATS.names())
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "torchscript", "paddle"])
+def test_no_format_takes_one_tower_for_a_model(name, kind, state):
+    """Else the longest prefix that it knows would be the tower's."""
+    checkpoint_format = CHECKPOINT_FORMATS.get(name)()
+    for towers in (lambda part: part.startswith("visual."), lambda part: not part.startswith("visual.")):
+        half = {part: item for part, item in state.items() if towers(part)}
+        for tensors in (half, under("text.", half)):
+            assert not checkpoint_format.recognizes(Stored(pathlib.Path("openai.pt"), kind, tensors))
 
 
 ATTRIBUTES = st.text("abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=8)

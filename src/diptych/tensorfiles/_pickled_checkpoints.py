@@ -32,7 +32,7 @@ class _CheckpointNames(PickleHandlers):
         self.passed_over: set[str] = set()
 
     def find(self, module: str, name: str) -> object:
-        if module in ("torch", "torch.cuda") and name in STORAGES:
+        if module.partition(".")[0] == "torch" and name in STORAGES:  # of any accelerator: the location says which
             return STORAGES[name]
         if module == "torch._utils" and name in REBUILD:
             return Name(name)

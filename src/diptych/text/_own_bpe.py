@@ -35,9 +35,9 @@ def own_bpe(vocabulary: Path) -> Engine:
     if any(len(pair) != 2 for pair in pairs):
         raise WeightsError(f"{merges}: not a list of merges: a line is not two symbols.")
     ranks = {(pair[0], pair[1]): rank for rank, pair in enumerate(pairs)}
-    words = _Words(ids, ranks)
+    merging = _Merging(ids, ranks)
     special = frozenset(ids[token] for token in (START, END, "<unk>", "<pad>", "[UNK]") if token in ids)
-    return Engine(words.encode, words.decode, max(ids.values()) + 1, special)
+    return Engine(merging.encode, merging.decode, max(ids.values()) + 1, special)
 
 
 def _ids(vocabulary: Path) -> dict[str, int]:
@@ -53,7 +53,7 @@ def _ids(vocabulary: Path) -> dict[str, int]:
     return ids
 
 
-class _Words:
+class _Merging:
     """Words to ids by merging, cached; and back."""
 
     def __init__(self, ids: Mapping[str, int], ranks: Mapping[tuple[str, str], int]) -> None:

@@ -77,9 +77,9 @@ def weights_of_folder(folder: Path) -> FolderChoice:
 
 def _newest_checkpoint(folder: Path) -> FolderChoice | None:
     """The last of a run's checkpoints, here or in ``checkpoints``; or of a trainer's folders ``checkpoint-N``."""
-    for place in (folder, folder / "checkpoints"):
+    for parent in (folder, folder / "checkpoints"):
         for pattern in NUMBERED:
-            files = _by_number(list(place.glob(pattern)))
+            files = _by_number(list(parent.glob(pattern)))
             if files:
                 return FolderChoice(files[-1], (_taken(folder, files[-1], len(files)),))
     folders = _by_number([path for path in folder.glob("checkpoint-*") if path.is_dir()])

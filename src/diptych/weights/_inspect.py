@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from diptych.errors import WeightsError
-from diptych.models import PreprocessConfig
+from diptych.models import PreprocessConfig, list_models
 from diptych.weights._base import Description
 from diptych.weights._describe import describe
 from diptych.weights._locate import locate
@@ -54,7 +54,7 @@ def _architecture(description: Description) -> dict[str, str | int | float]:
     config = description.config
     vision, text = config.vision, config.text
     return {
-        "architecture": config.name,
+        "architecture": config.name if config.name in list_models() else f"{config.name} (its own, no preset)",
         "described by": description.origin,
         "image": f"{vision.family} {vision.image_size} px, width {vision.width}",
         "text": f"{text.family}, width {text.width}, {text.layers} layers, {text.context_length} tokens",

@@ -57,7 +57,9 @@ def refuse_non_finite(tensors: Mapping[str, Tensor], where: object, allowed: Ite
     bad = [
         name
         for name, item in tensors.items()
-        if item.is_floating_point() and not _finite(item) and not any(fnmatchcase(name, one) for one in patterns)
+        if item.is_floating_point()
+        and not _finite(item)
+        and not any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
     if bad:
         raise WeightsError(

@@ -146,7 +146,7 @@ def _named(folder: Path, tokens: Mapping[str, int]) -> tuple[int | None, int | N
             if token not in tokens:
                 raise WeightsError(f"{folder}: its {key} {token!r} is not in the vocabulary beside it.")
             return tokens[token]
-        return next((tokens[one] for one in spelled if one in tokens), None)
+        return next((tokens[token] for token in spelled if token in tokens), None)
 
     start, end = template or (None, None)
     start = named("bos_token", SPELLED_START) if start is None else start

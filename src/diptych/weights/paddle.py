@@ -40,7 +40,8 @@ class Paddle(CheckpointFormat):
     def recognizes(self, stored: Stored) -> bool:
         """Separate q, k and v under OpenAI's names."""
         names = stored.tensors
-        if not {"token_embedding.weight", "text.token_embedding.weight"} & set(names):
+        image = any(name.startswith("visual.") for name in names)
+        if not image or not {"token_embedding.weight", "text.token_embedding.weight"} & set(names):
             return False
         return stored.kind == "paddle" or "visual.transformer.resblocks.0.attn.q_proj.weight" in names
 
