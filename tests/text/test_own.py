@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_a_worker_process_gets_the_same_ids(merges):
     again = pickle.loads(pickle.dumps(own))
     assert again.encode("a dog").ids.tolist() == own.encode("a dog").ids.tolist()
     assert (again.start_id, again.end_id, again.pad_id, again.context_length) == (7, 9, 3, 32)
+
+
+def test_without_the_library_the_merges_are_read(merges, monkeypatch):
+    expected = get_tokenizer("own", 77, merges).encode("a photo").ids.tolist()
+    merges.with_name("tokenizer.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert get_tokenizer("own", 77, merges.with_name("tokenizer.json")).encode("a photo").ids.tolist() == expected
+    merges.unlink()
+    with pytest.raises(DiptychError, match="pip install tokenizers"):
+        get_tokenizer("own", 77, merges.with_name("tokenizer.json"))
 
 
 @pytest.mark.parametrize(

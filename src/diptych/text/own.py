@@ -7,6 +7,7 @@ these are is said by the model's config. ``tokenizer.json`` is run by the ``toke
 
 from __future__ import annotations
 
+import importlib.util
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,17 @@ from torch import Tensor
 from diptych.errors import ConfigError, WeightsError
 from diptych.text._base import TOKENIZERS, Tokenizer
 from diptych.text._merges import END, START
-from diptych.text._own_bpe import is_own_bpe, own_bpe
+from diptych.text._own_bpe import MERGES, VOCABULARY, is_own_bpe, own_bpe
 from diptych.text._pieces import Engine, engine
+
+
+def _engine_of(vocabulary: Path) -> Engine:
+    """The engine of a file; without the library that reads it, that of the merges beside it, where there are any."""
+    pair = vocabulary.with_name(VOCABULARY)
+    library = importlib.util.find_spec("tokenizers") is not None
+    if is_own_bpe(vocabulary) or (not library and pair.is_file() and pair.with_name(MERGES).is_file()):
+        return own_bpe(pair)
+    return engine(vocabulary)
 
 
 @TOKENIZERS.register("own")
@@ -40,7 +50,7 @@ class Own(Tokenizer):
     ) -> None:
         super().__init__(context_length)
         self.vocabulary = vocabulary
-        self._engine: Engine = own_bpe(vocabulary) if is_own_bpe(vocabulary) else engine(vocabulary)
+        self._engine = _engine_of(vocabulary)
         self.vocab_size = self._engine.vocab_size
         self.start_id = self._special(START) if start_id is None else start_id
         self.end_id = self._special(END) if end_id is None else end_id
