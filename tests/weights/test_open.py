@@ -54,6 +54,18 @@ def test_a_bare_name_takes_the_activation_that_the_weights_certainly_have(opencl
         assert said.count("\n") == 1
 
 
+def test_openais_own_file_under_a_bare_name_is_built_with_quickgelu(tmp_path, capsys):
+    """``--model ViT-B-16 --pretrained ViT-B-16-OpenAI.pth``, as people's pages have it."""
+    from diptych.weights._clip_names import NamingScheme, clip_rules
+    from diptych.weights._rename import to_theirs
+
+    model = random_model(model_config("ViT-Mini-8-64"))
+    path = tmp_path / "ViT-Mini-OpenAI.pth"
+    torch.save(to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict()), path)
+    assert weights.create("ViT-Mini-8-64", str(path)).config.activation == "quickgelu"
+    assert "says OpenAI's weights" in capsys.readouterr().err
+
+
 def test_a_name_that_says_quickgelu_contradicts_weights_of_gelu(tmp_path):
     model = create_model("ViT-B-32", dtype=torch.bfloat16)
     weights.save(tmp_path / "a.safetensors", model)
