@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from diptych.errors import ConfigError
 from diptych.text import get_tokenizer
-from diptych.text.bpe import CACHE_LIMIT, END, MERGES, START, WORD_END, _merged_long, clean, merged, vocabulary
+from diptych.text._merges import END, START, WORD_END, _merged_long, merged
+from diptych.text.bpe import CACHE_LIMIT, MERGES, clean, vocabulary
 from tests.photos import FLICKR, needs_photos
 
 

@@ -22,7 +22,7 @@ each_tokenizer = pytest.mark.parametrize("name", TOKENIZERS.names())
 def vocabularies(tmp_path_factory):
     """A vocabulary for each tokenizer that comes without one."""
     tokenizers = pytest.importorskip("tokenizers")
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     folder = tmp_path_factory.mktemp("vocabularies")
     bert = tokenizers.BertWordPieceTokenizer(lowercase=True)
@@ -35,7 +35,21 @@ def vocabularies(tmp_path_factory):
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     pieces.train_from_iterator(CORPUS, trainer)
     pieces.save(str(folder / "pieces.json"))
-    return {"clipa": folder / "bert.json", "siglip": folder / "pieces.json", "siglip2": folder / "pieces.json"}
+    own = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    own.decoder = decoders.BPEDecoder("</w>")
+    special = ["<unk>", "<|startoftext|>", "<|endoftext|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=special, end_of_word_suffix="</w>", show_progress=False
+    )
+    own.train_from_iterator(CORPUS, trainer)
+    own.save(str(folder / "own.json"))
+    return {
+        "own": folder / "own.json",
+        "clipa": folder / "bert.json",
+        "siglip": folder / "pieces.json",
+        "siglip2": folder / "pieces.json",
+    }
 
 
 @pytest.fixture

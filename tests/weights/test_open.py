@@ -36,16 +36,43 @@ def test_the_config_beside_the_file_says_everything(openclip):
     assert preprocess.transform.size == 64
 
 
-def test_another_activation_is_an_error_and_not_a_warning(openclip, tmp_path):
+def test_a_bare_name_takes_the_activation_that_the_weights_certainly_have(openclip, tmp_path, capsys):
     values = json.loads((openclip / "open_clip_config.json").read_text())
     values["model_cfg"]["quick_gelu"] = True
     (openclip / "open_clip_config.json").write_text(json.dumps(values))
     assert weights.load(openclip).config.activation == "quickgelu"
-    with pytest.raises(WeightsError, match=r"trained with quickgelu .*--model ViT-Mini-8-64 uses gelu"):
-        weights.load(openclip, model="ViT-Mini-8-64")
     weights.save(tmp_path / "b.safetensors", weights.load(openclip))
-    with pytest.raises(WeightsError, match="trained with quickgelu"):
-        weights.create("ViT-Mini-8-64", str(tmp_path / "b.safetensors"))
+    capsys.readouterr()
+    for open_again in (
+        lambda: weights.load(openclip, model="ViT-Mini-8-64"),
+        lambda: weights.create("ViT-Mini-8-64", str(tmp_path / "b.safetensors")),
+    ):
+        assert open_again().config.activation == "quickgelu"
+        said = capsys.readouterr().err
+        assert "trained with quickgelu" in said
+        assert "--model ViT-Mini-8-64" in said
+        assert said.count("\n") == 1
+
+
+def test_openais_own_file_under_a_bare_name_is_built_with_quickgelu(tmp_path, capsys):
+    """``--model ViT-B-16 --pretrained ViT-B-16-OpenAI.pth``, as people's pages have it."""
+    from diptych.weights._clip_names import NamingScheme, clip_rules
+    from diptych.weights._rename import to_theirs
+
+    model = random_model(model_config("ViT-Mini-8-64"))
+    path = tmp_path / "ViT-Mini-OpenAI.pth"
+    torch.save(to_theirs(clip_rules(model.config, NamingScheme()), model.state_dict()), path)
+    assert weights.create("ViT-Mini-8-64", str(path)).config.activation == "quickgelu"
+    assert "says OpenAI's weights" in capsys.readouterr().err
+
+
+def test_a_name_that_says_quickgelu_contradicts_weights_of_gelu(tmp_path):
+    model = create_model("ViT-B-32", dtype=torch.bfloat16)
+    weights.save(tmp_path / "a.safetensors", model)
+    with pytest.raises(
+        WeightsError, match=r"trained with gelu .*--model ViT-B-32-quickgelu asks for.*use --model ViT-B-32,"
+    ):
+        weights.load(tmp_path / "a.safetensors", model="ViT-B-32-quickgelu")
 
 
 def test_what_is_missing_or_left_over_is_named_unless_allowed(openclip):
@@ -122,7 +149,7 @@ def test_a_folder_with_one_weight_file_means_that_file(tmp_path):
     weights.save(tmp_path / "any-name.safetensors", random_model(small()))
     assert weights.load(tmp_path).config.name == "small"
     weights.save(tmp_path / "another.safetensors", random_model(small()))
-    with pytest.raises(WeightsError, match=r"no model\.safetensors in this folder"):
+    with pytest.raises(WeightsError, match=r"2 weight files.*another\.safetensors.*any-name\.safetensors"):
         weights.load(tmp_path)
 
 

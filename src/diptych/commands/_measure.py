@@ -85,7 +85,7 @@ class MeasureOptions:
     """What is measured, and on what; ``with_evaluators`` adds a branch for each evaluator."""
 
     pretrained: str
-    """Weights in any checkpoint format: a file, a folder, a run, or a name of the catalog (diptych models --pretrained)."""
+    """Weights in any checkpoint format: a file, a folder, a run, or a name of the catalog; FILE#ema takes averaged ones."""
     model: str = ""
     """Architecture, where the weights do not say it."""
     against: str = ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import fnmatch
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
@@ -24,7 +23,7 @@ class Options:
     """What to list."""
 
     inspect: Positional[tuple[str, ...]] = ()
-    """"inspect FILE": show what a weight file or folder holds."""
+    """"inspect FILE": show what a weight file, a folder or local-dir:FOLDER holds."""
     pretrained: bool = False
     """List published weights instead of architectures."""
 
@@ -62,7 +61,7 @@ def _inspect(options: Options) -> int:
 
     if options.inspect[0] != "inspect" or len(options.inspect) != 2:
         raise ConfigError(f"{' '.join(options.inspect)!r} was given; expected: diptych models inspect FILE")
-    facts = inspect_file(Path(options.inspect[1]))
+    facts = inspect_file(options.inspect[1])
     if options.json:
         print(json.dumps(facts))
     else:

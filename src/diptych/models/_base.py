@@ -119,12 +119,12 @@ class TextTower(Tower):
         raise NotImplementedError
 
 
-def lengths_of(tokens: Tensor) -> Tensor:
-    """Ids up to and including the end token of each text, int64 [B], which is CLIP's largest id, where nobody carried them.
+def lengths_of(tokens: Tensor, end_id: int | None = None) -> Tensor:
+    """Ids up to and including the first end token of each text, int64 [B], where nobody carried them.
 
-    For the public interface only. A vocabulary with larger ids than the end token's needs lengths that are carried.
+    For the public interface only. ``end_id`` None takes the largest id, which is CLIP's end token.
     """
-    return tokens.argmax(dim=1) + 1
+    return (tokens if end_id is None else (tokens == end_id).int()).argmax(dim=1) + 1
 
 
 TOWERS: Registry[type[Tower]] = Registry("diptych.models", "tower family")

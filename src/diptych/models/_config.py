@@ -22,7 +22,7 @@ LARGEST = 1 << 24
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 Activation = Literal["gelu", "quickgelu", "gelu_tanh"]
-MAY_BE_ZERO = ("pad_id", "resize_to")
+MAY_BE_ZERO = ("start_id", "end_id", "pad_id", "resize_to")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class VisionConfig:
 class TextConfig:
     """A transformer over token ids. ``tokenizer`` names what makes the ids; ``pad_id`` fills up a shorter text.
 
+    ``start_id`` and ``end_id`` None are the tokenizer's own; a vocabulary of the model's own (tokenizer "own") has them here.
     ``activation`` None takes the model's. A family with more to say derives its own ``Config`` from it.
     """
 
@@ -59,6 +60,8 @@ class TextConfig:
     activation: Activation | None = None
     tokenizer: str = "bpe"
     pad_id: int = 0
+    start_id: int | None = None
+    end_id: int | None = None
     family: str = "transformer"
 
     def problem(self, embed_dim: int) -> str:

@@ -33,14 +33,14 @@ class Transformer(BlockText):
         seeds: Tensor | None = None,
         prefix: SharedPrefixes | None = None,
     ) -> Encoded:
-        """Ids [B, L] of ``lengths`` [B] (None: up to the largest id) -> pooled [B, D]; tokens [B, L, width] after the last norm.
+        """Ids [B, L] of ``lengths`` [B] (None: up to the end token) -> pooled [B, D]; tokens [B, L, width] after the last norm.
 
         ``prefix`` computes common beginnings once. Nothing here draws, so ``seeds`` changes nothing. Raises ConfigError when L
         is longer than the context, for lengths outside of 1 to L, and for texts of one prefix that begin differently.
         """
         self.check_ids(tokens)
         if lengths is None:
-            lengths = lengths_of(tokens)
+            lengths = lengths_of(tokens, self.config.text.end_id)
         if self.layout == "padded" or return_tokens:
             if prefix is not None:
                 PrefixSharing.of(

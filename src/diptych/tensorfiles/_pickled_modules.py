@@ -32,7 +32,7 @@ class _Shell:
         self.attributes: dict[str, object] = {}
 
 
-_STORAGES = {
+STORAGES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
     "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
@@ -53,8 +53,8 @@ class _ArchiveNames(PickleHandlers):
     def find(self, module: str, name: str) -> object:
         if module == "__torch__" or module.startswith("__torch__."):
             return _Shell
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
         if (module, name) not in _ALLOWED:
             raise refuse(self.path, module, name)
         return Name(name)
@@ -64,7 +64,7 @@ class _ArchiveNames(PickleHandlers):
             return _Shell()
         name = what.name if isinstance(what, Name) else ""
         if name == "_rebuild_tensor_v2" and len(arguments) >= 4:
-            return _strided(*arguments[:4])
+            return strided(*arguments[:4])
         if name in ("_rebuild_parameter", "restore_type_tag") and arguments:
             return arguments[0]
         if name in (*_LISTS, "OrderedDict") and len(arguments) < 2:
@@ -86,7 +86,7 @@ class _ArchiveNames(PickleHandlers):
         return self.storage(str(key), dtype, count)
 
 
-def _strided(flat: object, offset: object, size: object, stride: object) -> Tensor:
+def strided(flat: object, offset: object, size: object, stride: object) -> Tensor:
     lengths, steps, (first,) = _sizes(size), _sizes(stride), _sizes((offset,))
     if not isinstance(flat, Tensor) or len(lengths) != len(steps):
         raise pickle.UnpicklingError("a tensor of an odd shape")
@@ -123,7 +123,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
         def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
             if (key, dtype) not in storages:  # tensors share it
-                storages[key, dtype] = _storage_of(archive, mapped, f"{root}data/{key}", dtype)
+                storages[key, dtype] = storage_of(archive, mapped, f"{root}data/{key}", dtype)
             if count > storages[key, dtype].numel():
                 raise pickle.UnpicklingError(f"{key} is shorter than its tensor")
             return storages[key, dtype][:count]
@@ -132,7 +132,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         return dict(_walk(tree))
 
 
-def _storage_of(archive: zipfile.ZipFile, mapped: torch.UntypedStorage, name: str, dtype: torch.dtype) -> Tensor:
+def storage_of(archive: zipfile.ZipFile, mapped: torch.UntypedStorage, name: str, dtype: torch.dtype) -> Tensor:
     """A storage of the archive as a flat tensor: a view of the mapped file where it is stored plainly, else a copy."""
     info = archive.getinfo(name)
     handle = archive.fp

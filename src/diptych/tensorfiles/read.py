@@ -1,8 +1,8 @@
 """Files to named tensors, safely: whatever the suffix says, the first bytes decide how a file is read.
 
 safetensors are mapped; torch files go through ``weights_only``; TorchScript and Paddle through
-``_pickled_arrays`` and ``_pickled_modules``; a sharded index is followed. Wrappers of training checkpoints (``state_dict``,
-``model``) and prefixes of parallel training (``module.``, ``_orig_mod.``) are removed. What names mean is for ``weights``.
+``_pickled_arrays`` and ``_pickled_modules``; a sharded index is followed. A checkpoint's state dicts are all handed on, by the
+keys that lead to them: which is the model, and under which prefix, is for ``weights``, which knows names.
 """
 
 from __future__ import annotations
@@ -19,25 +19,32 @@ from safetensors import safe_open
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.tensorfiles._pickle_handlers import first_line, raising_weights_error, refuse_odd_keys
+from diptych.tensorfiles._pickle_handlers import raising_weights_error, refuse_odd_keys
 from diptych.tensorfiles._pickled_arrays import read_pdparams
+from diptych.tensorfiles._pickled_checkpoints import read_checkpoint
 from diptych.tensorfiles._pickled_modules import is_torchscript, read_torchscript
+from diptych.tensorfiles._state_dicts import plain, state_dicts
 
 Kind = Literal["safetensors", "torch", "torchscript", "paddle"]
-WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 ZIP = b"PK\x03\x04"
-PREFIXES = ("module.", "_orig_mod.")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of a file by name. ``path`` is the file or index; ``notes`` a checkpoint's plain values, such as its epoch."""
+    """The tensors of a file by name. ``path`` is the file or index; ``notes`` a checkpoint's plain values, such as its epoch.
+
+    ``groups`` has all state dicts of a checkpoint, by the keys that lead to them, of which ``tensors`` is the largest; ``root``
+    the checkpoint's own entries; ``passed_over`` the classes of objects in it that are no data.
+    """
 
     path: Path
     kind: Kind
     tensors: dict[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, int | float | str] = field(default_factory=dict)
+    groups: Mapping[str, dict[str, Tensor]] = field(default_factory=dict)
+    root: Mapping[str, object] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
 
 
 def read(path: Path) -> Stored:
@@ -55,7 +62,7 @@ def read(path: Path) -> Stored:
     if head.startswith(ZIP):
         return _torchscript(path) if is_torchscript(path) else _torch(path, mapped=True)
     if path.suffix == ".pdparams":
-        return Stored(path, "paddle", unprefixed(read_pdparams(path)))
+        return Stored(path, "paddle", read_pdparams(path))
     if head[:1] != b"\x80":
         raise WeightsError(
             f"{path}: neither safetensors nor a torch, TorchScript or Paddle file (its first bytes are {head[:8]!r})."
@@ -72,7 +79,7 @@ def _refuse_pages(path: Path, head: bytes) -> None:
         raise WeightsError(
             f"{path}: a Git LFS pointer, not the weights; run git lfs pull, or download the file itself."
         )
-    if text.startswith((b"<!doctype", b"<html")):
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
         raise WeightsError(f"{path}: a web page saved under a weight file's name; download the file itself.")
 
 
@@ -83,45 +90,34 @@ def _is_safetensors(head: bytes) -> bool:
 def _safetensors(path: Path) -> Stored:
     with raising_weights_error(path, "not a whole safetensors file"), safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return Stored(path, "safetensors", unprefixed(tensors), dict(file.metadata() or {}))
+        return Stored(path, "safetensors", tensors, dict(file.metadata() or {}))
 
 
 def _torchscript(path: Path) -> Stored:
-    return Stored(path, "torchscript", unprefixed(read_torchscript(path)))
+    return Stored(path, "torchscript", read_torchscript(path))
 
 
 def _torch(path: Path, mapped: bool) -> Stored:
-    """A file of ``torch.save``: nothing but tensors and plain values is unpickled."""
+    """A file of ``torch.save``: nothing but tensors and plain values is unpickled; objects of classes are read past."""
+    passed_over: tuple[str, ...] = ()
     with raising_weights_error(path, "not a whole torch file"):
         refuse_odd_keys(path)
         try:
             state: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
-            if "GLOBAL" in str(error) or "Unsupported" in str(error) or "not allowed" in str(error):
-                raise WeightsError(
-                    f"{path}: holds more than tensors ({_imported_name(error)}); refused, nothing was run. "
-                    "Do not trust its source."
-                ) from error
-            raise
-        tensors, notes = _unwrap(state)
-    for name, tensor in tensors.items():
+            if not any(word in str(error) for word in ("GLOBAL", "Unsupported", "not allowed", "Can only")):
+                raise
+            state, passed_over = read_checkpoint(path)
+        groups = state_dicts(state)
+    for name, tensor in ((name, tensor) for group in groups.values() for name, tensor in group.items()):
         # On the meta device there are no numbers; sparse and quantized ones are no model's.
         if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise WeightsError(f"{path}: {name} is no plain tensor of numbers ({tensor.layout}, on {tensor.device}).")
-    if not tensors:
+    if not groups:
         raise WeightsError(f"{path}: a torch file without named tensors (it holds {type(state).__name__}).")
-    return Stored(path, "torch", unprefixed(tensors), {}, notes)
-
-
-def _unwrap(state: object, depth: int = 0) -> tuple[dict[str, Tensor], dict[str, int | float | str]]:
-    """The named tensors in a state dict or around one, and the plain values beside them."""
-    if not isinstance(state, Mapping) or depth > 4:
-        return {}, {}
-    for wrapper in WRAPPERS:
-        if isinstance(state.get(wrapper), Mapping):
-            notes = {str(key): value for key, value in state.items() if isinstance(value, int | float | str)}
-            return _unwrap(state[wrapper], depth + 1)[0], notes
-    return {str(name): value.detach() for name, value in state.items() if isinstance(value, Tensor)}, {}
+    root = {str(key): value for key, value in (plain(state) or {}).items()}
+    notes = {key: value for key, value in root.items() if isinstance(value, int | float | str)}
+    return Stored(path, "torch", max(groups.values(), key=len), {}, notes, groups, root, passed_over)
 
 
 def _sharded(path: Path) -> Stored:
@@ -147,23 +143,3 @@ def _sharded(path: Path) -> Stored:
             raise WeightsError(f"{path}: {absent[0]} is not in {file}, where the index says it is.")
         tensors.update({name: shard.tensors[name] for name in names})
     return Stored(path, kind, tensors)
-
-
-def unprefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefixes that parallel training and compiling put before all of their names."""
-    names = dict(tensors)
-    while names:
-        prefix = next((known for known in PREFIXES if all(name.startswith(known) for name in names)), None)
-        if prefix is None:
-            break
-        names = {name.removeprefix(prefix): tensor for name, tensor in names.items()}
-    return names
-
-
-def _imported_name(error: BaseException) -> str:
-    """The name that was asked for, out of torch's long message."""
-    parts = str(error).replace("`", " ").split()
-    for mark in ("GLOBAL", "global"):
-        if mark in parts and parts.index(mark) + 1 < len(parts):
-            return f"it asks for {parts[parts.index(mark) + 1]}"
-    return first_line(error)

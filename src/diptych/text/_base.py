@@ -118,15 +118,17 @@ class Tokenizer:
 TOKENIZERS: Registry[type[Tokenizer]] = Registry("diptych.text", "tokenizer")
 
 
-def get_tokenizer(name: str = "bpe", context_length: int = 77, vocabulary: Path | None = None) -> Tokenizer:
+def get_tokenizer(
+    name: str = "bpe", context_length: int = 77, vocabulary: Path | None = None, **special: int
+) -> Tokenizer:
     """The tokenizer called ``name`` (a file of this folder, or module:Class).
 
-    ``vocabulary`` is the file with its tokens; "bpe" carries its own. Raises ConfigError for an unknown one, or when a
-    vocabulary is needed and not given.
+    ``vocabulary`` is the file with its tokens; "bpe" carries its own. ``special`` are the ids that a tokenizer takes by name
+    ("own": start_id, end_id, pad_id). Raises ConfigError for an unknown one, or when a vocabulary is needed and not given.
     """
     entry = TOKENIZERS.get(name)
     if vocabulary is not None:
-        return entry(context_length, vocabulary)  # type: ignore[call-arg]
+        return entry(context_length, vocabulary, **special)  # type: ignore[call-arg]
     if getattr(entry, "needs_vocabulary", False):
         files = " or ".join(entry.vocabulary_files)  # type: ignore[attr-defined]
         raise ConfigError(

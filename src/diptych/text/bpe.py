@@ -9,8 +9,6 @@ references. The merges are OpenAI's, under MIT (BPE_LICENSE.txt).
 from __future__ import annotations
 
 import gzip
-import heapq
-import itertools
 import sys
 from array import array
 from collections.abc import Mapping, Sequence
@@ -19,19 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import regex
 from torch import Tensor
 
 from diptych.text._base import TOKENIZERS, Tokenizer
 from diptych.text._clean import fix_text
+from diptych.text._merges import END, START, WORD_END, byte_symbols, merged, splitter
 
 MERGES = Path(__file__).parent / "bpe_merges.txt.gz"
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORD_END = "</w>"
 CACHE_LIMIT = 1 << 18  # words; beyond it the cache is emptied, so that a stream of random strings cannot fill memory
-LONG = 100  # letters from which a word is merged by a heap
 TOGETHER = 64  # captions that are checked together: one that is not plain sends only so many the long way
-SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class Vocabulary(NamedTuple):
@@ -46,7 +40,7 @@ class Vocabulary(NamedTuple):
 def vocabulary() -> Vocabulary:
     """The vocabulary, read on first use."""
     merges = [tuple(line.split()) for line in gzip.decompress(MERGES.read_bytes()).decode().splitlines()]
-    symbols, in_order = _byte_symbols()
+    symbols, in_order = byte_symbols()
     tokens = [
         *in_order,
         *(symbol + WORD_END for symbol in in_order),
@@ -59,14 +53,6 @@ def vocabulary() -> Vocabulary:
         {(first, second): rank for rank, (first, second) in enumerate(merges)},
         {token: number for number, token in enumerate(tokens)},
     )
-
-
-def _byte_symbols() -> tuple[tuple[str, ...], list[str]]:
-    """A printable character for each byte, by byte and in the vocabulary's order: printable bytes stand for themselves."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    rest = [byte for byte in range(256) if byte not in set(own)]
-    drawn = {**{byte: chr(byte) for byte in own}, **{byte: chr(256 + index) for index, byte in enumerate(rest)}}
-    return tuple(drawn[byte] for byte in range(256)), [drawn[byte] for byte in [*own, *rest]]
 
 
 @TOKENIZERS.register("bpe")
@@ -141,7 +127,7 @@ def _pieces(text: str) -> bytes:
     """The ids of a cleaned text."""
     known = vocabulary()
     ids: list[bytes] = []
-    for piece in _splitter().findall(text):
+    for piece in splitter().findall(text):
         if piece in (START, END):
             ids.append(known.ids[piece].to_bytes(4, sys.byteorder))
         else:
@@ -160,58 +146,11 @@ def _word(symbols: str, known: Vocabulary) -> bytes:
 
 
 @cache
-def _splitter() -> regex.Pattern[str]:
-    return regex.compile(SPLIT, regex.IGNORECASE)
-
-
-@cache
 def _inverse() -> tuple[dict[int, str], dict[str, int]]:
     known = vocabulary()
     return {number: token for token, number in known.ids.items()}, {
         symbol: byte for byte, symbol in enumerate(known.symbols)
     }
-
-
-def merged(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Merge neighbors, lowest rank first and leftmost among equals, until no pair of neighbors has a rank."""
-    if len(symbols) > LONG:
-        return _merged_long(symbols, ranks)
-    symbols, none, rank = list(symbols), len(ranks), ranks.get
-    pair_ranks = [rank(pair, none) for pair in itertools.pairwise(symbols)]
-    while pair_ranks and (best := min(pair_ranks)) != none:
-        index = pair_ranks.index(best)
-        symbols[index] += symbols.pop(index + 1)
-        del pair_ranks[index]  # only the pairs beside the merged one change
-        if index < len(pair_ranks):
-            pair_ranks[index] = rank((symbols[index], symbols[index + 1]), none)
-        if index:
-            pair_ranks[index - 1] = rank((symbols[index - 1], symbols[index]), none)
-    return symbols
-
-
-def _merged_long(symbols: list[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """The same by a heap of pairs over a linked list: for words of thousands of letters, whose square would take minutes."""
-    symbols, end = list(symbols), len(symbols)
-    after, before = list(range(1, end + 1)), list(range(-1, end - 1))
-    heap = [(ranks[pair], index) for index, pair in enumerate(itertools.pairwise(symbols)) if pair in ranks]
-    heapq.heapify(heap)
-    while heap:
-        rank, index = heapq.heappop(heap)
-        other = after[index]
-        # A pair whose parts were merged meanwhile is no pair any more, or another one.
-        if not symbols[index] or other >= end or ranks.get((symbols[index], symbols[other])) != rank:
-            continue
-        symbols[index] += symbols[other]
-        symbols[other], after[index] = "", after[other]
-        if after[index] < end:
-            before[after[index]] = index
-        for left in (before[index], index):
-            if left < 0 or after[left] >= end:
-                continue
-            pair_rank = ranks.get((symbols[left], symbols[after[left]]))
-            if pair_rank is not None:
-                heapq.heappush(heap, (pair_rank, left))
-    return [symbol for symbol in symbols if symbol]
 
 
 def clean(text: str) -> str:

@@ -20,7 +20,7 @@ from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder
-from diptych.models import TwoTower, model_config
+from diptych.models import ModelConfig, TwoTower
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
@@ -75,8 +75,11 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     torch.manual_seed(config.data.seed)
     device.seed(config.data.seed)
     precision = _precision(config.parallel.precision, device)
+    allowed = allowed_skips(config.optimizer.on_nonfinite)
+    architecture, pretrained = weights.choose(config.model.model, config.model.pretrained)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=pretrained))
     changes = changes_of(config.model, resumed=bool(config.output.resume))
-    model = _model(config, changes)
+    model = _model(config, architecture, changes)
     objective = create_objective(config.objective, model, weights.load)
     tokenizer = weights.tokenizer_of(model.config, config.model.pretrained)
     pipeline = build_pipeline(
@@ -89,6 +92,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     run = open_run(config, identity)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
         changes_of(config.model, resumed=False)
+    if world.main:
+        weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
     step = create_step(objective, config.optimizer, device, precision, world)
     layout = step.layout
     if run.state:
@@ -100,7 +105,6 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         )  # fmt: skip
         source = with_features(pipeline.train_source, encoder, objective.wants)
         pipeline = dataclasses.replace(pipeline, train_source=source)
-    allowed = allowed_skips(config.optimizer.on_nonfinite)
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, world, device, config.accum_freq)
@@ -119,11 +123,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
     """Decode a record of every source, and see that there is something to learn. Raises DataError."""
-    check_usable(
-        pipeline.train_source,
-        "--train-data",
-        lambda record, index: pipeline.loader(START, world, device).prepare(record, 0, index),
-    )
+    prepare = pipeline.loader(START, world, device).prepare
+    check_usable(pipeline.train_source, "--train-data", lambda record, index: prepare(record, 0, index))
     check_variety(pipeline.train_source)
     if pipeline.val_source is not None:
         held_out = pipeline.validation_loader(world).prepare
@@ -149,9 +150,8 @@ def _steps_per_epoch(config: TrainConfig, loader: Loader) -> int:
     return steps
 
 
-def _model(config: TrainConfig, changes: tuple[ModelChange, ...]) -> TwoTower:
+def _model(config: TrainConfig, architecture: ModelConfig, changes: tuple[ModelChange, ...]) -> TwoTower:
     """The model as changes and the objective need it, with random weights or those of --pretrained."""
-    architecture = model_config(config.model.model)
     for change in changes:
         architecture = change.before_weights(architecture, config.model)
     needs = OBJECTIVES.get(config.objective.objective).model_needs(config.objective)

@@ -22,10 +22,10 @@ from diptych.models import ModelConfig, TwoTower, model_config_from_dict
 class ModelOptions:
     """Which model, and how it differs from its preset."""
 
-    model: str = "ViT-B-32"
-    """Architecture; diptych models lists them."""
+    model: str = ""
+    """Architecture (diptych models lists them), or local-dir:FOLDER; empty is that of --pretrained, without it ViT-B-32."""
     pretrained: str = ""
-    """Weights to start from, in any format: a file, a folder, a name of the catalog; empty starts from random weights."""
+    """Weights to start from, in any format: a file, a folder, a run, a name of the catalog; empty starts from random weights."""
     force_image_size: Count = 0
     """Train at another image size, in pixels; learned positions are stretched to it. 0 leaves the architecture's own."""
     lock_image: bool = False

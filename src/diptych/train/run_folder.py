@@ -10,13 +10,14 @@ A run that stands in the folder is never written over: it is continued with --re
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diptych import config as options
-from diptych import log
+from diptych import log, weights
 from diptych.distributed import checkpoint, process_group
 from diptych.errors import ConfigError
 from diptych.files import write_text
@@ -53,7 +54,8 @@ def folder_of(config: TrainConfig) -> Path:
     if out.resume and out.resume != "latest":
         return Path(out.resume).parent.parent
     stamp = datetime.datetime.now().strftime("%Y_%m_%d-%H_%M_%S")
-    return Path(out.logs) / (out.name or f"{stamp}-{config.model.model.replace('/', '-')}")
+    model = config.model.model or Path(config.model.pretrained).stem or weights.DEFAULT_MODEL
+    return Path(out.logs) / (out.name or f"{stamp}-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from diptych.devices import get_device
+from diptych.errors import WeightsError
 from diptych.models import ModelConfig, TwoTower, create_model
 from diptych.text import Tokenizer
 from diptych.text import get_tokenizer as tokenizer_by_name
@@ -18,10 +19,11 @@ from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Descript
 from diptych.weights._catalog import Entry, catalog
 from diptych.weights._convert import Parity, convert, format_names
 from diptych.weights._inspect import inspect_file
-from diptych.weights._load import Precision, create, load
+from diptych.weights._load import DEFAULT_MODEL, Precision, choose, create, is_source, load
 from diptych.weights._locate import config_at, vocabulary_file
 from diptych.weights._native import WEIGHT_FILE, save, save_state
 from diptych.weights._preprocess import Preprocess, eval_transform, transforms
+from diptych.weights._vocabulary import check_size, copy_vocabulary
 
 
 def create_model_and_transforms(
@@ -32,11 +34,14 @@ def create_model_and_transforms(
 ) -> tuple[TwoTower, Preprocess, Preprocess]:
     """A model in evaluation mode, its training preprocessing and its evaluation preprocessing, as open_clip returns them.
 
-    ``pretrained`` is a tag of the catalog, a weight file or a folder; None gives random weights, in fp32. The preprocessing
+    ``pretrained`` is a tag of the catalog, a weight file or a folder; None gives random weights, in fp32, but those of its
+    folder for ``local-dir:FOLDER`` and of its repository for ``hf-hub:OWNER/NAME``, as in open_clip. The preprocessing
     takes a PIL image and gives uint8 [3, H, W]. Raises ConfigError, WeightsError, DeviceError.
     """
     if pretrained:
         model = load(pretrained, model=model_name, device=device, precision=precision)
+    elif is_source(model_name):
+        model = load(model_name, device=device, precision=precision)
     else:
         model = create_model(model_name).to(get_device(device).torch_device).eval()
     return (model, *transforms(model.config))
@@ -47,14 +52,37 @@ def get_tokenizer(source: str | Path) -> Tokenizer:
 
     SigLIP's vocabularies come with the weights: give the folder that holds them. Raises ConfigError, WeightsError.
     """
-    return tokenizer_of(config_at(str(source)), source)
+    return tokenizer_of(config_at(source), source)
 
 
 def tokenizer_of(config: ModelConfig, source: str | Path = "") -> Tokenizer:
-    """The tokenizer that a model of this config needs; its vocabulary is beside the weights at ``source``."""
-    name = config.text.tokenizer
-    vocabulary = None if name == "bpe" else vocabulary_file(str(source))
-    return tokenizer_by_name(name, config.text.context_length, vocabulary)
+    """The tokenizer that a model of this config needs; its vocabulary is beside the weights at ``source``.
+
+    Raises WeightsError when the vocabulary is another model's, ConfigError when it is not there.
+    """
+    text, name = config.text, config.text.tokenizer
+    if name == "bpe":
+        tokenizer = tokenizer_by_name(name, text.context_length)
+    else:
+        vocabulary = vocabulary_file(source)
+        if vocabulary is None and name == "own":
+            raise WeightsError(
+                f"{source or config.name}: its vocabulary of {text.vocab_size:,} tokens is not OpenAI's 49,408, and no "
+                "tokenizer.json (or vocab.json with merges.txt) lies beside the weights; put it there."
+            )
+        ids = {"start_id": text.start_id, "end_id": text.end_id, "pad_id": text.pad_id} if name == "own" else {}
+        tokenizer = tokenizer_by_name(
+            name, text.context_length, vocabulary, **{key: number for key, number in ids.items() if number is not None}
+        )
+    if name in ("bpe", "own") or tokenizer.vocab_size > text.vocab_size:
+        check_size(source or config.name, tokenizer.vocab_size, text.vocab_size)
+    return tokenizer
+
+
+def save_vocabulary(config: ModelConfig, source: str | Path, folder: Path) -> None:
+    """Copy the vocabulary beside the weights at ``source`` into a run's folder; OpenAI's is everywhere already."""
+    if config.text.tokenizer != "bpe":
+        copy_vocabulary(vocabulary_file(source), folder)
 
 
 def list_pretrained() -> list[tuple[str, str]]:
@@ -64,6 +92,7 @@ def list_pretrained() -> list[tuple[str, str]]:
 
 __all__ = [
     "CHECKPOINT_FORMATS",
+    "DEFAULT_MODEL",
     "WEIGHT_FILE",
     "CheckpointFormat",
     "Description",
@@ -72,6 +101,7 @@ __all__ = [
     "Precision",
     "Preprocess",
     "catalog",
+    "choose",
     "convert",
     "create",
     "create_model_and_transforms",
@@ -83,6 +113,7 @@ __all__ = [
     "load",
     "save",
     "save_state",
+    "save_vocabulary",
     "tokenizer_of",
     "transforms",
 ]

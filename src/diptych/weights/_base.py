@@ -20,6 +20,10 @@ from diptych.tensorfiles.read import Stored
 from diptych.weights._rename import Rule
 
 
+class UndescribedError(WeightsError):
+    """Nothing beside or in the weights says their architecture; ``--model`` may."""
+
+
 @dataclass(frozen=True)
 class Description:
     """The architecture of stored weights. ``activation_known`` False: nothing says it, it is only the preset's guess.
@@ -66,8 +70,18 @@ class CheckpointFormat:
 CHECKPOINT_FORMATS: Registry[type[CheckpointFormat]] = Registry("diptych.weights", "checkpoint format")
 
 
+def require_last_end(config: ModelConfig, format_name: str) -> None:
+    """Raise WeightsError for an end token that is not the last of its vocabulary, where ``format_name`` pools the largest id."""
+    if config.text.end_id is not None and config.text.end_id != config.text.vocab_size - 1:
+        raise WeightsError(
+            f"{config.name}: its end token {config.text.end_id} is not the last of its vocabulary, which {format_name} takes it "
+            "for; write it as hf or diptych."
+        )
+
+
 def require_clip(config: ModelConfig, format_name: str) -> None:
     """Raise WeightsError for a model that is not CLIP-shaped, which ``format_name`` has no tensor names for."""
+    require_last_end(config, format_name)
     if config.vision.family == "siglip" or config.text.family != "transformer":
         raise WeightsError(
             f"{config.name} is no CLIP with a causal text tower, and the checkpoint format {format_name} has no names for it; "

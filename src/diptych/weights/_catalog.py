@@ -93,6 +93,13 @@ def unknown_name(source: str, model: str = "") -> WeightsError:
     tags = sorted(entry.tag for entry in catalog().values() if entry.model == model.removesuffix(QUICK))
     if model and tags and "/" not in source:
         return WeightsError(f"no such file, and {did_you_mean(source, tags, f'weights of {model}')}")
+    models = sorted({entry.model for entry in catalog().values() if entry.tag == source})
+    if models:
+        some = ", ".join(models[:10])
+        why = f"there are none for {model!r}" if model else "say which"
+        return WeightsError(
+            f"{source}: published weights of {len(models)} architectures, {why}: --model one of {some}."
+        )
     names = [*catalog(), *(entry.zoo for entry in catalog().values() if entry.zoo)]
     return WeightsError(
         f"{source}: no such weight file, and {did_you_mean(source, names, 'name of the catalog')} "

@@ -19,15 +19,27 @@ Activation = Literal["gelu", "quickgelu", "gelu_tanh"]
 
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object beside a weight file; {} when there is none. Raises WeightsError for a damaged one."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not valid JSON ({str(error).splitlines()[0][:160]}).") from error
+    values = _json(path, {})
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(values).__name__}.")
     return values
+
+
+def read_json_list(path: Path) -> list[object]:
+    """A JSON list beside a weight file; [] when there is none. Raises WeightsError for a damaged one."""
+    values = _json(path, [])
+    if not isinstance(values, list):
+        raise WeightsError(f"{path}: expected a JSON list, got {type(values).__name__}.")
+    return values
+
+
+def _json(path: Path, default: object) -> object:
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not valid JSON ({str(error).splitlines()[0][:160]}).") from error
 
 
 class ConfigTable:

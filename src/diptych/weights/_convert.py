@@ -26,6 +26,7 @@ from diptych.weights._load import Precision, load
 from diptych.weights._locate import vocabulary_file
 from diptych.weights._native import WEIGHT_FILE, save
 from diptych.weights._rename import to_theirs
+from diptych.weights._vocabulary import copy_vocabulary
 
 ALIASES = {"hf": "huggingface", "transformers": "huggingface", "open_clip": "openclip", "pdparams": "paddle"}
 TOLERANCE = 1e-5
@@ -75,7 +76,8 @@ def convert(
     before = load(source, model=model, precision=precision, allow=allow)
     with _appearing(folder) as new:
         written = _write(before, name, new)
-        _copy_vocabulary(before.config, str(source), new)
+        if before.config.text.tokenizer != "bpe":
+            copy_vocabulary(vocabulary_file(source), new)
         after = load(written)
         proof = parity(before, after)
         if not proof.holds:
@@ -111,15 +113,6 @@ def _write(model: TwoTower, name: str, folder: Path) -> Path:
     return checkpoint_format.write(folder, model.config, to_theirs(checkpoint_format.rules(model.config), tensors))
 
 
-def _copy_vocabulary(config: ModelConfig, source: str, folder: Path) -> None:
-    """SigLIP's vocabulary is a file beside the weights, and goes with them."""
-    if config.text.tokenizer == "bpe":
-        return
-    path = vocabulary_file(source)
-    if path is not None:
-        shutil.copyfile(path, folder / path.name)
-
-
 def probe_inputs(config: ModelConfig, count: int = 4) -> tuple[Tensor, Tensor]:
     """Fixed images uint8 [count, 3, H, W] and token ids int64 [count, L]: noise, the same on every machine."""
     generator = torch.Generator().manual_seed(7)
@@ -129,7 +122,11 @@ def probe_inputs(config: ModelConfig, count: int = 4) -> tuple[Tensor, Tensor]:
     if text.family == "transformer":
         # OpenAI's ids, whatever follows them in the vocabulary: the end is the largest.
         end = CLIP_END if text.vocab_size > CLIP_END else text.vocab_size - 1
-        ids = ids.clamp(max=end - 1)
+        if text.end_id is None:
+            ids = ids.clamp(max=end - 1)
+        else:  # a vocabulary of the model's own, whose end may be any id
+            end = text.end_id
+            ids = torch.where(ids == end, (end + 1) % text.vocab_size, ids)
         for row in range(count):
             last = 2 + row * (text.context_length - 3) // max(1, count - 1)
             ids[row, last], ids[row, last + 1 :] = end, 0

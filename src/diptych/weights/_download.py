@@ -13,6 +13,11 @@ from pathlib import Path
 
 from diptych.errors import WeightsError
 
+CONFIGS = (
+    "open_clip_config.json", "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+
 
 def fetch(repo: str, names: Sequence[str]) -> Path:
     """The first of ``names`` that the repository holds, as a file on this machine. Raises WeightsError."""
@@ -67,7 +72,7 @@ def _fetch_configs(repo: str, offline: bool) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    for name in ("open_clip_config.json", "config.json", "preprocessor_config.json"):
+    for name in CONFIGS:
         try:
             hf_hub_download(repo, name, local_files_only=offline)
         except (EntryNotFoundError, OSError):

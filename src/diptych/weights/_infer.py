@@ -17,10 +17,12 @@ from diptych.models import ModelConfig, TextConfig, list_models, model_config
 from diptych.models.resnet import STRIDE, ResNetConfig
 from diptych.models.siglip import SiglipConfig
 from diptych.models.vit import VitConfig
+from diptych.weights._base import UndescribedError
 from diptych.weights._clip_names import NamingScheme
 from diptych.weights._config_table import mlp_ratio, validated
 
 HEAD_WIDTH = 64
+OPENAI_SIZES = (49408, 49409)  # DeCLIP has a mask token more
 SHAPES = "the shapes of the tensors"
 
 
@@ -43,6 +45,7 @@ def config_from_shapes(
             heads=max(1, width // HEAD_WIDTH), context_length=positions.shape[0], vocab_size=embedding.shape[0],
             mlp_ratio=mlp_ratio(hidden.shape[-1 if scheme.linear_transposed else -2], width),
             projection_bias=f"{prefix}text_projection.bias" in tensors,
+            tokenizer="bpe" if embedding.shape[0] in OPENAI_SIZES else "own",
             # Only CLIPA's image tower has no norm before its blocks, and its text tower is not causal.
             family="transformer" if isinstance(vision, ResNetConfig) or vision.norm_before else "siglip_text",
         )  # fmt: skip
@@ -96,7 +99,7 @@ def _with_heads(inferred: ModelConfig, where: str, heads_of_64: bool) -> ModelCo
             full_name = name if preset.vision == vision else f"{name}-at-{vision.image_size}"
             return dataclasses.replace(preset, name=full_name, vision=vision, logit_bias=inferred.logit_bias)
     if not heads_of_64:
-        raise WeightsError(
+        raise UndescribedError(
             f"{where}: these sizes are no architecture that Diptych knows, and how many heads a tower has cannot be seen in "
             "its tensors; say which it is (--model), or put the model's config beside the file."
         )

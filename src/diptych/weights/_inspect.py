@@ -10,19 +10,21 @@ from collections import Counter
 from pathlib import Path
 
 from diptych.errors import WeightsError
-from diptych.models import PreprocessConfig
-from diptych.tensorfiles.read import read
+from diptych.models import PreprocessConfig, list_models
 from diptych.weights._base import Description
 from diptych.weights._describe import describe
-from diptych.weights._locate import weight_file
+from diptych.weights._locate import locate
+from diptych.weights._state_dict import read_model
 
 NOTES = ("epoch", "name", "last_iter", "global_step")
 
 
-def inspect_file(path: Path) -> dict[str, str | int | float]:
-    """Facts about a file or folder, in the order to show them. Raises WeightsError when it is no weight file at all."""
-    file = weight_file(path)
-    stored = read(file)
+def inspect_file(source: str | Path) -> dict[str, str | int | float]:
+    """Facts about a file, a folder or a hub's name, in the order to show them. Raises WeightsError when it is no weight file."""
+    location = locate(source)
+    file = location.path
+    choice = read_model(file, location.which)
+    stored = choice.stored
     dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored.tensors.values())
     facts: dict[str, str | int | float] = {
         "file": str(file),
@@ -34,6 +36,9 @@ def inspect_file(path: Path) -> dict[str, str | int | float]:
         "numbers": ", ".join(f"{count} x {dtype}" for dtype, count in dtypes.most_common()),
     }
     facts |= {key: value for key, value in stored.notes.items() if key in NOTES}
+    facts |= {"prefix": choice.prefix} if choice.prefix else {}
+    remarks = [*location.remarks, *choice.remarks]
+    facts |= {"remark" if number == 1 else f"remark {number}": line for number, line in enumerate(remarks, 1)}
     try:
         checkpoint_format, description = describe(stored)
     except WeightsError as error:
@@ -49,7 +54,7 @@ def _architecture(description: Description) -> dict[str, str | int | float]:
     config = description.config
     vision, text = config.vision, config.text
     return {
-        "architecture": config.name,
+        "architecture": config.name if config.name in list_models() else f"{config.name} (its own, no preset)",
         "described by": description.origin,
         "image": f"{vision.family} {vision.image_size} px, width {vision.width}",
         "text": f"{text.family}, width {text.width}, {text.layers} layers, {text.context_length} tokens",

@@ -8,72 +8,54 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from diptych.errors import WeightsError
 from diptych.models import ModelConfig, model_config
-from diptych.tensorfiles.read import read
+from diptych.weights._adapter import base_of, is_adapter
 from diptych.weights._base import Description
 from diptych.weights._catalog import HUB, entry_for, unknown_name, weight_file_names, zoo_entry
-from diptych.weights._describe import describe
+from diptych.weights._describe import describe, target_config
 from diptych.weights._download import fetch
+from diptych.weights._folder import weight_file
+from diptych.weights._state_dict import read_model
 
-# The first of these names that a folder holds is opened.
-SEARCH = (
-    "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors.index.json",
-    "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth", "pytorch_model.bin", "pytorch_model.bin.index.json",
-    "model_state.pdparams", "ckpt.pth.tar",
-)  # fmt: skip
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pdparams")
-VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt")
+VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.txt", "vocab.json")
+LOCAL = "local-dir:"
 
 
 class Location(NamedTuple):
-    """A weight file on this machine, and what the catalog says of it, if it does."""
+    """A weight file on this machine; what the catalog says of it, if it does; which of its state dicts; lines to say."""
 
     path: Path
     known: Description | None = None
+    which: str = ""
+    remarks: tuple[str, ...] = ()
 
 
-def weight_file(path: Path) -> Path:
-    """The weight file that a path means: itself, or the first of a folder's. Raises WeightsError when there is none."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise WeightsError(
-            f"{path}: no such weight file; give a file, a folder that holds one, or a name of the catalog."
-        )
-    for name in SEARCH:
-        if (path / name).is_file():
-            return path / name
-    # A run's folder of open_clip has its checkpoints one level down.
-    epochs = sorted((path / "checkpoints").glob("epoch_*.pt"), key=lambda file: (len(file.name), file.name))
-    if epochs:
-        return epochs[-1]
-    candidates = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
-    if len(candidates) == 1:
-        return candidates[0]
-    raise WeightsError(
-        f"{path}: no {SEARCH[0]} in this folder, nor any other weight file that Diptych knows; has the run ended? "
-        "A checkpoint of training is no weight file."
-    )
+def split_source(source: str | Path) -> tuple[str, str]:
+    """A source without ``local-dir:``, and what stands after ``#``: ``FILE#ema`` is (FILE, ema). A path with a # is a path."""
+    plain = str(source).removeprefix(LOCAL)
+    name, mark, which = plain.rpartition("#")
+    return (name, which) if mark and name and not Path(plain).expanduser().exists() else (plain, "")
 
 
-def locate(source: str, model: str = "") -> Location:
+def locate(source: str | Path, model: str = "") -> Location:
     """The weight file of ``source``, fetched if it has to be; ``model`` completes a tag.
 
     Raises WeightsError when nothing is known under that name.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return Location(weight_file(path), _known_zoo_folder(path))
-    entry = entry_for(source, model)
+    name, which = split_source(source)
+    path = Path(name).expanduser()
+    if path.exists() or str(source).startswith(LOCAL):
+        choice = weight_file(path)
+        return Location(choice.path, _known_zoo_folder(path), which, choice.remarks)
+    entry = entry_for(name, model)
     if entry is not None:
-        return Location(fetch(entry.repo, weight_file_names()), entry.description)
-    if source.startswith(HUB):
+        return Location(fetch(entry.repo, weight_file_names()), entry.description, which)
+    if name.startswith(HUB):
         names = ("model.safetensors", "model.safetensors.index.json", *weight_file_names())
-        return Location(fetch(source.removeprefix(HUB), names))
-    if path.suffix or "/" in source.strip("/").partition("/")[2]:
-        return Location(weight_file(path))
-    raise unknown_name(source, model)
+        return Location(fetch(name.removeprefix(HUB), names), None, which)
+    if path.suffix or "/" in name.strip("/").partition("/")[2]:
+        return Location(weight_file(path).path)
+    raise unknown_name(name, model)
 
 
 def _known_zoo_folder(path: Path) -> Description | None:
@@ -83,20 +65,47 @@ def _known_zoo_folder(path: Path) -> Description | None:
     return None if entry is None else entry.description
 
 
-def config_at(source: str) -> ModelConfig:
-    """The architecture of a path, a name of the catalog or a preset's. Raises ConfigError, WeightsError."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return describe(read(weight_file(path)))[1].config
-    entry = entry_for(source)
-    return entry.config if entry is not None else model_config(source)
+def config_at(source: str | Path, model: str = "") -> ModelConfig:
+    """The architecture of a path, a name of the catalog or hub, or a preset's. Raises ConfigError, WeightsError."""
+    name, which = split_source(source)
+    entry = None if Path(name).expanduser().exists() else entry_for(name, model)
+    if entry is not None:
+        return entry.config
+    if Path(name).expanduser().exists() or name.startswith(HUB) or which or str(source).startswith(LOCAL):
+        location = locate(source, model)
+        return describe(read_model(location.path, location.which).stored)[1].config
+    return model_config(name)
 
 
-def vocabulary_file(source: str) -> Path | None:
-    """The vocabulary beside weights, fetched for a name of the catalog; None when there is none."""
-    path = Path(source).expanduser()
-    if source and path.exists():
-        folder = path if path.is_dir() else path.parent
-        return next((folder / name for name in VOCABULARIES if (folder / name).is_file()), None)
-    entry = entry_for(source)
-    return fetch(entry.repo, VOCABULARIES) if entry is not None else None
+def own_config(source: str | Path) -> ModelConfig:
+    """The architecture of weights, to build it by them alone. Raises WeightsError when nothing says their activation."""
+    location = locate(source)
+    if location.known is not None:
+        return location.known.config
+    description = describe(read_model(location.path, location.which).stored)[1]
+    return target_config(description, None, str(location.path))
+
+
+def vocabulary_folder(source: str | Path) -> Path | None:
+    """The folder on this machine that holds the vocabulary of weights: beside them, or the run's of a checkpoint."""
+    name, _ = split_source(source)
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        return None
+    file = weight_file(path).path
+    folders = [file.parent, file.parent.parent] if file.parent.name == "checkpoints" else [file.parent]
+    folders += [path] if path.is_dir() else []
+    folders += [base_of(file)] if is_adapter(file) else []
+    return next((folder for folder in folders if any((folder / known).is_file() for known in VOCABULARIES)), None)
+
+
+def vocabulary_file(source: str | Path) -> Path | None:
+    """The vocabulary beside weights, fetched for a name of the catalog or hub; None when there is none."""
+    folder = vocabulary_folder(source)
+    if folder is not None:
+        return next(folder / known for known in VOCABULARIES if (folder / known).is_file())
+    name, _ = split_source(source)
+    entry = entry_for(name) if name and not Path(name).expanduser().exists() else None
+    if entry is not None:
+        return fetch(entry.repo, VOCABULARIES)
+    return fetch(name.removeprefix(HUB), VOCABULARIES) if name.startswith(HUB) else None

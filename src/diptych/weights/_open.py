@@ -10,13 +10,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diptych import log
 from diptych.models import ModelConfig, ModelNeeds, TwoTower, create_model
-from diptych.tensorfiles.read import Stored, read
+from diptych.tensorfiles.read import Stored
 from diptych.weights._assemble import assemble, is_counter, needed_values, with_needs, with_zeros
 from diptych.weights._base import CheckpointFormat, Description
-from diptych.weights._describe import describe, recognize, target_config
+from diptych.weights._describe import describe, target_config
+from diptych.weights._recognize import recognize
+from diptych.weights._refused import refuse_non_finite
 from diptych.weights._rename import check_names, to_ours
 from diptych.weights._resize import resize_positions
+from diptych.weights._state_dict import read_model
 
 
 def open_model(
@@ -26,14 +30,20 @@ def open_model(
     allow: Iterable[str] = (),
     known: Description | None = None,
     needs: ModelNeeds | None = None,
+    which: str = "",
 ) -> TwoTower:
     """The model in a file, in the file's own number format, on the CPU. Raises WeightsError.
 
-    ``requested`` is the architecture to build, ``known`` what the catalog says of these weights, ``needs`` what a loss needs.
+    ``requested`` is the architecture to build, ``known`` what the catalog says of these weights, ``needs`` what a loss needs,
+    ``which`` of several state dicts is the model (see ``_state_dict``).
     """
-    stored, where = read(path), str(path)
+    choice, where, allow = read_model(path, which), str(path), tuple(allow)
+    stored = choice.stored
+    for remark in choice.remarks:
+        log.info(remark)
     checkpoint_format, description = _description(stored, requested, known)
     target, config = target_config(description, requested, where), description.config
+    refuse_non_finite(stored.tensors, where, allow)
     may_lack = set(needed_values(needs))
     if checkpoint_format is None:
         tensors = stored.tensors

@@ -29,6 +29,7 @@ HARMLESS = frozenset(
     {"timm_model_pretrained", "timm_pool", "timm_proj", "hf_tokenizer_name", "tokenizer_kwargs", "pool_type"}
 )
 HARMLESS_MODEL = ("custom_text", "multimodal_cfg", "nonscalar_logit_scale")
+OPENAI_SIZES = (49408, 49409)
 LARGE_VOCABULARY = 250_000  # SigLIP 2's; SigLIP's has 32,000
 
 
@@ -107,7 +108,7 @@ def _text(table: ConfigTable, siglip: bool, where: str) -> TextConfig:
         mlp_ratio=table.number("mlp_ratio", 4.0), norm_eps=table.table("norm_kwargs", {}).number("eps", 1e-5),
         projection_bias=table.flag("proj_bias"),
         activation="gelu_tanh" if tanh else ("gelu" if bidirectional else None),
-        tokenizer=tokenizer if bidirectional else "bpe",
+        tokenizer=tokenizer if bidirectional else ("bpe" if vocab_size in OPENAI_SIZES else "own"),
         pad_id=int(bidirectional and tokenizer == "siglip"),
         family="siglip_text" if bidirectional else "transformer",
     )  # fmt: skip

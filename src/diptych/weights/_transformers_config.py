@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from diptych.errors import WeightsError
@@ -14,6 +15,7 @@ from diptych.models import ModelConfig, PreprocessConfig, TextConfig
 from diptych.models.siglip import SiglipConfig
 from diptych.models.vit import VitConfig
 from diptych.weights._config_table import Activation, ConfigTable, mlp_ratio, validated
+from diptych.weights._vocabulary import ARGMAX_END, TextIds, text_ids
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu", "quick_gelu": "quickgelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
@@ -22,8 +24,7 @@ KERNELS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic
 CLIP_VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
                "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # fmt: skip
 CLIP_TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8,
-             "max_position_embeddings": 77, "vocab_size": 49408, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-             "eos_token_id": 49407}  # fmt: skip
+             "max_position_embeddings": 77, "vocab_size": 49408, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # fmt: skip
 SIGLIP_VISION = CLIP_VISION | {
     "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_patches": 256,
 }  # fmt: skip
@@ -34,21 +35,24 @@ LARGE_VOCABULARY = 250_000  # SigLIP 2's; SigLIP's has 32,000
 HALF = (0.5, 0.5, 0.5)
 
 
-def config_of(values: Mapping[str, object], pixels: Mapping[str, object], where: str) -> ModelConfig:
-    """A ``config.json`` of CLIP or SigLIP, with the ``preprocessor_config.json`` or {}, as our config. Raises WeightsError."""
+def config_of(values: Mapping[str, object], pixels: Mapping[str, object], where: Path) -> ModelConfig:
+    """A ``config.json`` of CLIP or SigLIP, with the ``preprocessor_config.json`` or {}, as our config. Raises WeightsError.
+
+    The tokenizer's files beside ``where`` say whose vocabulary it is.
+    """
     try:
-        return validated(_config(ConfigTable(values), ConfigTable(pixels), where), where)
+        return validated(_config(ConfigTable(values), ConfigTable(pixels), where), str(where))
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{where}: not a config of CLIP or SigLIP ({type(error).__name__}: {error}).") from error
 
 
-def _config(table: ConfigTable, pixels: ConfigTable, where: str) -> ModelConfig:
+def _config(table: ConfigTable, pixels: ConfigTable, where: Path) -> ModelConfig:
     model_type = table.text("model_type", "clip")
     if model_type not in ("clip", "siglip", "siglip2"):
         raise WeightsError(f"{where}: a {model_type!r} model; Diptych reads clip, siglip and siglip2.")
     siglip = model_type != "clip"
-    vision = ConfigTable((SIGLIP_VISION if siglip else CLIP_VISION) | table.table("vision_config", {}).values)
-    text = ConfigTable((SIGLIP_TEXT if siglip else CLIP_TEXT) | table.table("text_config", {}).values)
+    vision = ConfigTable((SIGLIP_VISION if siglip else CLIP_VISION) | _tower(table, "vision_config"))
+    text = ConfigTable((SIGLIP_TEXT if siglip else CLIP_TEXT) | _tower(table, "text_config"))
     activation, text_activation = _activation(vision, where), _activation(text, where)
     text_config = _text(text, siglip, None if text_activation == activation else text_activation, where)
     preprocess = _preprocess(pixels, siglip, where)
@@ -66,6 +70,11 @@ def _config(table: ConfigTable, pixels: ConfigTable, where: str) -> ModelConfig:
     return ModelConfig(model_type, embed_dim, clip_tower, text_config, activation, preprocess, scale)
 
 
+def _tower(table: ConfigTable, key: str) -> dict[str, object]:
+    """A tower's part of the config; what older versions wrote under ``..._dict`` beside it wins, as in transformers."""
+    return {**table.table(key, {}).values, **table.table(f"{key}_dict", {}).values}
+
+
 def _siglip_vision(table: ConfigTable, model_type: str) -> SiglipConfig:
     if not table.flag("vision_use_head", True):
         raise WeightsError("a SigLIP without its attention pool (vision_use_head false) gives no image features.")
@@ -78,38 +87,41 @@ def _siglip_vision(table: ConfigTable, model_type: str) -> SiglipConfig:
     )  # fmt: skip
 
 
-def _text(table: ConfigTable, siglip: bool, activation: Activation | None, where: str) -> TextConfig:
+def _text(table: ConfigTable, siglip: bool, activation: Activation | None, where: Path) -> TextConfig:
     vocab_size, width = table.integer("vocab_size"), table.integer("hidden_size")
-    if not siglip:
-        end = table.integer("eos_token_id")
-        # 2 is what the first releases wrote, and transformers pools the largest id then.
-        if end not in (2, vocab_size - 1):
-            raise WeightsError(f"{where}: its end token {end} is not the last of a vocabulary of {vocab_size}.")
     second = vocab_size >= LARGE_VOCABULARY
+    if siglip:
+        ids = TextIds("siglip2" if second else "siglip", pad_id=int(not second))
+    else:
+        ids = text_ids(where.parent, table.values, vocab_size, where)
     return TextConfig(
         width, table.integer("num_hidden_layers"), table.integer("num_attention_heads"),
         table.integer("max_position_embeddings"), vocab_size,
         mlp_ratio(table.integer("intermediate_size"), width), table.number("layer_norm_eps"),
-        projection_bias=siglip, activation=activation, pad_id=int(siglip and not second),
-        tokenizer=("siglip2" if second else "siglip") if siglip else "bpe",
+        projection_bias=siglip, activation=activation, **ids._asdict(),
         family="siglip_text" if siglip else "transformer",
     )  # fmt: skip
 
 
-def _activation(table: ConfigTable, where: str) -> Activation:
+def _activation(table: ConfigTable, where: Path) -> Activation:
     name = table.text("hidden_act")
     if name not in ACTIVATIONS:
         raise WeightsError(f"{where}: the activation {name!r} is not known; known: {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
-def _preprocess(table: ConfigTable, siglip: bool, where: str) -> PreprocessConfig:
+def _preprocess(table: ConfigTable, siglip: bool, where: Path) -> PreprocessConfig:
     default = PreprocessConfig(HALF, HALF, "bicubic", "squash") if siglip else PreprocessConfig()
     if not table.values:
         return default
     number = table.integer("resample", 3)
     if number not in KERNELS:
         raise WeightsError(f"{where}: the resampling filter {number} of its pixels is not known.")
+    factor = table.number("rescale_factor", 1 / 255)
+    if not table.flag("do_rescale", True) or abs(factor * 255 - 1) > 1e-3:
+        raise WeightsError(f"{where}: its pixels are not divided by 255 (rescale_factor {factor:g}), as Diptych's are.")
+    if not table.flag("do_normalize", True):
+        table.values |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     size, crop = table.take("size", {}), table.take("crop_size", {})
     squash = isinstance(size, dict) and "height" in size and not table.flag("do_center_crop")
     return PreprocessConfig(
@@ -149,7 +161,14 @@ def config_json(config: ModelConfig) -> dict[str, object]:
         text_config |= {"projection_size": config.embed_dim}
         architecture, extra = "SiglipModel", {}
     else:
-        ends = {"pad_token_id": 1, "bos_token_id": text.vocab_size - 2, "eos_token_id": text.vocab_size - 1}
+        start, end = text.start_id, text.end_id
+        ends = {
+            "pad_token_id": 1 if end is None else text.pad_id,
+            "bos_token_id": text.vocab_size - 2 if start is None else start,
+            "eos_token_id": text.vocab_size - 1 if end is None else end,
+        }
+        if end == ARGMAX_END:
+            raise WeightsError(f"{config.name}: its end token is {end}, which transformers takes for the largest id.")
         text_config |= {"projection_dim": config.embed_dim, **ends}
         vision_config |= {"projection_dim": config.embed_dim}
         architecture = "CLIPModel"

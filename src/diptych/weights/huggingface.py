@@ -21,7 +21,7 @@ from diptych.models.siglip import SiglipConfig
 from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
 from diptych.text.bpe import END, START, vocabulary
-from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, UndescribedError
 from diptych.weights._config_table import read_json
 from diptych.weights._rename import LEADING_TWO, SAME, SCALAR, SINGLETON, STACKED, Rule, Transform, same
 from diptych.weights._transformers_config import config_json, config_of, preprocessor_json, tokenizer_json
@@ -46,9 +46,11 @@ class HuggingFace(CheckpointFormat):
         path = stored.path.parent / "config.json"
         values = read_json(path)
         if not values:
-            raise WeightsError(f"{stored.path}: a transformers file without its config.json beside it; put it there.")
-        pixels = read_json(stored.path.parent / "preprocessor_config.json")
-        return Description(config_of(values, pixels, str(path)), "config.json", preprocess_known=bool(pixels))
+            raise UndescribedError(
+                f"{stored.path}: a transformers file without its config.json beside it; put it there."
+            )
+        pixels = _pixels(stored.path.parent)
+        return Description(config_of(values, pixels, path), "config.json", preprocess_known=bool(pixels))
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """transformers' names."""
@@ -79,6 +81,15 @@ class HuggingFace(CheckpointFormat):
         if config.text.tokenizer == "bpe":
             _write_tokenizer(folder, config.text.context_length)
         return path
+
+
+def _pixels(folder: Path) -> dict[str, object]:
+    """What a folder says of its images: ``preprocessor_config.json``, else what ``processor_config.json`` holds of it."""
+    values = read_json(folder / "preprocessor_config.json")
+    if values:
+        return values
+    inner = read_json(folder / "processor_config.json").get("image_processor")
+    return inner if isinstance(inner, dict) else {}
 
 
 def _clip(config: ModelConfig, vision: VitConfig) -> list[Rule]:

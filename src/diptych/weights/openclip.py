@@ -20,12 +20,13 @@ from diptych.models import ModelConfig
 from diptych.models.siglip import SiglipConfig
 from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
-from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description
+from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, require_last_end
 from diptych.weights._clip_names import NamingScheme, clip_rules
 from diptych.weights._config_table import read_json
 from diptych.weights._infer import SHAPES, config_from_shapes
 from diptych.weights._open_clip_config import config_of, model_cfg, preprocess_cfg
 from diptych.weights._rename import LEADING, LEADING_TWO, SCALAR, STACKED, Rule, same
+from diptych.weights._vocabulary import with_vocabulary
 
 CONFIG = "open_clip_config.json"
 
@@ -51,12 +52,15 @@ class OpenClip(CheckpointFormat):
         values = read_json(path)
         if values:
             model, preprocess = values.get("model_cfg", values), values.get("preprocess_cfg")
-            return Description(config_of(model, str(path), preprocess), CONFIG, preprocess_known=bool(preprocess))
+            config = with_vocabulary(config_of(model, str(path), preprocess), path)
+            return Description(config, CONFIG, preprocess_known=bool(preprocess))
         config = config_from_shapes(stored.tensors, _scheme(stored), str(stored.path))
         return Description(config, SHAPES, activation_known=False, heads_known=False)
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:
         """OpenAI's names, or those of timm and of the text module when it is a SigLIP."""
+        if stored is None:
+            require_last_end(config, self.name)
         return siglip_rules(config) if isinstance(config.vision, SiglipConfig) else clip_rules(config, _scheme(stored))
 
     def write(self, folder: Path, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Path:

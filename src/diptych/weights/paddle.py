@@ -39,7 +39,11 @@ class Paddle(CheckpointFormat):
 
     def recognizes(self, stored: Stored) -> bool:
         """Separate q, k and v under OpenAI's names."""
-        return stored.kind == "paddle" or "visual.transformer.resblocks.0.attn.q_proj.weight" in stored.tensors
+        names = stored.tensors
+        image = any(name.startswith("visual.") for name in names)
+        if not image or not {"token_embedding.weight", "text.token_embedding.weight"} & set(names):
+            return False
+        return stored.kind == "paddle" or "visual.transformer.resblocks.0.attn.q_proj.weight" in names
 
     def describe(self, stored: Stored) -> Description:
         """By ``config.json`` beside the file, else by the shapes."""
