@@ -161,7 +161,7 @@ def test_csv_rows_of_one_image_are_one_picture(tmp_path):
 def test_csv_errors_name_the_row(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("filepath,title\na.jpg,x\nb.jpg,too,many\n")
-    refuses(path, "row 3: 3 fields where the header has 2")
+    refuses(path, "line 3: 3 fields where the header has 2")
     path.write_text("filepath,title\n")
     refuses(path, "a header at most and no row")
     path.write_bytes("filepath,title\na.jpg,caf\xe9\n".encode("latin-1"))

@@ -23,6 +23,7 @@ CAPTION_KEYS = (
 LABEL_KEYS = ("label", "class_index", "class_id", "target", "class", "labels", "label_id", "fine_label")
 LABEL_NAME_KEYS = ("label_name", "class_name", "classname", "name", "class_label")
 SPLIT_KEY = "split"
+USUAL_SPLITS = ("train", "val", "validation", "valid", "dev", "test")
 # What our own shards say of a record beside its captions. No plain "key" or "group": files of others mean other things by them.
 OWN_KEY, OWN_GROUP = "diptych_key", "diptych_group"
 
@@ -40,6 +41,12 @@ def seen(names: Iterable[str]) -> str:
     given = [str(name)[:60] for name in names]
     more = f" and {len(given) - SHOWN} more" if len(given) > SHOWN else ""
     return ", ".join(given[:SHOWN]) + more
+
+
+def split_name(value: Any) -> str:
+    """A split as it is named; the usual ones in small letters, so that Train is train. What is no text names none."""
+    name = value.strip() if isinstance(value, str) else ""
+    return name.lower() if name.lower() in USUAL_SPLITS else name
 
 
 def image_of(given: str, root: Path) -> Path | bytes:

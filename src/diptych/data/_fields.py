@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,17 +22,15 @@ from diptych.data._columns import (
     IMAGE_KEYS,
     LABEL_KEYS,
     LABEL_NAME_KEYS,
-    OWN_GROUP,
-    OWN_KEY,
     SPLIT_KEY,
     label_of,
     plain_name,
     seen,
 )  # fmt: skip
+from diptych.data._label_values import all_differ, are_names, check_pairs
 from diptych.errors import RecordError, SourceError
 
 SAMPLE = 64  # rows from the beginning, and as many spread over the rest
-ENOUGH = 20  # rows below which a share says nothing
 NUMBERED = re.compile(r"(.*?\D)[ _.-]?(\d{1,2})")
 ADDRESSES = ("url", "imageurl", "imgurl", "cocourl")
 Row = Mapping[str, Any]
@@ -135,12 +133,12 @@ def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
         )
     if len(image) > 1:
         say(f"{where}: images are those under {' or '.join(map(repr, map('.'.join, image)))}, whichever a row has")
-    named = bool(label) and _are_names(rows, label, where)
-    if named and captions and _all_differ(rows, label):
+    named = bool(label) and are_names(rows, label, where)
+    if named and captions and all_differ(rows, label):
         say(f"{where}: {label!r} is another text in nearly every row and is not taken for classes")
         label, named = "", False
     if label and label_name:
-        _check_pairs(rows, label, label_name, where)
+        check_pairs(rows, label, label_name, where)
     values = [_at(row, path) for row in rows for path in captions]
     keys = [f"{where}, {_short(_first(row, image))}" for row in rows for _ in captions]
     flag = "--csv-caption-key"
@@ -154,16 +152,6 @@ def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
 def say(line: str) -> None:
     """Log a line once in this process, however often a file is opened."""
     log.info(line)
-
-
-def class_names(values: Iterable[Any], where: str) -> tuple[str, ...]:
-    """The classes that a column of names has, sorted. Raises SourceError where names and numbers are mixed."""
-    names = {str(value).strip() for value in values if value is not None} - {""}
-    number = next((name for name in sorted(names) if label_of(name) is not None), None)
-    if number is not None and any(label_of(name) is None for name in names):
-        name = next(name for name in sorted(names) if label_of(name) is None)
-        raise SourceError(_mixed(where, number, name))
-    return tuple(sorted(names))
 
 
 def split_column(names: Sequence[str]) -> str:
@@ -283,7 +271,7 @@ def _image(value: Any, key: str) -> Any:
         value = value[0] if value else None
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path") or value.get("url")
-    if value is None or (isinstance(value, str | bytes | bytearray) and not value.strip()):
+    if value is None or (isinstance(value, str | bytes | bytearray) and not value):
         raise RecordError(key, "has no image", "leave it out")
     if not isinstance(value, str | bytes | bytearray):
         raise RecordError(key, f"its image is {value!r:.40}, expected a path", "name the column with --csv-img-key")
@@ -292,40 +280,3 @@ def _image(value: Any, key: str) -> Any:
 
 def _short(value: Any) -> str:
     return str(value)[:80] if isinstance(value, str) else "a row"
-
-
-def _are_names(rows: Sequence[Row], label: str, where: str) -> bool:
-    """Whether labels are names and not numbers. Raises SourceError for both in one column, and for what is neither."""
-    values = [row[label] for row in rows if row.get(label) not in (None, "")]
-    odd = next((value for value in values if isinstance(value, list | Mapping)), None)
-    if odd is not None:
-        raise SourceError(f"{where}: its {label!r} holds {str(odd)[:60]}, expected one class: a number or a name.")
-    number = next((value for value in values if label_of(value) is not None), None)
-    name = next((value for value in values if label_of(value) is None), None)
-    if number is not None and name is not None:
-        raise SourceError(_mixed(f"{where}, column {label!r}", number, name))
-    if isinstance(name, float):
-        raise SourceError(f"{where}: its {label!r} holds {name!r}, expected whole numbers or names.")
-    return name is not None
-
-
-def _all_differ(rows: Sequence[Row], label: str) -> bool:
-    """Whether nearly every row has a label of its own: a text about the image, and no class."""
-    values = [str(row[label]) for row in rows if row.get(label) is not None]
-    return len(values) >= ENOUGH and len(set(values)) > 0.8 * len(values)
-
-
-def _mixed(where: str, number: Any, name: Any) -> str:
-    return f"{where}: labels are numbers ({number!s:.40}) and names ({name!s:.40}) in one column; write all as one or the other."
-
-
-def _check_pairs(rows: Sequence[Row], label: str, label_name: str, where: str) -> None:
-    """One name for one label, among the sampled rows."""
-    known: dict[str, str] = {}
-    for row in rows:
-        number, name = row.get(label), row.get(label_name)
-        if isinstance(name, str) and number is not None and known.setdefault(str(number).strip(), name) != name:
-            raise SourceError(
-                f"{where}: {label} {str(number).strip()} is named both {known[str(number).strip()]!r} and {name!r} "
-                f"({label_name}); correct the list."
-            )

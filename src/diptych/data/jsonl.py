@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._columns import image_of
-from diptych.data._fields import class_names, decide, sample_rows, split_column
+from diptych.data._columns import image_of, split_name
+from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
+from diptych.data._label_values import class_names
 from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of, selected_rows
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
@@ -148,7 +149,7 @@ def _build(path: Path, built: Built) -> None:
                 continue
             if spelled not in known:
                 try:
-                    known[spelled] = built.code(str(json.loads(spelled)))
+                    known[spelled] = built.code(split_name(json.loads(spelled)))
                 except ValueError:  # reading the line itself raises
                     known[spelled] = 0
             codes[line] = known[spelled]
@@ -161,5 +162,4 @@ def _own_split(line: bytes) -> str:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return ""
-    value = row.get(split_column(list(row))) if isinstance(row, dict) else None
-    return value if isinstance(value, str) else ""
+    return split_name(row.get(split_column(list(row)))) if isinstance(row, dict) else ""
