@@ -90,8 +90,14 @@ def first_row(path: Path) -> str:
         raise SourceError(
             f"{path}: its lines end in CR alone; convert it: tr '\\r' '\\n' < {path.name} > utf8-{path.name}."
         )
-    lines = start.removeprefix(MARK).decode("utf-8", errors="replace").replace("\0", "").split("\n")
-    return next((line.rstrip("\r") for line in lines if line.strip()), "")
+    return (
+        start.removeprefix(MARK)
+        .lstrip()
+        .partition(b"\n")[0]
+        .decode("utf-8", errors="replace")
+        .replace("\0", "")
+        .rstrip("\r")
+    )
 
 
 def conversion(path: Path, encoding: str) -> str:
@@ -177,15 +183,17 @@ def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, la
     quotes = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord('"'))
     if not len(quotes):
         return continued, len(bounds)
-    starts = bounds[:, 0] - base
-    ends = starts + bounds[:, 1]
-    marked = np.unique(np.searchsorted(starts, quotes, side="right") - 1).tolist()
+    begins = bounds[:, 0] - base
+    marked = np.unique(np.searchsorted(begins, quotes, side="right") - 1).tolist()
+    starts, ends = begins.tolist(), (begins + bounds[:, 1]).tolist()
 
     def line(number: int) -> str:
         return _text(text[starts[number] : ends[number]]).rstrip("\r")
 
     if _all_closed([line(number) for number in marked], separator):
         return continued, len(bounds)
+    if (found := _by_the_standard([line(number) for number in range(len(bounds))], layout, last)) is not None:
+        return found
     after = 0  # the first line that no row has taken
     for number in marked:
         if number < after or not fields_of(joined := line(number), separator)[1]:
@@ -210,13 +218,41 @@ def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, la
 
 def _all_closed(lines: list[str], separator: str) -> bool:
     """Whether every line is a row by the strict rules of CSV: the fast way to learn that no field is open."""
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     try:
-        return sum(1 for _ in csv.reader(lines, delimiter=separator, strict=True)) == len(lines)
+        return all(reader.line_num == number for number, _ in enumerate(reader, start=1)) and reader.line_num == len(
+            lines
+        )
     except csv.Error:
         return False
 
 
+def _by_the_standard(lines: list[str], layout: Layout, last: bool) -> tuple[np.ndarray, int] | None:
+    """The same as ``_continued`` where the file keeps the strict rules and no row takes a line that is one; else None."""
+    continued, before = np.zeros(len(lines), dtype=bool), 0
+    reader = csv.reader(lines, delimiter=layout.separator, strict=True)
+    try:
+        for row in reader:
+            after = reader.line_num
+            if after - before > 1:
+                inside = range(before + 1, after)
+                if len(row) != layout.width or any(
+                    _is_row(lines[line], layout.separator, layout.width) for line in inside
+                ):
+                    return None
+                continued[before + 1 : after] = True
+            before = after
+    except csv.Error:
+        is_end = reader.line_num == len(lines) and len(lines) - before < LINES
+        if last or not is_end or any(_is_row(line, layout.separator, layout.width) for line in lines[before + 1 :]):
+            return None
+        return continued, before
+    return continued, len(lines)
+
+
 def _is_row(line: str, separator: str, width: int) -> bool:
+    if separator not in line:
+        return False
     fields, is_open = fields_of(line, separator)
     return len(fields) == width > 1 and not is_open and any(map(is_picture, fields))
 
@@ -239,4 +275,5 @@ def _decodes(line: bytes) -> bool:
 
 
 def _text(data: bytes) -> str:
-    return data.decode("utf-8", errors="replace").replace("\0", "")
+    text = data.decode("utf-8", errors="replace")
+    return text.replace("\0", "") if "\0" in text else text
