@@ -224,7 +224,7 @@ def test_a_table_of_labels_needs_no_captions(tmp_path):
     (tmp_path / "a.csv").write_text("file,wnid,class_index,name\n1.png,n02,7,tench\n2.png,n01,0,cat\n")
     source = open_source(str(tmp_path / "a.csv"))
     first = source.record(0)
-    assert (first.label, first.captions, first.extra) == (7, (), {"label_name": "tench"}) and source.classes is None
+    assert (first.label, first.captions, first.extra["label_name"]) == (7, (), "tench") and source.classes is None
     (tmp_path / "b.tsv").write_text("image\tlabel\n1.png\tdog\n2.png\tcat\n3.png\tdog\n")
     named = open_source(str(tmp_path / "b.tsv"))
     assert named.classes == ("cat", "dog") and [named.record(n).label for n in range(3)] == [1, 0, 1]

@@ -25,10 +25,12 @@ class SourceOptions:
     dataset_type: Annotated[str, arg(help=DATASET_TYPE_HELP)] = "auto"
     csv_separator: str = ""
     """Separator of a CSV or TSV; empty detects it; \\t is a tab."""
+    csv_columns: str = ""
+    """Names of the columns of a CSV or TSV without a header, with commas between: filepath,title."""
     csv_img_key: str = ""
     """Column or key of image paths; empty tries filepath, image, image_path, file, ..."""
     csv_caption_key: str = ""
-    """Column or key of captions; empty tries title, caption, text, ..."""
+    """Column or key of captions; empty tries caption, title, text, ...; A,B takes both, A.B what is inside of A."""
     image_root: str = ""
     """Folder that relative image paths start from; empty takes the data file's own."""
     class_level: Annotated[int, Range(0)] = 0

@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from diptych.data._remote import is_remote, read_whole
 from diptych.errors import RecordError, SourceError
 
-IMAGE_KEYS = ("filepath", "image", "img_key", "image_path", "img_path", "path", "filename", "file_name", "file", "img")
+# One table for every format, in order of precedence; compared by ``plain_name``. What a file means: ``_fields``.
+IMAGE_KEYS = (
+    "filepath", "image", "img_key", "image_path", "img_path", "path", "filename", "file_name", "file", "img", "image_file",
+    "image_name", "image_filename", "img_name", "images", "image_filepath", "img_file", "file_path",
+)  # fmt: skip
+CAPTION_KEYS = (
+    "captions", "caption", "title", "caption_key", "text", "texts", "raw", "description", "sentences", "sentence", "comment",
+    "prompt", "caption_text", "descriptions", "comments", "prompts",
+)  # fmt: skip
+LABEL_KEYS = ("label", "class_index", "class_id", "target", "class", "labels", "label_id", "fine_label")
+LABEL_NAME_KEYS = ("label_name", "class_name", "classname", "name", "class_label")
+SPLIT_KEY = "split"
+USUAL_SPLITS = ("train", "val", "validation", "valid", "dev", "test")
 # What our own shards say of a record beside its captions. No plain "key" or "group": files of others mean other things by them.
 OWN_KEY, OWN_GROUP = "diptych_key", "diptych_group"
-CAPTION_KEYS = ("captions", "caption", "title", "caption_key", "text", "texts", "raw", "description")
+
+WHOLE = re.compile(r"\s*([+-]?[0-9]{1,18})(?:\.0*)?\s*")
+SHOWN = 10  # names in an error
 
 
-LABEL_KEYS = ("label", "class_index", "class_id", "target", "class")
-LABEL_NAME_KEYS = ("label_name", "class_name", "classname", "name")
+def plain_name(name: str) -> str:
+    """A column's name without what people vary: capitals, blanks, underscores, hyphens, and the mark of UTF-8."""
+    return "".join(name.lower().replace("_", "").replace("-", "").replace("\ufeff", "").split())
+
+
+def seen(names: Iterable[str]) -> str:
+    """Names for an error, at most ten, each shortened."""
+    given = [str(name)[:60] for name in names]
+    more = f" and {len(given) - SHOWN} more" if len(given) > SHOWN else ""
+    return ", ".join(given[:SHOWN]) + more
+
+
+def split_name(value: Any) -> str:
+    """A split as it is named; the usual ones in small letters, so that Train is train. What is no text names none."""
+    name = value.strip() if isinstance(value, str) else ""
+    return name.lower() if name.lower() in USUAL_SPLITS else name
 
 
 def image_of(given: str, root: Path) -> Path | bytes:
@@ -58,10 +88,14 @@ def _text(value: Any) -> str | None:
 
 
 def label_of(value: Any) -> int | None:
-    """The number of a class: a whole number, or its decimal digits; None for anything else."""
-    if isinstance(value, str | bytes):
-        digits = value.decode("ascii", errors="replace").strip() if isinstance(value, bytes) else value.strip()
-        value = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 19 else None
+    """The number of a class: a whole number, also as text or as a float ("3", " 3", "3.0", 3.0); None for anything else."""
+    if isinstance(value, bytes):
+        value = value.decode("ascii", errors="replace")
+    if isinstance(value, str):
+        whole = WHOLE.fullmatch(value)
+        value = int(whole[1]) if whole else None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if type(value) is int and abs(value) < 1 << 62 else None
 
 

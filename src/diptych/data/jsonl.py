@@ -8,6 +8,7 @@ costs no memory. DeCLIP's YFCC list is such a file ("filename", "caption"); Imag
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,14 +18,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, captions_of, image_of, label_of, parsed
+from diptych.data._columns import image_of, split_name
+from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
-from diptych.data._line_index import Built, known_keys, line_bounds, line_number, not_blank, rows_of, selected_rows
-from diptych.errors import SourceError
+from diptych.data._label_values import class_names
+from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of, selected_rows
+from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
 # A split as a line spells it. Inside of a caption the quotes would be escaped, so it cannot match there.
-SPLIT = re.compile(rb'"split"\s*:\s*("(?:[^"\\]|\\.)*")')
+SPLIT = re.compile(rb'"[Ss](?:plit|PLIT)"\s*:\s*("(?:[^"\\]|\\.)*")')
+NAMES = (b'"split"', b'"Split"', b'"SPLIT"')
 
 
 @SOURCES.register("jsonl")
@@ -36,20 +40,25 @@ class JsonLines:
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 
-    def __init__(self, spec: str, split: str, options: SourceOptions, root: Path | None = None) -> None:
+    def __init__(
+        self, spec: str, split: str, options: SourceOptions, root: Path | None = None, shown: Path | None = None
+    ) -> None:
+        """``root``: where relative images start; ``shown``: the file that errors name, whose items these lines are."""
         self.path = checked_file(spec)
-        self.name = self.path.name
+        self.shown = shown
+        self.name = (shown or self.path).name
         self.root = Path(options.image_root) if options.image_root else root or self.path.parent
         self._reader = Reader(self.path)
-        self._rows = rows_of(self.path, "jsonl", _build)
+        self._rows = rows_of(self.path, "jsonl 2", _build)
         if not len(self._rows):
-            raise SourceError(f"{self.path}: holds no line.")
-        first = self._line(0)
-        self._image_key = options.csv_img_key or self._key(first, IMAGE_KEYS, "image")
-        self._caption_key = options.csv_caption_key or known_keys(tuple(first), CAPTION_KEYS)
-        if self._caption_key is None and "label" not in first:
-            self._key(first, CAPTION_KEYS, "captions")
-        self._selected = selected_rows(self._rows, split, str(self.path))
+            raise SourceError(f"{shown or self.path}: holds no line.")
+        self._fields = decide(self._sample(), str(shown or self.path), options)
+        self._selected = selected_rows(self._rows, split, str(shown or self.path))
+        if self._fields.named:
+            label = self._fields.label
+            found = rows_of(self.path, f"jsonl classes {label}", lambda _, built: self._find_classes(label, built))
+            self._fields = self._fields.with_classes(found.metadata["classes"])
+        self.classes = self._fields.classes
 
     @classmethod
     def matches(cls, spec: str) -> bool:
@@ -61,26 +70,42 @@ class JsonLines:
         """Open a file. Raises SourceError."""
         return cls(spec, split, options)
 
-    def _key(self, first: Mapping[str, Any], known: tuple[str, ...], what: str) -> str:
-        key = known_keys(tuple(first), known)
-        if key is None:
-            raise SourceError(
-                f"{self.path}, line 1: no key for {what}; expected one of {', '.join(known)}; seen: {', '.join(first)}."
-            )
-        return key
+    def _sample(self) -> list[Mapping[str, Any]]:
+        """The rows that decide about columns; lines that cannot be read are bad samples, unless all of them are."""
+        rows, failed = [], None
+        for row in sample_rows(len(self._rows)):
+            try:
+                rows.append(self._line(row))
+            except RecordError as error:
+                failed = failed or error
+        if failed is not None and not rows:
+            raise SourceError(failed.line)
+        return rows
+
+    def _find_classes(self, label: str, built: Built) -> None:
+        """All names under the label, in one pass that the cache keeps."""
+        names = set()
+        for row in range(len(self._rows)):
+            with contextlib.suppress(RecordError):
+                value = self._line(row).get(label)
+                names.add(value if value is None or isinstance(value, str) else str(value))
+        built.metadata = {"classes": class_names(names, f"{self.shown or self.path}, column {label!r}")}
 
     def _line(self, row: int) -> Mapping[str, Any]:
         offset, size = map(int, self._rows.bounds[row])
         data = self._reader.read(offset, size)
         try:
             value = json.loads(data)
-        except (ValueError, RecursionError):
-            value = parsed(data, self._where(row))  # once more, for its message: counting lines costs time
+        except (ValueError, RecursionError) as error:
+            raise RecordError(self._where(row), f"not valid JSON ({str(error).splitlines()[0][:160]})") from error
         if not isinstance(value, dict):
-            raise SourceError(f"{self._where(row)}: expected an object {{...}}, got {type(value).__name__}.")
+            raise RecordError(self._where(row), f"expected an object {{...}}, got {type(value).__name__}")
         return value
 
     def _where(self, row: int) -> str:
+        """The line, or the item of an array; counting lines costs time, so it is done for errors only."""
+        if self.shown is not None:
+            return f"{self.shown}, item {row}"
         return f"{self.path}, line {line_number(self.path, int(self._rows.bounds[row, 0]))}"
 
     def __len__(self) -> int:
@@ -91,35 +116,50 @@ class JsonLines:
         return self._rows.splits()
 
     def record(self, index: int) -> Record:
-        """Raises SourceError, with the line's number, for a line that is no such object."""
-        row_number = int(self._selected[index])
-        row = self._line(row_number)
-        if not isinstance(row.get(self._image_key), str):
-            raise SourceError(f"{self._where(row_number)}: {self._image_key!r} is missing or no text.")
-        given = row[self._image_key]
-        return Record(
-            key=f"{given}#{row_number}",
-            image=image_of(given, self.root),
-            captions=captions_of(row.get(self._caption_key) if self._caption_key else None),
-            label=label_of(row.get("label")),
-            group=given,
-            extra=row,
-        )
+        """Raises RecordError, with the line's number, for a line that is no such object."""
+        number = int(self._selected[index])
+        row = self._line(number)
+        try:
+            image, captions, label, label_name = self._fields.read(row, "")
+        except RecordError as error:
+            raise RecordError(self._where(number), error.reason, error.advice) from error
+        if not isinstance(image, str):
+            raise RecordError(self._where(number), f"its image is {type(image).__name__}, expected a path")
+        extra = row if label_name is None else {**row, "label_name": label_name}
+        return Record(f"{image}#{number}", image_of(image, self.root), captions, label, image, extra)
 
 
 def _build(path: Path, built: Built) -> None:
+    known: dict[bytes, int] = {}  # the text of a split, and its number
     for bounds, text, base in line_bounds(path):
         full = not_blank(bounds)
-        if b'"split"' not in text:
+        if not any(name in text for name in NAMES):
             built.append(bounds[full])
             continue
         codes = np.zeros(len(bounds), dtype=np.int64)
+        matches = list(SPLIT.finditer(text))
         starts = bounds[:, 0] - base
-        # Backwards, so that the first of a line counts.
-        for match in reversed(list(SPLIT.finditer(text))):
-            line = int(np.searchsorted(starts, match.start(), side="right")) - 1
-            try:
-                codes[line] = built.code(str(json.loads(match.group(1))))
-            except ValueError:  # reading the line itself raises
-                codes[line] = 0
+        lines = np.searchsorted(starts, [match.start() for match in matches], side="right") - 1
+        several = np.bincount(lines, minlength=len(bounds)) > 1
+        for line, match in zip(lines.tolist(), matches, strict=True):
+            first, spelled = int(starts[line]), match.group(1)
+            # Only the object's own key counts. That it is, is sure where it is the only one and no object begins before it.
+            if several[line] or text.count(b"{", first, match.start()) > 1:
+                codes[line] = built.code(_own_split(text[first : first + int(bounds[line, 1])]))
+                continue
+            if spelled not in known:
+                try:
+                    known[spelled] = built.code(split_name(json.loads(spelled)))
+                except ValueError:  # reading the line itself raises
+                    known[spelled] = 0
+            codes[line] = known[spelled]
         built.append(bounds[full], codes[full])
+
+
+def _own_split(line: bytes) -> str:
+    """The split that a line's object itself names; "" for none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    return split_name(row.get(split_column(list(row)))) if isinstance(row, dict) else ""
