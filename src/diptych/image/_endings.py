@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.ImageFile import StubImageFile
 
 # Formats that Pillow names but does not decode by itself (films, vector graphics by Ghostscript), or metadata only.
-NOT_PICTURES = frozenset({"MPEG", "EPS", "IPTC", "PCD", "FITS"})
+UNREADABLE_FORMATS = frozenset({"MPEG", "EPS", "IPTC", "PCD", "FITS"})
 HEIC = frozenset({".heic", ".heif"})
 HEIC_PACKAGE = "pillow_heif"
 
@@ -23,7 +23,7 @@ def image_endings() -> frozenset[str]:
     """The endings, lower case with the dot: ".jpg", ".jfif", ".avif", ...; ".heic" where pillow-heif is installed."""
     register_heic()
     Image.init()
-    readers = {name: factory for name, (factory, _) in Image.OPEN.items() if name not in NOT_PICTURES}
+    readers = {name: factory for name, (factory, _) in Image.OPEN.items() if name not in UNREADABLE_FORMATS}
     stubs = {
         name for name, factory in readers.items() if isinstance(factory, type) and issubclass(factory, StubImageFile)
     }
