@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.data._base import SOURCES, LeftOut, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, Source, SourceOptions
 from diptych.data._columns import image_of, split_name
 from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
@@ -28,6 +28,7 @@ from diptych.types import Record
 
 # A split as a line spells it. Inside of a caption the quotes would be escaped, so it cannot match there.
 SPLIT = re.compile(rb'"[Ss](?:plit|PLIT)"\s*:\s*("(?:[^"\\]|\\.)*")')
+MARK = b"\xef\xbb\xbf"  # what some editors put in front of UTF-8
 NAMES = (b'"split"', b'"Split"', b'"SPLIT"')
 
 
@@ -66,8 +67,12 @@ class JsonLines:
         return spec.lower().endswith((".jsonl", ".ndjson"))
 
     @classmethod
-    def open(cls, spec: str, split: str, options: SourceOptions) -> JsonLines:
-        """Open a file. Raises SourceError."""
+    def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
+        """Open a file; one that is no lines, but one text over several of them, as JSON. Raises SourceError."""
+        with checked_file(spec).open("rb") as file:
+            first = file.read(1 << 16).lstrip(MARK + b" \t\r\n").partition(b"\n")[0].strip()
+        if first == b"{" or first.startswith(b"["):
+            return SOURCES.get("json").open(spec, split, options)
         return cls(spec, split, options)
 
     def _sample(self) -> list[Mapping[str, Any]]:
@@ -95,7 +100,7 @@ class JsonLines:
         offset, size = map(int, self._rows.bounds[row])
         data = self._reader.read(offset, size)
         try:
-            value = json.loads(data)
+            value = json.loads(data.removeprefix(MARK))
         except (ValueError, RecursionError) as error:
             raise RecordError(self._where(row), f"not valid JSON ({str(error).splitlines()[0][:160]})") from error
         if not isinstance(value, dict):
