@@ -1,7 +1,7 @@
 """How people lay out images and captions in one JSON text: arrays, objects of arrays, mappings, COCO's two arrays.
 
-``items_of`` gives one object per image, with keys as ``_fields`` knows them, and a line that says what was recognized. The text is
-in memory, its objects are not, except for COCO's captions. Knows texts, neither files nor the cache.
+``items_of`` gives one object per image, with keys as ``_fields`` knows them, and a line that says what was recognized. The text
+is in memory, its objects are not, except for COCO's captions. Knows texts, neither files nor the cache.
 """
 
 from __future__ import annotations
