@@ -78,6 +78,11 @@ class Fields:
         used = [path[0] for path in (*self.image, *self.captions)] + [self.label, self.label_name]
         return tuple(dict.fromkeys(name for name in used if name))
 
+    def paths(self, rows: Sequence[Row]) -> list[str]:
+        """The images of some rows, where they are paths."""
+        values = (_first(row, self.image) for row in rows)
+        return [value for value in values if isinstance(value, str)]
+
     def read(self, row: Row, key: str) -> Values:
         """What a row says. Raises RecordError naming ``key`` for what is no image, no caption or no label."""
         image = _image(_first(row, self.image), key)

@@ -46,7 +46,7 @@ class JsonArray:
         if said:
             say(f"{path}: {said}")
         shown = None if lines == path else path
-        source: Source = kinds.get("jsonl")(str(lines), split, options, root=path.parent, shown=shown)
+        source: Source = kinds.get("jsonl")(str(lines), split, options, shown=shown)
         source.name = path.name
         return source
 

@@ -23,6 +23,7 @@ from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names
 from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of, selected_rows
+from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -41,19 +42,18 @@ class JsonLines:
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 
-    def __init__(
-        self, spec: str, split: str, options: SourceOptions, root: Path | None = None, shown: Path | None = None
-    ) -> None:
-        """``root``: where relative images start; ``shown``: the file that errors name, whose items these lines are."""
+    def __init__(self, spec: str, split: str, options: SourceOptions, shown: Path | None = None) -> None:
+        """``shown``: the file that errors name, whose items these lines are."""
         self.path = checked_file(spec)
         self.shown = shown
         self.name = (shown or self.path).name
-        self.root = Path(options.image_root) if options.image_root else root or self.path.parent
         self._reader = Reader(self.path)
         self._rows = rows_of(self.path, "jsonl 2", _build)
         if not len(self._rows):
             raise SourceError(f"{shown or self.path}: holds no line.")
-        self._fields = decide(self._sample(), str(shown or self.path), options)
+        sample = self._sample()
+        self._fields = decide(sample, str(shown or self.path), options)
+        self.root = root_of(shown or self.path, options.image_root, self._fields.paths(sample))
         self._selected = selected_rows(self._rows, split, str(shown or self.path))
         if self._fields.named:
             label = self._fields.label

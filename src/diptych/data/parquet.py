@@ -21,6 +21,7 @@ from diptych.data._base import SOURCES, LeftOut, SourceOptions
 from diptych.data._columns import OWN_GROUP, OWN_KEY, image_of, split_name
 from diptych.data._fields import decide, known_name, split_column
 from diptych.data._label_values import class_names
+from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -43,13 +44,15 @@ class Parquet:
         self.paths = sorted(glob.glob(spec)) if glob.has_magic(spec) else [spec]
         if not self.paths or not all(Path(path).is_file() for path in self.paths):
             raise SourceError(f"{spec}: no such file.")
-        self.name, self.root = Path(spec).name, Path(options.image_root or Path(self.paths[0]).parent)
+        self.name = Path(spec).name
         files = [self._opened(arrow, path) for path in self.paths]
         names = files[0].schema_arrow.names
         image = options.csv_img_key or known_name(names, BYTES_KEYS)
         chosen = dataclasses.replace(options, csv_img_key=image) if image else options
         # Columns that no format reads (a picture of another kind, an embedding) are not decoded.
-        self._fields = decide(self._sample(files, names, image), spec, chosen)
+        sample = self._sample(files, names, image)
+        self._fields = decide(sample, spec, chosen)
+        self.root = root_of(Path(self.paths[0]), options.image_root, self._fields.paths(sample))
         self._split = split_column(names)
         # (file, row group) of each group, and where its rows end.
         self._groups = [
