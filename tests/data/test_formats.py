@@ -168,7 +168,7 @@ def test_csv_errors_name_the_row(tmp_path):
     refuses(path, "not UTF-8")
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_as_a_table_are_read_or_refused_in_one_line(tmp_path_factory, data):
     for name in ("x.csv", "x.jsonl"):

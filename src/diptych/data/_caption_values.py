@@ -7,6 +7,7 @@ as it stands. Knows values, not columns: which column holds captions is ``_field
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from diptych.errors import RecordError, SourceError
 TEXT_KEYS = ("caption", "raw", "text", "sentence")  # of an object that is a caption: Karpathy's, COCO's, ...
 # Scripts that put no blank between words: there a text without blanks may well be a sentence.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff]")
+ANSWERING = ("gpt", "assistant", "model", "bot")
 WORDS = 1.25  # words per item of a list, below which it is one of words
 MANY = (
     4  # items from which one list of words is told from a list of short captions; more lists than that tell of a column
@@ -42,6 +44,8 @@ def texts_of(value: Any, shape: Shape, key: str) -> tuple[str, ...]:
         value = found
     if value is None:
         return ()
+    if (answers := _answers(value)) is not None:
+        return answers[:1]
     if not isinstance(value, list | tuple):
         return (_text(value, shape, key),)
     texts = tuple(_text(item, shape, key) for item in value if item is not None)
@@ -71,6 +75,10 @@ def shape_of(values: Sequence[Any], keys: Sequence[str], where: str, column: str
                 else f"name a text with {flag}"
             )
             raise SourceError(f"{key}: its {column} is an object and no caption; {advice}.")
+    turns = [len(answers) for value in values if (answers := _answers(value)) is not None]
+    if turns:
+        more = ", the first one where there are several" if max(turns) > 1 else ""
+        return dataclasses.replace(shape, said=f"captions are the answers in {column!r}{more}")
     words, lists_seen, some = [], 0, ""
     for value, key in zip(values, keys, strict=True):
         given = _written(value) if written and isinstance(value, str) else value
@@ -82,6 +90,18 @@ def shape_of(values: Sequence[Any], keys: Sequence[str], where: str, column: str
     if lists_seen > MANY and sum(words) <= WORDS * len(words):
         raise SourceError(f"{some}, as those of other rows are; {WORDS_ADVICE}.")
     return shape
+
+
+def _answers(value: Any) -> tuple[str, ...] | None:
+    """What the model says in a conversation as LLaVA or OpenAI writes it; None for what is no conversation."""
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(turn, Mapping) for turn in value):
+        return None
+    speakers = [turn.get("from", turn.get("role")) for turn in value]
+    if not all(isinstance(speaker, str) for speaker in speakers):
+        return None
+    said = [turn.get("value", turn.get("content")) for turn in value]
+    texts = [text for speaker, text in zip(speakers, said, strict=True) if speaker.lower() in ANSWERING]
+    return tuple(text.replace("<image>", "").strip() for text in texts if isinstance(text, str))
 
 
 def _text(value: Any, shape: Shape, key: str) -> str:

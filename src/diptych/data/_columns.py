@@ -18,7 +18,7 @@ IMAGE_KEYS = (
 )  # fmt: skip
 CAPTION_KEYS = (
     "captions", "caption", "title", "caption_key", "text", "texts", "raw", "description", "sentences", "sentence", "comment",
-    "prompt", "caption_text", "descriptions", "comments", "prompts",
+    "prompt", "caption_text", "descriptions", "comments", "prompts", "conversations", "messages",
 )  # fmt: skip
 LABEL_KEYS = ("label", "class_index", "class_id", "target", "class", "labels", "label_id", "fine_label")
 LABEL_NAME_KEYS = ("label_name", "class_name", "classname", "name", "class_label")

@@ -100,6 +100,17 @@ def first_row(path: Path) -> str:
     )
 
 
+def names_columns(path: Path) -> bool:
+    """Whether a text file is a table: its first row names an image and something about it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        first = file.readline(1 << 12).removeprefix(MARK).decode("utf-8", errors="replace").strip("\r\n")
+    names = [{plain_name(field) for field in first.split(separator)} for separator in SEPARATORS]
+    images, others = set(map(plain_name, IMAGE_KEYS)), set(map(plain_name, (*CAPTION_KEYS, *LABEL_KEYS)))
+    return any(found & images and found & others for found in names)
+
+
 def conversion(path: Path, encoding: str) -> str:
     """The command that makes UTF-8 of a file."""
     return f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"

@@ -78,6 +78,11 @@ class Fields:
         used = [path[0] for path in (*self.image, *self.captions)] + [self.label, self.label_name]
         return tuple(dict.fromkeys(name for name in used if name))
 
+    def paths(self, rows: Sequence[Row]) -> list[str]:
+        """The images of some rows, where they are paths."""
+        values = (_first(row, self.image) for row in rows)
+        return [value for value in values if isinstance(value, str)]
+
     def read(self, row: Row, key: str) -> Values:
         """What a row says. Raises RecordError naming ``key`` for what is no image, no caption or no label."""
         image = _image(_first(row, self.image), key)
@@ -121,11 +126,11 @@ def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
         raise SourceError(_no_image(names, where))
     taken = {path[0] for path in image}
     free = [name for name in names if name not in taken]
-    label, label_name = _known(free, LABEL_KEYS), _known(free, LABEL_NAME_KEYS)
+    label, label_name = known_name(free, LABEL_KEYS), known_name(free, LABEL_NAME_KEYS)
     captions, joined = _captions(rows, free, where, options)
     if not captions and not label:
         # A name of a class alone labels a picture, but "name" may be anything.
-        label = _known(free, tuple(name for name in LABEL_NAME_KEYS if name != "name"))
+        label = known_name(free, tuple(name for name in LABEL_NAME_KEYS if name != "name"))
         label_name = "" if label == label_name else label_name
     if not captions and not label:
         raise SourceError(
@@ -145,7 +150,7 @@ def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
     shape = shape_of(values, keys, where, ".".join(captions[0]) if captions else "", flag)
     if shape.said:
         say(f"{where}: {shape.said}")
-    return Fields(where, image, captions, joined, label, label_name, _known(free, (SPLIT_KEY,)), named, shape)
+    return Fields(where, image, captions, joined, label, label_name, known_name(free, (SPLIT_KEY,)), named, shape)
 
 
 @cache
@@ -156,10 +161,10 @@ def say(line: str) -> None:
 
 def split_column(names: Sequence[str]) -> str:
     """The column that names splits, or ""."""
-    return _known(names, (SPLIT_KEY,))
+    return known_name(names, (SPLIT_KEY,))
 
 
-def _known(names: Sequence[str], known: tuple[str, ...]) -> str:
+def known_name(names: Sequence[str], known: tuple[str, ...]) -> str:
     """The first of the known names that is there, as it is written there; "" for none."""
     plain = {plain_name(name): name for name in reversed(names)}
     return next((plain[wanted] for wanted in map(plain_name, known) if wanted in plain), "")
@@ -169,7 +174,7 @@ def _covering(rows: Sequence[Row], names: Sequence[str], known: tuple[str, ...])
     """The first known name that is there, and further ones for rows that lack the ones before."""
     chosen: list[str] = []
     rest, free = list(rows), list(names)
-    while rest and (name := _known(free, known)):
+    while rest and (name := known_name(free, known)):
         free.remove(name)
         left = [row for row in rest if row.get(name) is None]
         if len(left) < len(rest) or (not chosen and name in names and not left):
@@ -230,7 +235,7 @@ def _asked(rows: Sequence[Row], names: Sequence[str], asked: str, where: str, fl
     """The column that a flag names: as it is written, else as it is compared, else a path with dots."""
     if asked in names:
         return (asked,)
-    if found := _known(names, (asked,)):
+    if found := known_name(names, (asked,)):
         return (found,)
     path = tuple(asked.split("."))
     if len(path) > 1 and any(_at(row, path) is not None for row in rows):

@@ -21,12 +21,14 @@ from diptych.data._csv_rows import (
     first_row,
     is_header,
     is_picture,
+    names_columns,
     separator_of,
 )
 from diptych.data._fields import decide, sample_rows, say, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names
 from diptych.data._line_index import Built, line_number, rows_of, selected_rows
+from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -45,7 +47,6 @@ class Csv:
     def __init__(self, spec: str, split: str, options: SourceOptions) -> None:
         self.path = checked_file(spec)
         self.name = self.path.name
-        self.root = Path(options.image_root) if options.image_root else self.path.parent
         first = first_row(self.path)
         self._separator = separator = separator_of(self.path, options.csv_separator)
         self._header, headed = self._columns(fields_of(first, separator)[0], options)
@@ -62,7 +63,9 @@ class Csv:
             raise SourceError(f"{self.path}: holds a header at most and no row.")
         if self._rows.metadata["undecodable"] > MOST_WRONG * len(self._rows):
             raise SourceError(f"{self.path}: not UTF-8 text; if it is of Windows, convert it: {self._conversion()}.")
-        self._fields = decide(self._sample(), str(self.path), options)
+        sample = self._sample()
+        self._fields = decide(sample, str(self.path), options)
+        self.root = root_of(self.path, options.image_root, self._fields.paths(sample))
         self._selected = selected_rows(self._rows, split, str(self.path))
         if self._fields.named:
             label = self._fields.label
@@ -74,8 +77,8 @@ class Csv:
 
     @classmethod
     def matches(cls, spec: str) -> bool:
-        """By the ending .csv or .tsv."""
-        return spec.lower().endswith((".csv", ".tsv"))
+        """By the ending .csv or .tsv; a .txt (Kaggle's captions.txt) by a first row that names columns."""
+        return spec.lower().endswith((".csv", ".tsv")) or (spec.lower().endswith(".txt") and names_columns(Path(spec)))
 
     @classmethod
     def open(cls, spec: str, split: str, options: SourceOptions) -> Csv:

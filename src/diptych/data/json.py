@@ -1,29 +1,28 @@
-"""JSON arrays: one file that is a list of images, as three systems write it.
+"""JSON files: one text that holds all images, in the layouts of COCO, Karpathy, LLaVA, fine-tuning lists and mappings.
 
-    [{"image": "flickr8k-images\\\\1.jpg", "caption": ["a dog", ...]}, ...]        fine-tuning lists (en_train.json)
-    [{"image": "val2014/1.jpg", "caption": "a dog", "image_id": "coco_1"}, ...]   PaddleMIX, LAVIS (coco_karpathy_train.json)
-    {"images": [{"filepath": "val2014", "filename": "1.jpg", "split": "train", "sentences": [{"raw": "a dog"}]}]}
-                                                                                  Karpathy's own (dataset_coco.json)
+    [{"image": "val2014/1.jpg", "caption": "a dog"}, ...]        {"images/1.jpg": ["a dog", "a puppy runs"], ...}
+    {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a dog"}]}
 
-An array has to be read from its beginning, so it is turned into JSON Lines once, in the cache, and read as those ever after.
+A text has to be read from its beginning, so it is turned into JSON Lines once, in the cache, and read as those ever after; errors
+name the file itself and the item. What each layout means is in ``_json_layouts``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from diptych.data._base import SOURCES, Source, SourceOptions
+from diptych.data._fields import say
 from diptych.data._index import checked_file
+from diptych.data._json_layouts import items_of
 from diptych.errors import SourceError
 from diptych.files import cache_folder, replacing
 from diptych.registry import Registry
 
-VERSION = 2
+VERSION = 3
 
 
 @SOURCES.register("json")
@@ -42,74 +41,51 @@ class JsonArray:
     def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
         """Turn into lines, once, and open those. A file that has lines under this name is opened as it is. Raises SourceError."""
         path = checked_file(spec)
-        lines: Registry[Any] = SOURCES  # JSON Lines by its registered name: entries do not import each other
-        source: Source = lines.get("jsonl")(_as_lines(path), split, options, root=path.parent)
+        kinds: Registry[Any] = SOURCES  # JSON Lines by its registered name: entries do not import each other
+        lines, said = _as_lines(path)
+        if said:
+            say(f"{path}: {said}")
+        shown = None if lines == path else path
+        source: Source = kinds.get("jsonl")(str(lines), split, options, shown=shown)
         source.name = path.name
         return source
 
 
-def _as_lines(path: Path) -> str:
-    """The path of a JSON Lines file with the same records."""
-    with path.open("rb") as file:
-        first = file.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if first.startswith(b"{") and b'"images"' not in first.partition(b"[")[0]:
-        return str(path)  # JSON Lines under another name (val_official.json, yfcc15m_clean_open_data.json)
+def _as_lines(path: Path) -> tuple[Path, str]:
+    """A JSON Lines file with the same records, the file itself where it has lines, and what is said of its layout."""
+    if _has_lines(path):
+        return path, ""  # val_official.json, yfcc15m_clean_open_data.json
     state = path.stat()
     mark = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {VERSION}"
     digest = hashlib.blake2b(mark.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     lines = cache_folder() / "lines" / f"{path.stem[:60]}-{digest}.jsonl"
+    note = lines.with_suffix(".said")
     if not lines.is_file():
         with replacing(lines, "list as lines") as beside, beside.open("w", encoding="utf-8") as target:
-            count = 0
-            for count, item in enumerate(_items(path), start=1):
-                target.write(json.dumps(_plain(item, count - 1, path)) + "\n")
-            if not count:
+            items, said = items_of(_text(path), path)
+            for item in items:
+                target.write(json.dumps(item).ljust(2) + "\n")  # a line of one byte counts as blank
+            if not target.tell():
                 raise SourceError(f"{path}: an empty list, it holds no record.")
-    return str(lines)
+        if said:
+            with replacing(note, "note on a list") as beside:
+                beside.write_text(said, encoding="utf-8")
+    return lines, note.read_text(encoding="utf-8") if note.is_file() else ""
 
 
-def _items(path: Path) -> Iterator[Any]:
-    """The array's items, one at a time: the text is in memory, the objects are not."""
+def _has_lines(path: Path) -> bool:
+    """Whether the first line is a whole object and not the only one."""
+    with path.open("rb") as file:
+        start = file.read(1 << 18).lstrip(b"\xef\xbb\xbf \t\r\n")
+    first, _, rest = start.partition(b"\n")
+    if not first.startswith(b"{") or not rest.strip():
+        # A single line may be a single record, which items_of tells from a mapping.
+        return False
+    return first.rstrip().endswith(b"}")
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    decoder = json.JSONDecoder()
-    position = text.find("[") if text.lstrip().startswith("[") else _images(text, path)
-    position += 1
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        if position < len(text) and text[position] == "]":
-            return
-        try:
-            item, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, position) + 1
-            raise SourceError(f"{path}, line {line}: not valid JSON ({error}).") from error
-        yield item
-
-
-def _images(text: str, path: Path) -> int:
-    """Where the array under "images" begins."""
-    match = re.search(r'"images"\s*:\s*\[', text)
-    if match is None:
-        raise SourceError(f'{path}: neither an array of images nor an object with "images": [...].')
-    return match.end() - 1
-
-
-def _plain(item: Any, number: int, path: Path) -> dict[str, Any]:
-    """One record with the keys of JSON Lines."""
-    if not isinstance(item, dict):
-        raise SourceError(f"{path}, item {number}: expected an object {{...}}, got {type(item).__name__}.")
-    if "sentences" not in item:
-        return item
-    # Karpathy's: a folder and a name, and sentences with their tokens.
-    folder = f"{item['filepath']}/" if item.get("filepath") else ""
-    sentences = item["sentences"] if isinstance(item["sentences"], list) else []
-    captions = [text["raw"] for text in sentences if isinstance(text, dict) and isinstance(text.get("raw"), str)]
-    row = {"image": f"{folder}{item.get('filename') or ''}", "captions": captions}
-    # His "restval" is training data, as everybody who uses his split does.
-    named = item.get("split")
-    split = {"restval": "train"}.get(named, named) if isinstance(named, str) else ""
-    return row | ({"split": split} if split else {})

@@ -17,17 +17,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diptych.data._base import SOURCES, LeftOut, SourceOptions
+from diptych.data._base import SOURCES, LeftOut, Source, SourceOptions
 from diptych.data._columns import image_of, split_name
 from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names
 from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of, selected_rows
+from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
 # A split as a line spells it. Inside of a caption the quotes would be escaped, so it cannot match there.
 SPLIT = re.compile(rb'"[Ss](?:plit|PLIT)"\s*:\s*("(?:[^"\\]|\\.)*")')
+MARK = b"\xef\xbb\xbf"  # what some editors put in front of UTF-8
 NAMES = (b'"split"', b'"Split"', b'"SPLIT"')
 
 
@@ -40,19 +42,18 @@ class JsonLines:
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 
-    def __init__(
-        self, spec: str, split: str, options: SourceOptions, root: Path | None = None, shown: Path | None = None
-    ) -> None:
-        """``root``: where relative images start; ``shown``: the file that errors name, whose items these lines are."""
+    def __init__(self, spec: str, split: str, options: SourceOptions, shown: Path | None = None) -> None:
+        """``shown``: the file that errors name, whose items these lines are."""
         self.path = checked_file(spec)
         self.shown = shown
         self.name = (shown or self.path).name
-        self.root = Path(options.image_root) if options.image_root else root or self.path.parent
         self._reader = Reader(self.path)
         self._rows = rows_of(self.path, "jsonl 2", _build)
         if not len(self._rows):
             raise SourceError(f"{shown or self.path}: holds no line.")
-        self._fields = decide(self._sample(), str(shown or self.path), options)
+        sample = self._sample()
+        self._fields = decide(sample, str(shown or self.path), options)
+        self.root = root_of(shown or self.path, options.image_root, self._fields.paths(sample))
         self._selected = selected_rows(self._rows, split, str(shown or self.path))
         if self._fields.named:
             label = self._fields.label
@@ -66,8 +67,12 @@ class JsonLines:
         return spec.lower().endswith((".jsonl", ".ndjson"))
 
     @classmethod
-    def open(cls, spec: str, split: str, options: SourceOptions) -> JsonLines:
-        """Open a file. Raises SourceError."""
+    def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
+        """Open a file; one that is no lines, but one text over several of them, as JSON. Raises SourceError."""
+        with checked_file(spec).open("rb") as file:
+            first = file.read(1 << 16).lstrip(MARK + b" \t\r\n").partition(b"\n")[0].strip()
+        if first == b"{" or first.startswith(b"["):
+            return SOURCES.get("json").open(spec, split, options)
         return cls(spec, split, options)
 
     def _sample(self) -> list[Mapping[str, Any]]:
@@ -95,7 +100,7 @@ class JsonLines:
         offset, size = map(int, self._rows.bounds[row])
         data = self._reader.read(offset, size)
         try:
-            value = json.loads(data)
+            value = json.loads(data.removeprefix(MARK))
         except (ValueError, RecursionError) as error:
             raise RecordError(self._where(row), f"not valid JSON ({str(error).splitlines()[0][:160]})") from error
         if not isinstance(value, dict):

@@ -7,7 +7,9 @@ of tens of megabytes is slow by the format's nature. ``diptych data shard`` make
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -16,12 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._columns import CAPTION_KEYS, IMAGE_KEYS, OWN_GROUP, OWN_KEY, captions_of, image_of, label_of
-from diptych.data._line_index import known_keys
+from diptych.data._columns import OWN_GROUP, OWN_KEY, image_of, split_name
+from diptych.data._fields import decide, known_name, split_column
+from diptych.data._label_values import class_names
+from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
 BYTES_KEYS = ("jpg", "jpeg", "png", "webp", "image", "img", "bytes", "image_bytes")
+SAMPLED = 64  # rows that decide about columns
 BUDGET = 1 << 28  # bytes of decoded row groups that a process keeps
 
 
@@ -39,27 +44,30 @@ class Parquet:
         self.paths = sorted(glob.glob(spec)) if glob.has_magic(spec) else [spec]
         if not self.paths or not all(Path(path).is_file() for path in self.paths):
             raise SourceError(f"{spec}: no such file.")
-        self.name, self.root = Path(spec).name, Path(options.image_root or Path(self.paths[0]).parent)
+        self.name = Path(spec).name
         files = [self._opened(arrow, path) for path in self.paths]
         names = files[0].schema_arrow.names
-        self._image = options.csv_img_key or known_keys(names, BYTES_KEYS) or known_keys(names, IMAGE_KEYS)
-        self._caption = options.csv_caption_key or known_keys(names, CAPTION_KEYS)
-        for column, what, flag in (
-            (self._image, "images", "--csv-img-key"),
-            (self._caption, "captions", "--csv-caption-key"),
-        ):
-            if column not in names:
-                raise SourceError(
-                    f"{spec}: no column for {what}; columns seen: {', '.join(names)}; name it with {flag}."
-                )
-        self._others = [name for name in ("label", OWN_KEY, OWN_GROUP) if name in names]
+        image = options.csv_img_key or known_name(names, BYTES_KEYS)
+        chosen = dataclasses.replace(options, csv_img_key=image) if image else options
+        # Columns that no format reads (a picture of another kind, an embedding) are not decoded.
+        sample = self._sample(files, names, image)
+        self._fields = decide(sample, spec, chosen)
+        self.root = root_of(Path(self.paths[0]), options.image_root, self._fields.paths(sample))
+        self._split = split_column(names)
         # (file, row group) of each group, and where its rows end.
         self._groups = [
             (file_number, group) for file_number, file in enumerate(files) for group in range(file.num_row_groups)
         ]
         sizes = [files[file_number].metadata.row_group(group).num_rows for file_number, group in self._groups]
         self._ends = np.cumsum(sizes) if sizes else np.zeros(0, dtype=np.int64)
-        self._splits, self._selected = self._split_rows(files, names, split, spec)
+        self._splits, self._selected = self._split_rows(files, split, spec)
+        self._leave_out_failed(files, names)
+        self.classes = self._class_names(files)
+        if self.classes is not None and self._fields.named:
+            self._fields = self._fields.with_classes(self.classes)
+        own = [name for name in (OWN_KEY, OWN_GROUP) if name in names]
+        texts = [name for name in names if self._is_plain(files[0].schema_arrow.field(name).type)]
+        self._columns = list(dict.fromkeys([*self._fields.columns(), *own, *texts]))
         self._cached: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._process = os.getpid()
 
@@ -80,23 +88,76 @@ class Parquet:
         except (OSError, ValueError) as error:
             raise SourceError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from error
 
-    def _split_rows(
-        self, files: list[Any], names: list[str], split: str, spec: str
-    ) -> tuple[dict[str, int], np.ndarray | range]:
-        if "split" not in names:
+    def _sample(self, files: list[Any], names: list[str], image: str) -> list[dict[str, Any]]:
+        """The first rows of the first file that has some, as they decide about columns; bytes of images stand for themselves."""
+        blank = b"bytes"
+        for file in files:
+            kinds = {name: file.schema_arrow.field(name).type for name in names}
+            light = [name for name in names if name != image and not _holds_bytes(kinds[name])]
+            for batch in file.iter_batches(batch_size=SAMPLED, columns=light):
+                if batch.num_rows or not light:
+                    return [
+                        dict.fromkeys(names) | ({image: blank} if image in names else {}) | row
+                        for row in batch.to_pylist()
+                    ]
+        return [dict.fromkeys(names)]
+
+    @staticmethod
+    def _is_plain(kind: Any) -> bool:
+        """Whether a column is text, which --caption-weights may name."""
+        return str(kind) in {"string", "large_string", "string_view"} or (
+            str(kind).startswith("list<") and "string" in str(kind)
+        )
+
+    def _split_rows(self, files: list[Any], split: str, spec: str) -> tuple[dict[str, int], np.ndarray | range]:
+        column = self._split
+        if not column:
             if split:
                 raise SourceError(f"{spec}: no split {split!r}; splits seen: none.")
             return {}, range(len(self))
         try:
-            of_row = np.concatenate([file.read(columns=["split"])["split"].to_numpy() for file in files]).astype(str)
+            of_row = np.concatenate([file.read(columns=[column])[column].to_numpy() for file in files]).astype(str)
         except (OSError, ValueError, TypeError) as error:
             raise SourceError(
-                f'{spec}: its column "split" cannot be read ({str(error).splitlines()[0][:160]}).'
+                f"{spec}: its column {column!r} cannot be read ({str(error).splitlines()[0][:160]})."
             ) from error
-        sizes = {name: int((of_row == name).sum()) for name in sorted(set(of_row.tolist())) if name}
+        named = {name: split_name(name) for name in set(of_row.tolist())}
+        of_row = np.array([named[name] for name in of_row.tolist()])
+        sizes = {name: int((of_row == name).sum()) for name in sorted(set(named.values())) if name}
         if split and split not in sizes:
             raise SourceError(f"{spec}: no split {split!r}; splits seen: {', '.join(sizes)}.")
         return sizes, np.flatnonzero(of_row == split) if split else range(len(of_row))
+
+    def _leave_out_failed(self, files: list[Any], names: list[str]) -> None:
+        """Rows that img2dataset itself marks as failed: they were never samples. Only their column is read."""
+        if "status" not in names or not {"error_message", "url", "key"} & set(names):
+            return
+        status = np.concatenate([file.read(columns=["status"])["status"].to_numpy() for file in files])
+        chosen = np.asarray(self._selected)
+        failed = status[chosen] != "success"
+        count = int(failed.sum())
+        if not count or count == len(chosen):  # another meaning of "status": rows without an image are bad samples
+            return
+        first = int(chosen[failed][0])
+        self._selected = chosen[~failed]
+        self.left_out = (LeftOut(count, f"download failed ({status[first]})", f"row {first}", bad=False),)
+
+    def _class_names(self, files: list[Any]) -> tuple[str, ...] | None:
+        """Names of the classes: those that Hugging Face wrote into the file, else those that the column of labels holds."""
+        label = self._fields.label
+        if not label:
+            return None
+        try:
+            written = json.loads((files[0].schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            names = written["info"]["features"][label]["names"]
+        except (ValueError, KeyError, TypeError):
+            names = None
+        if isinstance(names, list) and all(isinstance(name, str) for name in names) and not self._fields.named:
+            return tuple(names)
+        if not self._fields.named:
+            return None
+        found = (value for file in files for value in file.read(columns=[label])[label].unique().to_pylist())
+        return class_names(found, f"{self.name}, column {label!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": OrderedDict()}
@@ -120,17 +181,17 @@ class Parquet:
             values = {name: table[name][inside].as_py() for name in table.column_names}
         except (OSError, ValueError, KeyError, IndexError) as error:  # pyarrow's errors are OSError and ValueError
             raise RecordError(key, f"the row cannot be read ({str(error).splitlines()[0][:120]})") from error
-        given = values[self._image]
-        if isinstance(given, dict):
-            given = given.get("bytes") or given.get("path")
-        if not given:
-            raise RecordError(key, "has no image")
-        image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(str(given), self.root)
+        given, captions, label, label_name = self._fields.read(values, key)
+        image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(given, self.root)
         own_key, own_group = values.get(OWN_KEY), values.get(OWN_GROUP)
-        named = own_group if isinstance(own_group, str) else (None if isinstance(image, bytes) else str(given))
+        named = own_group if isinstance(own_group, str) else (None if isinstance(image, bytes) else given)
         key = own_key if isinstance(own_key, str) and own_key else key
-        captions = captions_of(values[self._caption]) if self._caption else ()
-        return Record(key, image, captions, label_of(values.get("label")), named, values if self._others else {})
+        extra = {name: value for name, value in values.items() if not isinstance(value, bytes | dict)}
+        if label_name is None and self.classes is not None and label is not None and 0 <= label < len(self.classes):
+            label_name = self.classes[label]
+        if label_name is not None:
+            extra["label_name"] = label_name
+        return Record(key, image, captions, label, named, extra)
 
     def _table(self, group: int) -> Any:
         """A row group, decoded; the least recently used leave when the budget is spent."""
@@ -140,12 +201,16 @@ class Parquet:
             self._cached.move_to_end(group)
             return self._cached[group][0]
         file_number, number = self._groups[group]
-        columns = [name for name in (self._image, self._caption, *self._others) if name]
-        table = _library(self.name).ParquetFile(self.paths[file_number]).read_row_group(number, columns=columns)
+        table = _library(self.name).ParquetFile(self.paths[file_number]).read_row_group(number, columns=self._columns)
         self._cached[group] = (table, table.nbytes)
         while len(self._cached) > 1 and sum(size for _, size in self._cached.values()) > BUDGET:
             self._cached.popitem(last=False)
         return table
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Whether a column holds encoded images, which deciding about columns needs not read."""
+    return "binary" in str(kind)
 
 
 def _library(spec: str) -> Any:
