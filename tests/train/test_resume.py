@@ -1,5 +1,6 @@
 """Resumed runs equal uninterrupted ones bit by bit; what cannot be resumed is refused."""
 
+import json
 import os
 import signal
 import subprocess
@@ -186,3 +187,38 @@ def test_what_may_change_is_said_in_one_line(pairs, tmp_path, capsys):
         all(part in line for part in ("--batch-size 4 -> 5", "--lr 0.001 -> 0.002", "--max-steps 4 -> 3"))
         and "workers" not in line
     )
+
+
+def test_going_back_keeps_what_is_new_and_sets_aside_what_is_later(pairs, tmp_path, capsys):
+    folder = tmp_path / "a"
+    flags = ("--max-steps", "8", "--save-every-steps", "2", "--keep-checkpoints", "3")
+    run(pairs, folder, *flags)
+    assert checkpoint.steps(folder / "checkpoints") == [4, 6, 8]
+    early = checkpoint.path_of(folder / "checkpoints", 4)
+    run(pairs, folder, *flags, "--resume", str(early), "--stop-after", "1")
+    assert checkpoint.steps(folder / "checkpoints") == [4, 5]
+    assert sorted(path.name for path in (folder / "checkpoints").glob("aside_*")) == [
+        "aside_step_00000006.pt", "aside_step_00000008.pt",
+    ]  # fmt: skip
+    assert "set aside" in capsys.readouterr().err
+    assert run(pairs, folder, *flags, "--resume", "latest", "--stop-after", "1").steps == 6
+
+
+def test_steps_of_another_size_change_the_length_of_epochs_and_are_refused(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--epochs", "2", "--stop-after", "3")
+    with pytest.raises(ConfigError, match="a step of 4 pairs would have 8, so --epochs would be of another length"):
+        run(pairs, tmp_path / "a", "--resume", "latest", "--batch-size", "8")
+
+
+def test_pairs_are_counted_as_they_were(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--max-steps", "4", "--stop-after", "2")
+    run(pairs, tmp_path / "a", "--resume", "latest", "--batch-size", "5")
+    rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["pairs"] for row in rows if row["phase"] == "train"] == [4, 8, 13, 18]
+
+
+def test_a_last_validation_that_was_lost_is_made_up(pairs, tmp_path):
+    run(pairs, tmp_path / "a", "--max-steps", "2", "--val-data", pairs)
+    (tmp_path / "a" / "results.json").unlink()  # as when the process was killed while it validated
+    run(pairs, tmp_path / "a", "--resume", "latest", "--val-data", pairs)
+    assert (tmp_path / "a" / "results.json").exists()

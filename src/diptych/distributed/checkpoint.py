@@ -49,10 +49,24 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 0) -> Pa
             # torch's own writer turns the system's refusal into a RuntimeError; find what the system said.
             raise _system_refusal(error, beside) from error
     if keep > 0:
-        for old in steps(folder)[:-keep]:
+        for old in [item for item in steps(folder) if item != step][: -(keep - 1) or None]:
             with contextlib.suppress(OSError):
                 path_of(folder, old).unlink()
     return path
+
+
+def set_aside(folder: Path, after: int) -> list[Path]:
+    """Give checkpoints of later steps another name, which rotation and ``newest`` pass over; return the new names.
+
+    A run that goes back to an earlier step begins a branch: what was written on the other one is kept, and not resumed by chance.
+    """
+    moved = []
+    for step in steps(folder):
+        if step > after:
+            aside = folder / f"aside_{path_of(folder, step).name}"
+            path_of(folder, step).replace(aside)
+            moved.append(aside)
+    return moved
 
 
 def protect(folder: Path, step: int) -> Path:

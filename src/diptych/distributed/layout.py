@@ -199,6 +199,11 @@ class Layout:
         return self._infer("text", tokens, lengths, prefix)  # type: ignore[no-any-return]
 
     @property
+    def architecture(self) -> str:
+        """The model's whole configuration, as text."""
+        return repr(self.objective.model.config)
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether ``encode_text`` takes a ``prefix``."""
         return bool(self.objective.model.text.shares_prefixes)

@@ -60,7 +60,9 @@ def image_features(
     """Features fp32 [len(indices), D] on the CPU, from the cache or computed; errors are those of ``Encoder.images``."""
     if not encoder.cache:
         return encoder.images(source, indices, advance, unreadable).cpu()
-    digest = hashlib.sha256(f"{FORMAT} {encoder.precision} {encoder.transform!r} {encoder.strict}".encode())
+    digest = hashlib.sha256(
+        f"{FORMAT} {encoder.precision} {encoder.transform!r} {encoder.strict} {encoder.architecture}".encode()
+    )
     add_weights(digest, encoder.tower_state("image"))
     for index in indices:
         record = source.record(index)

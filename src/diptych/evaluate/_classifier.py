@@ -128,8 +128,8 @@ def _features(encoder: Encoder, pieces: Sequence[Piece]) -> Tensor:
 
 
 def _fingerprint(encoder: Encoder, prompts: Sequence[Prompts]) -> str:
-    """A hash of all that the vectors depend on: format, precision, weights of the text tower, and ids of every prompt."""
-    digest = hashlib.sha256(f"{FORMAT} {encoder.precision}".encode())
+    """A hash of all that the vectors depend on: format, precision, architecture, weights of the text tower, ids of every prompt."""
+    digest = hashlib.sha256(f"{FORMAT} {encoder.precision} {encoder.architecture}".encode())
     add_weights(digest, encoder.tower_state("text"))
     for item in prompts:
         for row in item.rows:

@@ -41,6 +41,10 @@ class LaidOut(Protocol):
     """The processes that see different pairs."""
 
     @property
+    def architecture(self) -> str:
+        """The model's whole configuration, as text."""
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether ``encode_text`` takes a ``prefix``."""
 
@@ -98,6 +102,11 @@ class Encoder:
     def group(self) -> Group:
         """The processes that share the work; None for all."""
         return None if isinstance(self.model, nn.Module) else self.model.group
+
+    @property
+    def architecture(self) -> str:
+        """The model's whole configuration, as text: equal weights compute other features under another activation."""
+        return repr(self.model.config) if isinstance(self.model, TwoTower) else self.model.architecture
 
     def images(
         self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None = None

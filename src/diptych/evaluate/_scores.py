@@ -4,7 +4,8 @@ Two protocols. "grouped" is that of COCO and Flickr30k: any of an image's own ca
 "paired" is that of open_clip's training loop: row j of the images belongs to row j of the texts only, so an image that
 occurs in five rows has one right caption in each. Pure functions of tensors: no model, no files, no processes.
 
-Order of candidates, which is exact and the same for every chunk: the higher score first; equal scores by the lower index;
+Order of candidates, exact for the scores as they were computed (the last bit of a product may depend on the chunk): the higher
+score first; equal scores by the lower index;
 a score that is not a number last. So a collapsed or diverged model scores about chance, never 100 %.
 """
 

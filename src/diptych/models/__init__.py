@@ -10,6 +10,7 @@ from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower, 
 from diptych.models._config import ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
 from diptych.models._model import TwoTower, create_model
 from diptych.models._presets import list_models, model_config, model_config_from_dict
+from diptych.models._statistics import put_back, restored_statistics, statistics_of
 
 __all__ = [
     "TOWERS",
@@ -28,4 +29,7 @@ __all__ = [
     "list_models",
     "model_config",
     "model_config_from_dict",
+    "put_back",
+    "restored_statistics",
+    "statistics_of",
 ]

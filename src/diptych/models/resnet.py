@@ -7,6 +7,7 @@ per process.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from diptych.models._base import TOWERS, ImageTower
 from diptych.models._config import ModelConfig, VisionConfig
 from diptych.models._layers import Linear, attention
+from diptych.models._statistics import restored_statistics
 from diptych.types import Encoded
 
 EXPANSION = 4
@@ -141,7 +143,7 @@ class ResNet(ImageTower):
         # Channels last: 1.4x as fast through the convolutions of a CPU, and the layout that tensor cores want.
         x = self.stem(self.normalize(images).contiguous(memory_format=torch.channels_last))
         for block in self.blocks():
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            x = _checkpointed(block, x) if self.checkpointing and self.training else block(x)
         state = self.pool(x)
         pooled = self.pool.out(state)
         if not return_tokens:
@@ -162,3 +164,12 @@ class ResNet(ImageTower):
         for linear in (self.pool.q, self.pool.k, self.pool.v, self.pool.out):
             nn.init.normal_(linear.weight, std=width**-0.5)
             nn.init.zeros_(linear.bias)
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """The block's output, computed again in the backward pass; that second time moves no running statistics."""
+
+    def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        return contextlib.nullcontext(), restored_statistics(block)
+
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)  # type: ignore[no-any-return]

@@ -87,7 +87,13 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         validation_wants=objective.validation_wants,
     )  # fmt: skip
     _check_data(pipeline, world, device)
-    data = {**fingerprint(pipeline.train_source), "order": ORDER_VERSION, "processes": world.size}
+    step_size = config.data.batch_size * config.accum_freq * world.size
+    data = {
+        **fingerprint(pipeline.train_source),
+        "order": ORDER_VERSION,
+        "processes": world.size,
+        "step_size": step_size,
+    }
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
     run = open_run(config, identity)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already

@@ -110,7 +110,7 @@ class Job:
             "learning_rate": self.rate.at(done - 1),
             "gradient_norm": float(result.gradient_norm),
             **figures,
-            "pairs": done * self.loader.options.step_size,
+            "pairs": self._pairs(done),
             "precision": self.step.precision,
             "processes": self.world.size,
             "truncated_tokens": sum(stats.tokens for stats in truncation.values()),
@@ -123,6 +123,11 @@ class Job:
         return (
             f"loss {row['loss']:.3f} · {row['pairs_per_second']:.0f} pairs/s · waiting for data {row['data_wait']:.0%}"
         )
+
+    def _pairs(self, done: int) -> int:
+        """Pairs trained on so far; steps of an earlier sitting may have been of another size."""
+        before = int(self.run.state.get("pairs", 0)) if self.run.state else 0
+        return before + (done - self.first_step) * self.loader.options.step_size
 
     def _epochs(self, position: Position) -> float:
         return position.epoch + position.index / max(1, self.loader.count)
@@ -149,6 +154,7 @@ class Job:
             "position": {"epoch": position.epoch, "index": position.index},
             "weights": whole,
             "skipped_steps": self.skipped.count,
+            "pairs": self._pairs(done),
             "step_state": self.step.state(),
             "random_state": {"cpu": torch.get_rng_state(), "device": device.random_state()},
             "companions": frozen_digests(layout.objective.frozen()),

@@ -42,7 +42,10 @@ def train(config: TrainConfig) -> Outcome:
     """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can fix."""
     with prepared(config) as job, interruptible() as interrupted:
         with log.progress("train", job.total_steps, job.first_step) as report:
-            done = _loop(job, config.output.stop_after, interrupted, report) if _steps_left(job) else job.first_step
+            left = _steps_left(job)
+            done = _loop(job, config.output.stop_after, interrupted, report) if left else job.first_step
+        if not left and not (job.run.folder / "results.json").exists():  # the last sitting ended while it validated
+            job.validate(done, job.loader.options.start)
         outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
         if outcome.finished:
             job.finish(done)

@@ -32,6 +32,7 @@ def check_resumed(path: Path, state: Mapping[str, Any], config: Mapping[str, Any
     if "all" in (saved.get("data.captions"), now["data.captions"]):
         _refuse(path, "captions", saved, now)
     _check_data(path, state.get("data"), data)
+    _check_length(path, state.get("data"), data, now)
     changed = [
         _change(key, saved[key], now[key]) for key in now if key in saved and _counts(key) and saved[key] != now[key]
     ]
@@ -59,6 +60,18 @@ def _check_data(path: Path, saved: Mapping[str, Any] | None, now: Mapping[str, A
     raise ConfigError(
         f"--resume {path}: the training data is not that of the run ({what}); give it back, or {_new_run(path)}."
     )
+
+
+def _check_length(
+    path: Path, saved: Mapping[str, Any] | None, data: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """Steps of another size make another length of a run that counts epochs: its schedule and its end would be wrong."""
+    was = (saved or data)["step_size"]
+    if was != data["step_size"] and not config["schedule.max_steps"]:
+        raise ConfigError(
+            f"--resume {path}: a step of {was} pairs would have {data['step_size']}, so --epochs would be of another length: "
+            "keep the product of --batch-size, --accum-freq and processes, or give the run's length by --max-steps."
+        )
 
 
 def _refuse(path: Path, option: str, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -88,6 +88,9 @@ def open_run(config: TrainConfig, identity: Identity) -> Run:
         _same(path, "objective", options.to_dict(saved), options.to_dict(config.objective))
         _same(path, "frozen companion", state.get("companions", {}), dict(identity.companions))
         check_resumed(path, state, options.to_dict(config), identity.data)
+        if process_group.world_from_environment().main:
+            for aside in checkpoint.set_aside(folder / "checkpoints", int(state["step"])):
+                log.warn(f"a checkpoint of a later step is set aside: {aside}")
     elif process_group.broadcast_object(_holds_a_run(folder)):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --resume latest, or choose another --output."

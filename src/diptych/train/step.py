@@ -11,18 +11,19 @@ named here: what depends on the layout is asked of it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.devices import Device
 from diptych.distributed import process_group
 from diptych.distributed.layout import Layout, parallelize
 from diptych.distributed.process_group import World
+from diptych.models import put_back, restored_statistics, statistics_of
 from diptych.objectives import Objective, differentiable, pairs_of
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.types import Batch, Terms
@@ -91,13 +92,13 @@ class Step:
         """Take one step over the micro-batches, which are on the CPU or on the device."""
         self.optimizer.zero_grad(set_to_none=True)
         moved = [move(batch, self.device.torch_device) for batch in batches]
-        statistics = _statistics(self.layout.objective)
+        statistics = statistics_of(self.layout.objective)
         terms, features = self._whole(moved[0]) if len(moved) == 1 else self._cached(moved)
         self.scaler.unscale_(self.optimizer)
         loss, norm = total(terms).detach(), self.layout.gradient_norm().detach()
         finite = self._finite(loss, norm)
         if not finite:
-            _put_back(statistics)
+            put_back(statistics)
         else:
             if self.clip_norm > 0:
                 self.layout.clip_gradients(self.clip_norm, norm)
@@ -156,7 +157,7 @@ class Step:
             torch.no_grad(),
             self.layout.accumulating(),
             self.device.autocast(self.precision),
-            _restored_statistics(self.layout.objective),
+            restored_statistics(self.layout.objective),
         ):
             pairs = [self.layout.features(batch) for batch in batches]
         return [features for features, _ in pairs], [frozen for _, frozen in pairs]
@@ -207,25 +208,3 @@ def _gradients(features: Any, piece: Any, start: int) -> list[Tensor | None]:
         rows = whole.grad[start : start + len(own)]
         gradients.append(rows[(slice(None), *(slice(size) for size in own.shape[1:]))])
     return gradients
-
-
-@contextlib.contextmanager
-def _restored_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch normalization normalizes as in training, but its running statistics are afterwards what they were."""
-    saved = _statistics(module)
-    try:
-        yield
-    finally:
-        _put_back(saved)
-
-
-def _statistics(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """The running statistics of batch normalization, and copies of them."""
-    norms = [item for item in module.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
-    return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
-
-
-@torch.no_grad()
-def _put_back(saved: list[tuple[Tensor, Tensor]]) -> None:
-    for buffer, value in saved:
-        buffer.copy_(value)
