@@ -6,12 +6,12 @@ import torch
 from diptych.models import create_model
 
 
-@pytest.mark.parametrize("name", ["tiny-test", "tiny-test-resnet"])
-def test_checkpointing_changes_nothing(name):
+@pytest.mark.parametrize("preset", ["tiny-test", "tiny-test-resnet"])
+def test_checkpointing_changes_nothing(preset):
     results = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = create_model(name).train()
+        model = create_model(preset).train()
         model.image.checkpointing = checkpointing
         size = model.config.vision.image_size
         images = torch.randint(

@@ -128,7 +128,7 @@ def _features(encoder: Encoder, pieces: Sequence[Piece]) -> Tensor:
 
 
 def _fingerprint(encoder: Encoder, prompts: Sequence[Prompts]) -> str:
-    """A hash of all that the vectors depend on: format, precision, architecture, weights of the text tower, ids of every prompt."""
+    """A hash of all that the vectors depend on: format, precision, architecture, the text tower's weights, ids of prompts."""
     digest = hashlib.sha256(f"{FORMAT} {encoder.precision} {encoder.architecture}".encode())
     add_weights(digest, encoder.tower_state("text"))
     for item in prompts:
