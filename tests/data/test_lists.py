@@ -64,6 +64,11 @@ def test_what_is_no_caption_is_refused(tmp_path, value, message):
         captions(opened(tmp_path / "x.jsonl", lines(rows)))
 
 
+def test_objects_with_a_text_are_captions(tmp_path):
+    rows = [{"image": f"{n}.jpg", "captions": [{"caption": "a dog", "id": 1}, {"caption": "one"}]} for n in range(9)]
+    assert captions(opened(tmp_path / "x.jsonl", lines(rows))) == [("a dog", "one")] * 9
+
+
 def test_a_flag_reaches_into_an_object(tmp_path):
     rows = [{"image": "a.jpg", "caption": {"en": "a dog", "fr": "un chien"}}]
     assert captions(opened(tmp_path / "x.jsonl", lines(rows), csv_caption_key="caption.fr")) == [("un chien",)]
@@ -86,7 +91,7 @@ def test_labels_that_look_like_numbers_are_numbers(tmp_path):
     assert source.classes is None
     named = opened(tmp_path / "x.jsonl", lines([{"image": f"{name}.jpg", "label": name} for name in ("dog", "cat")]))
     assert (named.classes, named.record(0).label) == (("cat", "dog"), 1)
-    with pytest.raises(SourceError, match="numbers .* and names"):
+    with pytest.raises(SourceError, match=r"numbers .* and names"):
         opened(tmp_path / "y.csv", "image,class\na.jpg,3\nb.jpg,dog\n")
     with pytest.raises(SourceError, match="is named both"):
         opened(tmp_path / "z.csv", "image,class,class_name\na.jpg,3,dog\nb.jpg,3,cat\n")
@@ -108,7 +113,7 @@ def captions_from(source, first):
 
 def test_a_table_without_a_header_asks_for_names(tmp_path):
     text = "a dog, it seems\ta.jpg\na cat\tb.jpg\n"
-    with pytest.raises(SourceError, match="no header.*--csv-columns title,filepath"):
+    with pytest.raises(SourceError, match=r"no header.*--csv-columns title,filepath"):
         opened(tmp_path / "x.tsv", text)
     assert captions(opened(tmp_path / "x.tsv", text, csv_columns="title,filepath")) == [
         ("a dog, it seems",),
@@ -155,7 +160,7 @@ def test_conversations_objects_over_lines_and_lists_of_splits(tmp_path):
     pretty = "\n".join(json.dumps(row, indent=1) for row in rows)
     assert captions(opened(tmp_path / "p.jsonl", pretty)) == [("one",), ("three",)]
     assert opened(tmp_path / "s.json", {"train": rows, "val": rows[:1]}).splits() == {"train": 2, "val": 1}
-    with pytest.raises(SourceError, match="several lists .mine, ours."):
+    with pytest.raises(SourceError, match=r"several lists .mine, ours."):
         opened(tmp_path / "t.json", {"mine": rows, "ours": rows})
     with pytest.raises(RecordError, match=r"b\.json, item 1: expected an object"):
         opened(tmp_path / "b.json", [rows[0], 5]).record(1)

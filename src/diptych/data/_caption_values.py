@@ -20,10 +20,8 @@ TEXT_KEYS = ("caption", "raw", "text", "sentence")  # of an object that is a cap
 # Scripts that put no blank between words: there a text without blanks may well be a sentence.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\U0003ffff]")
 ANSWERING = ("gpt", "assistant", "model", "bot")
-WORDS = 1.25  # words per item of a list, below which it is one of words
-MANY = (
-    4  # items from which one list of words is told from a list of short captions; more lists than that tell of a column
-)
+MEAN_LENGTH = 1.25  # words per item of a list, below which it is one of words
+MANY = 4  # items from which one list counts as words and not as short captions; more such lists decide about a column
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,10 @@ class Shape:
 def texts_of(value: Any, shape: Shape, key: str) -> tuple[str, ...]:
     """The captions of one value. Raises RecordError naming ``key`` for what is no caption."""
     if isinstance(value, str):
-        found = _written(value) if shape.written else None
-        if found is None:
+        items = _written(value) if shape.written else None
+        if items is None:
             return (value,)
-        value = found
+        value = items
     if value is None:
         return ()
     if (answers := _answers(value)) is not None:
@@ -50,18 +48,18 @@ def texts_of(value: Any, shape: Shape, key: str) -> tuple[str, ...]:
         return (_text(value, shape, key),)
     texts = tuple(_text(item, shape, key) for item in value if item is not None)
     if len(texts) >= MANY and all(map(_is_word, texts)):
-        raise RecordError(key, f"its {shape.column or 'caption'} is a list of words ({_few(texts)})", WORDS_ADVICE)
+        raise RecordError(key, f"its {shape.column or 'caption'} is a list of words ({_few(texts)})", HOW_TO_WRITE)
     return texts
 
 
-WORDS_ADVICE = "write one text, or a list of sentences"
+HOW_TO_WRITE = "write one text, or a list of sentences"
 
 
 def shape_of(values: Sequence[Any], keys: Sequence[str], where: str, column: str, flag: str) -> Shape:
     """What the sampled values of a column are; ``keys`` name their records. Raises SourceError for what cannot be a caption."""
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     lists = [_written(text) for text in texts if text.lstrip()[:1] in "[("]
-    written = 2 * sum(found is not None for found in lists) > len(
+    written = 2 * sum(items is not None for items in lists) > len(
         texts
     )  # one in a plain column is a caption in brackets
     shape = Shape(written, f"lists written as text under {column!r} are read as lists" if written else "", column)
@@ -79,16 +77,16 @@ def shape_of(values: Sequence[Any], keys: Sequence[str], where: str, column: str
     if turns:
         more = ", the first one where there are several" if max(turns) > 1 else ""
         return dataclasses.replace(shape, said=f"captions are the answers in {column!r}{more}")
-    words, lists_seen, some = [], 0, ""
+    counts, lists_seen, some = [], 0, ""
     for value, key in zip(values, keys, strict=True):
         given = _written(value) if written and isinstance(value, str) else value
         if isinstance(given, list | tuple) and len(given) > 1:
             items = [item for item in given if isinstance(item, str)]
             lists_seen += 1
-            words += [1 if _is_word(item) else 2 for item in items]
+            counts += [1 if _is_word(item) else 2 for item in items]
             some = some or f"{key}: its {column} is a list of words ({_few(items)})"
-    if lists_seen > MANY and sum(words) <= WORDS * len(words):
-        raise SourceError(f"{some}, as those of other rows are; {WORDS_ADVICE}.")
+    if counts and lists_seen > MANY and sum(counts) <= MEAN_LENGTH * len(counts):
+        raise SourceError(f"{some}, as those of other rows are; {HOW_TO_WRITE}.")
     return shape
 
 

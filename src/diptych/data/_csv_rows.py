@@ -2,7 +2,7 @@
 
 A field is quoted when it begins with a quote and a quote before the next separator closes it; every other quote is text. So
 no stray quote swallows rows: a field that stays open goes on to the next line only as long as that line is no row by itself.
-Knows no names of columns beyond those that tell a header.
+Knows no names of columns beyond those that make a header.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def names_columns(path: Path) -> bool:
         first = file.readline(1 << 12).removeprefix(MARK).decode("utf-8", errors="replace").strip("\r\n")
     names = [{plain_name(field) for field in first.split(separator)} for separator in SEPARATORS]
     images, others = set(map(plain_name, IMAGE_KEYS)), set(map(plain_name, (*CAPTION_KEYS, *LABEL_KEYS)))
-    return any(found & images and found & others for found in names)
+    return any(columns & images and columns & others for columns in names)
 
 
 def conversion(path: Path, encoding: str) -> str:
@@ -183,8 +183,8 @@ def _joined(bounds: np.ndarray, continued: np.ndarray, text: bytes, base: int) -
     rows = np.stack([bounds[begins, 0], lasts[:, 0] + lasts[:, 1] - bounds[begins, 0]], axis=1)
     data = np.frombuffer(text, dtype=np.uint8)
     first = data[np.minimum(rows[:, 0] - base, len(data) - 1)]
-    kept: np.ndarray = rows[(rows[:, 1] > 1) | ((rows[:, 1] == 1) & (first != ord("\r")))]
-    return kept
+    rows_with_text: np.ndarray = rows[(rows[:, 1] > 1) | ((rows[:, 1] == 1) & (first != ord("\r")))]
+    return rows_with_text
 
 
 def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, last: bool) -> tuple[np.ndarray, int]:
@@ -203,8 +203,8 @@ def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, la
 
     if _all_closed([line(number) for number in marked], separator):
         return continued, len(bounds)
-    if (found := _by_the_standard([line(number) for number in range(len(bounds))], layout, last)) is not None:
-        return found
+    if (decision := _by_the_standard([line(number) for number in range(len(bounds))], layout, last)) is not None:
+        return decision
     after = 0  # the first line that no row has taken
     for number in marked:
         if number < after or not fields_of(joined := line(number), separator)[1]:

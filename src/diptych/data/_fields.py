@@ -235,8 +235,8 @@ def _asked(rows: Sequence[Row], names: Sequence[str], asked: str, where: str, fl
     """The column that a flag names: as it is written, else as it is compared, else a path with dots."""
     if asked in names:
         return (asked,)
-    if found := known_name(names, (asked,)):
-        return (found,)
+    if column := known_name(names, (asked,)):
+        return (column,)
     path = tuple(asked.split("."))
     if len(path) > 1 and any(_at(row, path) is not None for row in rows):
         return path

@@ -54,12 +54,12 @@ def items_of(text: str, path: Path) -> tuple[Iterator[Any], str]:
 def _chosen(text: str, arrays: dict[str, Member], path: Path) -> tuple[Iterator[Any], str]:
     """The array that holds images, or all of them where their names are those of splits."""
     if all(name.lower() in SPLITS for name in arrays):
-        pairs = ((name, item) for name, found in arrays.items() for item in _array(text, found.position, path))
+        pairs = ((name, item) for name, member in arrays.items() for item in _array(text, member.position, path))
         items = (
             {**_plain(item), "split": _split(name.lower())} if isinstance(item, dict) else item for name, item in pairs
         )
         return items, f"its lists {seen(arrays)} are splits"
-    wanted = [name for name, found in arrays.items() if {plain_name(key) for key in _keys(found)} & IMAGES]
+    wanted = [name for name, member in arrays.items() if {plain_name(key) for key in _keys(member)} & IMAGES]
     if len(wanted) > 1:
         wanted = [name for name in wanted if {plain_name(key) for key in _keys(arrays[name])} & CAPTIONS]
     if len(wanted) != 1 and len(arrays) > 1:
@@ -104,13 +104,13 @@ def _mapping(members: dict[str, Member], path: Path) -> tuple[Iterator[Any], str
     """{path: caption or captions}, {path: {...}} or {number: {"image": ...}}."""
     if not members:
         raise SourceError(f"{path}: an empty object, it holds no record.")
-    values = [found.value for found in members.values()]
+    values = [member.value for member in members.values()]
     if all(isinstance(value, dict) for value in values) and any(
         {plain_name(key) for key in value} & IMAGES for value in values
     ):
         return map(_plain, values), "a mapping from keys to records"
-    pictures = sum(map(is_picture, members))
-    if 2 * pictures <= len(members):
+    image_names = sum(map(is_picture, members))
+    if 2 * image_names <= len(members):
         known = "neither an array of images nor an object with one, nor a mapping from images to captions"
         raise SourceError(f"{path}: {known}; its keys: {seen(members)}.")
     items = (
@@ -149,7 +149,7 @@ def _keys(member: Member | None) -> tuple[str, ...]:
 
 
 def _names_an_image(members: Mapping[str, Member]) -> bool:
-    return any(plain_name(name) in IMAGES and isinstance(found.value, str | list) for name, found in members.items())
+    return any(plain_name(name) in IMAGES and isinstance(member.value, str | list) for name, member in members.items())
 
 
 def _members(text: str, position: int, path: Path) -> tuple[dict[str, Member], int]:

@@ -31,8 +31,8 @@ def root_of(listed: Path, image_root: str, images: Iterable[str]) -> Path:
         return plain
     best = plain
     for folder in _candidates(listed):
-        if folder.is_dir() and (found := _count(folder, wanted)) > most:
-            best, most = folder, found
+        if folder.is_dir() and (count := _count(folder, wanted)) > most:
+            best, most = folder, count
     if best != plain:
         say(f"{listed}: its images lie in {best} (--image-root chooses another folder)")
     return best

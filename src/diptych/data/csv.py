@@ -69,10 +69,10 @@ class Csv:
         self._selected = selected_rows(self._rows, split, str(self.path))
         if self._fields.named:
             label = self._fields.label
-            found = rows_of(
+            stored = rows_of(
                 self.path, f"csv 3 {separator!r} classes {label}", lambda _, built: self._find_classes(label, built)
             )
-            self._fields = self._fields.with_classes(found.metadata["classes"])
+            self._fields = self._fields.with_classes(stored.metadata["classes"])
         self.classes = self._fields.classes
 
     @classmethod

@@ -79,7 +79,7 @@ def _has_lines(path: Path) -> bool:
         start = file.read(1 << 18).lstrip(b"\xef\xbb\xbf \t\r\n")
     first, _, rest = start.partition(b"\n")
     if not first.startswith(b"{") or not rest.strip():
-        # A single line may be a single record, which items_of tells from a mapping.
+        # A single line may be a single record, or a mapping: ``items_of`` decides.
         return False
     return first.rstrip().endswith(b"}")
 

@@ -57,8 +57,8 @@ class JsonLines:
         self._selected = selected_rows(self._rows, split, str(shown or self.path))
         if self._fields.named:
             label = self._fields.label
-            found = rows_of(self.path, f"jsonl classes {label}", lambda _, built: self._find_classes(label, built))
-            self._fields = self._fields.with_classes(found.metadata["classes"])
+            stored = rows_of(self.path, f"jsonl classes {label}", lambda _, built: self._find_classes(label, built))
+            self._fields = self._fields.with_classes(stored.metadata["classes"])
         self.classes = self._fields.classes
 
     @classmethod

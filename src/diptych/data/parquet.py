@@ -156,8 +156,8 @@ class Parquet:
             return tuple(names)
         if not self._fields.named:
             return None
-        found = (value for file in files for value in file.read(columns=[label])[label].unique().to_pylist())
-        return class_names(found, f"{self.name}, column {label!r}")
+        values = (value for file in files for value in file.read(columns=[label])[label].unique().to_pylist())
+        return class_names(values, f"{self.name}, column {label!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cached": OrderedDict()}
