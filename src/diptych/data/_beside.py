@@ -6,12 +6,14 @@ has it. ``--csv-caption-key`` chooses: txt, json, or a key of the JSON. It knows
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diptych import log
+from diptych.data._caption_values import Shape, shape_of, texts_of
 from diptych.data._columns import CAPTION_KEYS, LABEL_KEYS, LABEL_NAME_KEYS, label_of
 from diptych.errors import RecordError, SourceError
 
@@ -115,17 +117,18 @@ def _metadata(data: bytes, key: str) -> dict[str, Any]:
 
 def _json_captions(metadata: Mapping[str, Any], key: str, names: Sequence[str] = CAPTION_KEYS) -> tuple[str, ...]:
     """The captions under the first of the names that holds some. Raises RecordError for a value that is no caption."""
-    name = next((name for name in names if metadata.get(name)), "")
-    value = metadata.get(name)
-    if value is None:
-        return ()
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
-        shape = f"a list of {type(texts[0]).__name__}" if isinstance(value, list) else type(value).__name__
-        raise RecordError(
-            key, f"{name!r} in its .json is {shape}, not a text or a list of texts", "--csv-caption-key names another"
-        )
-    return tuple(texts)
+    name = next((name for name in names if _value(metadata, name)), "")
+    return texts_of(_value(metadata, name), Shape(written=True, column=f"{name!r} in its .json"), key) if name else ()
+
+
+def _value(metadata: Mapping[str, Any], name: str) -> Any:
+    """What stands under a key, or under a path of keys with dots."""
+    value: Any = metadata.get(name)
+    if value is None and "." in name:
+        value = metadata
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _first(metadata: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -138,6 +141,7 @@ def inspect_texts(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str,
     Raises SourceError for a ``caption_key`` that none of them has. What is wrong with a single one is said when its turn comes.
     """
     labels, several, difference, metadata = [], "", "", []
+    _check_shapes(samples, spec, caption_key)
     for key, texts in samples:
         try:
             beside = described(texts, key, caption_key)
@@ -165,6 +169,24 @@ def inspect_texts(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str,
     return any(label is not None and as_number(label) is None for label in labels)
 
 
+def _check_shapes(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str, caption_key: str) -> None:
+    """Raise SourceError where the captions of the .json are objects or lists of words; say where they are lists as text."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for key, texts in samples:
+        if "json" not in texts or (not caption_key and {"txt", "caption"} & set(texts)) or text_ending(caption_key):
+            continue
+        with contextlib.suppress(RecordError):
+            metadata = _metadata(texts["json"], key)
+            names = CAPTION_KEYS if caption_key in ("", "json") else (caption_key,)
+            name = next((name for name in names if _value(metadata, name)), "")
+            found.setdefault(name, []).append((key, _value(metadata, name)))
+    for name, items in found.items():
+        if name:
+            shape = shape_of([value for _, value in items], [key for key, _ in items], spec, name, "--csv-caption-key")
+            if shape.said:
+                log.info(f"{spec}: {shape.said}")
+
+
 def _are_boxes(data: bytes) -> bool:
     """Whether every line is a class and at least four numbers, as detectors are trained on."""
     lines = [line.split() for line in data.splitlines() if line.strip()]
@@ -177,7 +199,7 @@ def _require_caption_key(
     """Raise SourceError where no sample has what --csv-caption-key names; say it where only .txt can be meant."""
     ending = "txt" if text_ending(caption_key) else "json"
     if any(ending in item for item in texts):
-        if ending == "txt" or caption_key == "json" or any(caption_key in item for item in metadata):
+        if ending == "txt" or caption_key == "json" or any(_value(item, caption_key) is not None for item in metadata):
             return
         seen = list(dict.fromkeys(key for item in metadata for key in item))
         raise SourceError(
