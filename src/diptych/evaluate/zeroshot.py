@@ -175,8 +175,10 @@ def _labels(source: Records) -> tuple[Tensor, list[str] | None]:
         if record.label is None:
             raise SourceError(f"{source.name}: classification needs a label for each image; {record.key} has none.")
         labels.append(record.label)
-        if isinstance(record.extra.get("label_name"), str):
-            names[record.label] = record.extra["label_name"]
+        if isinstance(name := record.extra.get("label_name"), str) and names.setdefault(record.label, name) != name:
+            raise SourceError(
+                f"{source.name}: label {record.label} is named both {names[record.label]!r} and {name!r} ({record.key})."
+            )
     if not labels:
         raise SourceError(f"{source.name}: holds no image with a label to classify.")
     if min(labels) < 0:
