@@ -57,7 +57,7 @@ def test_a_step_that_is_filled_with_the_same_records_is_said(pairs, tmp_path, ca
         (lambda number, row: {"captions": ["photo"]}, "all 23 records have the same caption 'photo'"),
     ],
 )
-def test_data_with_nothing_to_tell_apart_is_refused(tmp_path, change, expected):
+def test_data_with_nothing_to_distinguish_is_refused(tmp_path, change, expected):
     with pytest.raises(SourceError, match=expected):
         run(rewritten(tmp_path, change), tmp_path / "a", "--max-steps", "1")
 

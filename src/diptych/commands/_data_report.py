@@ -56,7 +56,9 @@ def _pair(pair: Any) -> str:
 def _problem(items: list[Any], whole: int, what: str, fine: str, show: Callable[[Any], str] = str) -> list[str]:
     if not items:
         return [f"ok      {fine}"] if fine else []
-    lines = [f"check   {_share(len(items), whole)} {what}:"] + [f"          {show(item)}" for item in items[:FEW]]
+    # Pairs may be more than there are images: then only their number says something.
+    count = _share(len(items), whole) if len(items) <= whole else f"{len(items):,}"
+    lines = [f"check   {count} {what}:"] + [f"          {show(item)}" for item in items[:FEW]]
     return lines + ([f"          and {len(items) - FEW:,} more"] if len(items) > FEW else [])
 
 

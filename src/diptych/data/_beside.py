@@ -171,7 +171,7 @@ def inspect_texts(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str,
 
 def _check_shapes(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str, caption_key: str) -> None:
     """Raise SourceError where the captions of the .json are objects or lists of words; say where they are lists as text."""
-    found: dict[str, list[tuple[str, Any]]] = {}
+    by_name: dict[str, list[tuple[str, Any]]] = {}
     for key, texts in samples:
         if "json" not in texts or (not caption_key and {"txt", "caption"} & set(texts)) or text_ending(caption_key):
             continue
@@ -179,8 +179,8 @@ def _check_shapes(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str,
             metadata = _metadata(texts["json"], key)
             names = CAPTION_KEYS if caption_key in ("", "json") else (caption_key,)
             name = next((name for name in names if _value(metadata, name)), "")
-            found.setdefault(name, []).append((key, _value(metadata, name)))
-    for name, items in found.items():
+            by_name.setdefault(name, []).append((key, _value(metadata, name)))
+    for name, items in by_name.items():
         if name:
             shape = shape_of([value for _, value in items], [key for key, _ in items], spec, name, "--csv-caption-key")
             if shape.said:

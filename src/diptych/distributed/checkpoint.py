@@ -58,7 +58,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 0) -> Pa
 def set_aside(folder: Path, after: int) -> list[Path]:
     """Give checkpoints of later steps another name, which rotation and ``newest`` pass over; return the new names.
 
-    A run that goes back to an earlier step begins a branch: what was written on the other one is kept, and not resumed by chance.
+    A run that goes back to an earlier step begins a branch: what was written on the other one stays, and is not resumed by chance.
     """
     moved = []
     for step in steps(folder):
@@ -71,14 +71,14 @@ def set_aside(folder: Path, after: int) -> list[Path]:
 
 def protect(folder: Path, step: int) -> Path:
     """Give a checkpoint a second name that rotation leaves alone, ``finite_step_00001200.pt``; return it."""
-    kept = folder / f"finite_{path_of(folder, step).name}"
-    with replacing(kept, "checkpoint") as beside:
+    second = folder / f"finite_{path_of(folder, step).name}"
+    with replacing(second, "checkpoint") as beside:
         beside.unlink(missing_ok=True)
         try:
             os.link(path_of(folder, step), beside)
         except OSError:  # a file system without links
             shutil.copyfile(path_of(folder, step), beside)
-    return kept
+    return second
 
 
 def _system_refusal(error: BaseException, path: Path) -> OSError:

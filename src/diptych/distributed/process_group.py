@@ -69,7 +69,7 @@ def start(device: Device, backend: str = "") -> World:
 def _check_backend(backend: str) -> None:
     """Raise DistributedError for a backend that torch does not know or was built without, in a process on its own too.
 
-    ``backend`` may name several by device: cpu:gloo,cuda:nccl.
+    ``backend`` may name several by device, as in DEVICE:BACKEND,DEVICE:BACKEND.
     """
     for part in filter(None, backend.lower().split(",")):
         name = part.rpartition(":")[2]

@@ -57,9 +57,9 @@ def _joined(folders: Sequence[str] | None, labels: str | Path | Sequence[str] | 
     if not folders:
         return given.names
     for join in (_by_id, _by_number, _by_name):
-        found = join(folders, given, source)
-        if found is not None:
-            return found
+        joined = join(folders, given, source)
+        if joined is not None:
+            return joined
     return _by_position(folders, given, source)
 
 
@@ -141,7 +141,7 @@ def _warn_of_twins(names: Sequence[str], folders: Sequence[str] | None, source: 
         if _plain(name) in first:
             other = first[_plain(name)]
             where = f"{folders[other]} and {folders[number]}" if folders else f"classes {other} and {number}"
-            log.warn(f"{source}: {where} have the same name, {name!r}: their images cannot be told apart by it")
+            log.warn(f"{source}: {where} have the same name, {name!r}: their images cannot be separated by it")
             return
         first[_plain(name)] = number
 

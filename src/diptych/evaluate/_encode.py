@@ -142,11 +142,11 @@ class Encoder:
         self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None
     ) -> Tensor:
         features: list[Tensor] = []
-        found: Damaged = []
+        damaged_images: Damaged = []
         batches = image_batches(source, indices, self.transform, self.batch_size, self.workers, strict=self.strict)
         with self.inference():
             for images, errors, damaged in batches:
-                found += damaged
+                damaged_images += damaged
                 fatal = (error for _, error in errors if unreadable is None or not isinstance(error, RecordError))
                 self._agree(next(fatal, None))
                 for _, error in errors:
@@ -156,11 +156,11 @@ class Encoder:
                 encoded[[position for position, _ in errors]] = torch.nan
                 features.append(encoded)
                 advance(len(images))
-        if found:
-            key, damage = found[0]
+        if damaged_images:
+            key, damage = damaged_images[0]
             log.warn(
-                f"{source.name}: {len(found)} of {len(indices)} images have damaged data and are used all the same (first {key}: "
-                f"{damage}); --bad-samples-strict leaves them out"
+                f"{source.name}: {len(damaged_images)} of {len(indices)} images have damaged data and are used all the same "
+                f"(first {key}: {damage}); --bad-samples-strict leaves them out"
             )
         return torch.cat(features)
 

@@ -94,9 +94,9 @@ def open_labeled(
     folder = class_folder(spec)
     source = open_split(folder.images, "", preferred, options or SourceOptions(), "the path of its folder or file")
     opened = LabeledImages(source, labels or folder.labels, templates or folder.templates)
-    found = [path for path, given in ((folder.labels, labels), (folder.templates, templates)) if path and not given]
-    if found:
-        log.info(f"{spec}: class names and prompts beside it are used: {', '.join(found)}")
+    beside = [path for path, given in ((folder.labels, labels), (folder.templates, templates)) if path and not given]
+    if beside:
+        log.info(f"{spec}: class names and prompts beside it are used: {', '.join(beside)}")
     if opened.templates:
         load_templates(opened.templates)
     if opened.labels:

@@ -14,7 +14,7 @@ from pathlib import Path
 from diptych.errors import ConfigError
 from diptych.registry import did_you_mean
 
-PLACE = re.compile(r"\{(0|c|class|classname|class_name|label)\}")
+PLACEHOLDER = re.compile(r"\{(0|c|class|classname|class_name|label)\}")
 FOLDER = Path(__file__).parent / "prompts"
 CLASSES = Path(__file__).parent / "classes"
 
@@ -34,7 +34,7 @@ def load_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
         where, lines = _by_name(templates)
     else:
         where, lines = "templates", list(templates)
-    lines = [PLACE.sub("{}", line) for line in lines]
+    lines = [PLACEHOLDER.sub("{}", line) for line in lines]
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong:
         raise ConfigError(f"{where}: the template {wrong[0]!r} must hold {{}} once, where the class name goes.")

@@ -1,6 +1,6 @@
 """What is looked at before the first step, so that a run that cannot come to anything ends before it costs a night.
 
-Every source gives one record that can be decoded; the data holds something to tell apart; a step has pairs to compare; something
+Every source gives one record that can be decoded; the data holds something to distinguish; a step has pairs to compare; something
 is trained, at a rate above zero. The table of errors and warnings is in docs/runs.md. Nothing is changed here.
 """
 
@@ -56,14 +56,14 @@ def check_variety(source: Source) -> None:
     """Raise SourceError when all records show one picture or have one caption; warn where that is so of all that were read."""
     for number in (TRIED, COMPARED):
         records = _readable(source, spread(len(source), number))
-        pictures = {image_id(record) for record in records}
+        images = {image_id(record) for record in records}
         captions = {caption.strip() for record in records for caption in record.captions}
-        if len(records) < 2 or min(len(pictures), len(captions)) != 1:
+        if len(records) < 2 or min(len(images), len(captions)) != 1:
             return
-    what = "show the same picture" if len(pictures) == 1 else f"have the same caption {next(iter(captions))[:60]!r}"
+    what = "show the same picture" if len(images) == 1 else f"have the same caption {next(iter(captions))[:60]!r}"
     if len(records) == len(source):
         raise SourceError(
-            f"{source.name}: all {len(source)} records {what}, so there is nothing to tell apart; check the columns."
+            f"{source.name}: all {len(source)} records {what}, so there is nothing to distinguish; check the columns."
         )
     log.warn(f"{source.name}: {len(records)} of {len(source):,} records were looked at, and all {what}")
 
@@ -82,7 +82,7 @@ def check_step_size(options: LoaderOptions, count: int, needs: int) -> None:
     """Raise ConfigError when a step compares fewer pairs than the objective ``needs``; warn where it holds records twice."""
     if options.step_size < needs:
         raise ConfigError(
-            f"a step compares {options.arithmetic}, and the loss needs {needs} to tell apart: it would be 0 at once; "
+            f"a step compares {options.arithmetic}, and the loss needs {needs} to distinguish: it would be 0 at once; "
             "raise --batch-size."
         )
     if options.pad_last and count < options.step_size:

@@ -141,6 +141,11 @@ class Job:
             self.sinks.write("eval", done, {"epoch": self._epochs(position), "time": time.time(), **row})
         process_group.barrier()
 
+    def make_up_validation(self, done: int) -> None:
+        """Validate a run that has all its steps, where the last sitting ended while it validated."""
+        if not (self.run.folder / "results.json").exists():
+            self.validate(done, self.loader.options.start)
+
     def save(self, done: int, position: Position) -> None:
         """Write a checkpoint: weights, optimizer, random state, position in the data, and the config.
 
@@ -174,11 +179,11 @@ class Job:
         if self.skipped.leave_out(done, batches, self.step, result):
             return
         self.save(done, before)
-        kept = checkpoint.protect(self.run.checkpoints, done) if self.world.main else self.run.checkpoints
+        protected = checkpoint.protect(self.run.checkpoints, done) if self.world.main else self.run.checkpoints
         process_group.barrier()
         raise NonFiniteError(
             f"step {done + 1}: the loss is {float(result.loss):g}, the gradient norm {float(result.gradient_norm):g}; stopped "
-            f"before the update, see {self.skipped.path(done)}. The weights before it are kept in {kept}; resume with a "
+            f"before the update, see {self.skipped.path(done)}. The weights before it are kept in {protected}; resume with a "
             "lower --lr, --grad-clip-norm 1, --precision fp32, or --on-nonfinite skip:3."
         )
 

@@ -44,8 +44,8 @@ def train(config: TrainConfig) -> Outcome:
         with log.progress("train", job.total_steps, job.first_step) as report:
             left = _steps_left(job)
             done = _loop(job, config.output.stop_after, interrupted, report) if left else job.first_step
-        if not left and not (job.run.folder / "results.json").exists():  # the last sitting ended while it validated
-            job.validate(done, job.loader.options.start)
+        if not left:
+            job.make_up_validation(done)
         outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
         if outcome.finished:
             job.finish(done)

@@ -78,10 +78,10 @@ def open_run(config: TrainConfig, identity: Identity) -> Run:
     when its checkpoints are damaged.
     """
     folder = Path(process_group.broadcast_object(str(folder_of(config))))
-    found = _to_resume(config.output, folder) if config.output.resume else None
+    resumed = _to_resume(config.output, folder) if config.output.resume else None
     state = None
-    if found is not None:
-        path, state = found
+    if resumed is not None:
+        path, state = resumed
         # Read as configs, so that what a later version added takes its default.
         _same(path, "model", model_config_from_dict(state["architecture"], str(path)).to_dict(), identity.model)
         saved = build(state["config"], str(path)).objective
@@ -109,14 +109,14 @@ def _to_resume(output: OutputOptions, folder: Path) -> tuple[Path, dict[str, Any
         return path, checkpoint.load(path, PARTS)
     if not (output.output or output.name):
         raise ConfigError("--resume latest: in which folder? Give --output, or --name.")
-    found = checkpoint.newest(folder / "checkpoints", PARTS)
-    if found is None:
+    resumed = checkpoint.newest(folder / "checkpoints", PARTS)
+    if resumed is None:
         if (folder / "model.safetensors").exists():
             raise ConfigError(
                 f"--resume latest: {folder} holds weights but no checkpoint; start a new run with --pretrained."
             )
         log.info(f"--resume latest: no checkpoint in {folder / 'checkpoints'} yet; starting a new run")
-    return found
+    return resumed
 
 
 def _holds_a_run(folder: Path) -> bool:
