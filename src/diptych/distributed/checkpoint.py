@@ -58,7 +58,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 0) -> Pa
 def set_aside(folder: Path, after: int) -> list[Path]:
     """Give checkpoints of later steps another name, which rotation and ``newest`` pass over; return the new names.
 
-    A run that goes back to an earlier step begins a branch: what was written on the other one stays, and is not resumed by chance.
+    A run that goes back to an earlier step begins a branch: what the other one holds stays, and is not resumed by chance.
     """
     moved = []
     for step in steps(folder):
