@@ -209,7 +209,7 @@ def test_iterating_batches_needs_steps_of_one_batch(source):
         iter(loader)
     parts, _ = next(loader.steps())
     assert [len(part.keys) for part in parts] == [2, 2, 2]
-    with pytest.raises(SourceError, match=r"23 records do not fill one step of 24; lower --batch-size"):
+    with pytest.raises(SourceError, match=r"23 records do not fill one step of 24 pairs .*; lower --batch-size"):
         Loader(source, prepared(), LoaderOptions(4, 3, ranks=2))
 
 

@@ -96,7 +96,7 @@ def test_features_are_cached_until_weights_or_images_change():
 def test_sets_that_do_not_fit_are_a_clear_line():
     with pytest.raises(SourceError, match="different classes: blue"):
         probe("knn", Model(), folders(1, ("red", "green")), train=folders(1, ("red", "blue")))
-    with pytest.raises(SourceError, match="no label"):
+    with pytest.raises(SourceError, match="needs a label for each image"):
         probe("linear_probe", Model(), folders(1), train=Source([record("red")]))
     part = folders(1)
     part.records = part.records[:5]

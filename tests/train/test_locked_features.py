@@ -14,7 +14,7 @@ from diptych.devices import get_device
 from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder
-from diptych.image import TrainTransform, decode_image
+from diptych.image import TrainTransform, decode, decode_image
 from diptych.models import create_model
 from diptych.train import locked_features
 from diptych.train.locked_features import with_features
@@ -70,12 +70,16 @@ def test_no_image_is_decoded_after_the_first_pass(pairs, tmp_path, start, monkey
     flags = ("--pretrained", start, "--lock-image", "--cache-features", "--max-steps", "12")
     run(pairs, tmp_path / "a", *flags)
 
-    def refuse(*arguments):
-        raise AssertionError("an image was decoded")
+    decoded = []
 
-    monkeypatch.setattr("diptych.data._prepare.decode_pixels", refuse)
-    monkeypatch.setattr("diptych.evaluate._decode.decode_pixels", refuse)
+    def counting(source, key, **options):
+        decoded.append(key)
+        return decode(source, key, **options)
+
+    monkeypatch.setattr("diptych.data._prepare.decode", counting)
+    monkeypatch.setattr("diptych.evaluate._decode.decode", counting)
     run(pairs, tmp_path / "b", *flags)  # its features come from the cache
+    assert len(decoded) == 1  # the record that shows, before the first step, that the data can be read
     assert_identical(tmp_path / "a", tmp_path / "b")
 
 

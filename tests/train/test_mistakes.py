@@ -22,8 +22,17 @@ def test_what_goes_wrong_in_validating_costs_no_step(pairs, tmp_path):
     image = tmp_path / "val" / "img" / "03.png"
     image.write_bytes(image.read_bytes()[:40])
     with pytest.raises(RecordError, match=r"03\.png"):
-        run(pairs, tmp_path / "a", "--max-steps", "3", "--val-data", data)
+        run(pairs, tmp_path / "a", "--max-steps", "3", "--val-data", data, "--bad-samples", "raise")
     assert checkpoint.steps(tmp_path / "a" / "checkpoints") == [3]
+
+
+def test_a_bad_image_leaves_the_scores_of_a_validation(pairs, tmp_path, capsys):
+    data = write_jsonl(tmp_path / "val")
+    (tmp_path / "val" / "img" / "03.png").write_bytes(b"nothing")
+    assert run(pairs, tmp_path / "a", "--max-steps", "1", "--val-data", data, "--bad-samples-max", "0.1").finished
+    assert "1 of 23 images are bad and left out of the scores; the first is img/03.png" in capsys.readouterr().err
+    (entry,) = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert entry["count"]["images"] == 22 and entry["count"]["bad images"] == 1
 
 
 def test_prompts_that_cannot_be_read_are_told_before_the_first_step(pairs, tmp_path):

@@ -181,7 +181,7 @@ def _check_shapes(samples: Sequence[tuple[str, Mapping[str, bytes]]], spec: str,
             name = next((name for name in names if _value(metadata, name)), "")
             by_name.setdefault(name, []).append((key, _value(metadata, name)))
     for name, items in by_name.items():
-        if name:
+        if name and len(items) > 1:  # a single one is its sample's own error
             shape = shape_of([value for _, value in items], [key for key, _ in items], spec, name, "--csv-caption-key")
             if shape.said:
                 log.info(f"{spec}: {shape.said}")

@@ -63,16 +63,15 @@ def shape_of(values: Sequence[Any], keys: Sequence[str], where: str, column: str
         texts
     )  # one in a plain column is a caption in brackets
     shape = Shape(written, f"lists written as text under {column!r} are read as lists" if written else "", column)
-    for value, key in zip(values, keys, strict=True):
-        if isinstance(value, Mapping) and _inner(value) is None:
-            # The first object that has texts of its own is what a flag can reach into.
-            inside = [f"{column}.{name}" for name, item in value.items() if isinstance(item, str | list)][:10]
-            advice = (
-                f"choose one with {flag} {inside[0]} (seen: {', '.join(inside)})"
-                if inside
-                else f"name a text with {flag}"
-            )
-            raise SourceError(f"{key}: its {column} is an object and no caption; {advice}.")
+    objects = [index for index, value in enumerate(values) if isinstance(value, Mapping) and _inner(value) is None]
+    if 2 * len(objects) > sum(value is not None for value in values):  # a single one is its row's own error
+        first = values[objects[0]]
+        # The first object that has texts of its own is what a flag can reach into.
+        inside = [f"{column}.{name}" for name, item in first.items() if isinstance(item, str | list)][:10]
+        advice = (
+            f"choose one with {flag} {inside[0]} (seen: {', '.join(inside)})" if inside else f"name a text with {flag}"
+        )
+        raise SourceError(f"{keys[objects[0]]}: its {column} is an object and no caption; {advice}.")
     turns = [len(answers) for value in values if (answers := _answers(value)) is not None]
     if turns:
         more = ", the first one where there are several" if max(turns) > 1 else ""

@@ -106,7 +106,9 @@ class Encoder:
     @property
     def architecture(self) -> str:
         """The model's whole configuration, as text: equal weights compute other features under another activation."""
-        return repr(self.model.config) if isinstance(self.model, TwoTower) else self.model.architecture
+        if isinstance(self.model, nn.Module):
+            return repr(self.model.config) if isinstance(self.model, TwoTower) else type(self.model).__qualname__
+        return self.model.architecture
 
     def images(
         self, source: Records, indices: Sequence[int], advance: Advance, unreadable: Unreadable | None = None

@@ -35,10 +35,13 @@ TEMPLATE_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
 def class_folder(spec: str) -> ClassFolder:
     """Find ``images/`` and lists of names and prompts in a folder, as PaddleMIX and CLIP_benchmark have them.
 
-    Shards (``root/test/{0..3}.tar``) find them in their folder and the one around it.
+    Shards (``root/test/{0..3}.tar``, or the folder ``root/test``) find them in their folder and the one around it.
     """
     root = Path(spec)
-    around = [root] if root.is_dir() else [root.parent, root.parent.parent] if ".tar" in root.name else []
+    if root.is_dir():
+        around = [root, root.parent] if any(root.glob("*.tar")) else [root]
+    else:
+        around = [root.parent, root.parent.parent] if ".tar" in root.name else []
     labels, templates = (_first_file(around, names) for names in (LABEL_FILES, TEMPLATE_FILES))
     has_images = (root / "images").is_dir() and bool(labels or templates)
     return ClassFolder(str(root / "images") if has_images else spec, labels, templates)
