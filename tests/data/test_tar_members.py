@@ -133,7 +133,7 @@ def test_lines_of_a_txt_are_captions_and_odd_texts_are_bad_samples(tmp_path, cap
     assert "each line of a .txt is taken for a caption (2 in x.tar/1.txt)" in capsys.readouterr().err
     for index, reason in (
         (1, r"x.tar/2.txt: not UTF-8"),
-        (3, r"x.tar/4: 'caption' in its .json is dict"),
+        (3, r"x.tar/4: its 'caption' in its .json is an object"),
         (4, "not valid"),
     ):
         with pytest.raises(RecordError, match=reason):
