@@ -10,6 +10,8 @@ import torch
 from diptych.evaluate._intervals import (
     DRAWS,
     FLIPS,
+    HIGH,
+    LOW,
     Difference,
     Outcome,
     class_mean_interval,
@@ -126,6 +128,8 @@ def test_seeds_move_an_approximate_p_a_little():
     assert len(results) > 1
     assert max(results) - min(results) < 0.01
     assert paired(*arguments) == paired(*arguments, seed=0)
+    many = outcome([0, 1] * 60), outcome([1, 1, 0] * 40)
+    assert paired(*many, seed=3) == paired(*many, seed=3) != paired(*many, seed=4)
 
 
 def test_the_bounds_are_the_2_5th_and_the_97_5th_percentile():
@@ -133,8 +137,10 @@ def test_the_bounds_are_the_2_5th_and_the_97_5th_percentile():
     rows, sizes = right.sums()
     chosen = np.random.default_rng(0).integers(0, len(rows), (DRAWS, len(rows)))
     shares = rows[chosen].sum(axis=1) / sizes[chosen].sum(axis=1)
-    spread = np.percentile(shares, 98.5) - np.percentile(shares, 97.5)
-    assert abs(interval(right)[1] - np.percentile(shares, 97.5)) < spread / 2
+    for bound, percentile, beside in zip(interval(right), (2.5, 97.5), (4.5, 99.5), strict=True):
+        spread = abs(np.percentile(shares, beside) - np.percentile(shares, percentile))
+        assert abs(bound - np.percentile(shares, percentile)) < spread / 2
+    assert (LOW, HIGH) == (2.5, 97.5)
 
 
 def test_without_a_seed_it_is_0():
