@@ -53,7 +53,7 @@ def test_a_step_that_is_filled_with_the_same_records_is_said(pairs, tmp_path, ca
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda number, row: {"image": "img/00.png"}, "all 23 records show the same picture"),
+        (lambda number, row: {"image": "img/00.png"}, "all 23 records show the same image"),
         (lambda number, row: {"captions": ["photo"]}, "all 23 records have the same caption 'photo'"),
     ],
 )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diptych.train.config import TrainConfig
 
 EMOJI = Path(__file__).parent.parent / "assets" / "emoji"
-SHORT = "--max-steps 30 --val-every-steps 0 --val-frequency 0"
+SHORT = "--max-steps 30 --warmup 3 --val-every-steps 0 --val-frequency 0"
 # Name of the test split -> its title in the report.
 SPLITS = {"unseen_style": "unseen drawing style", "held_out_names": "unseen names"}
 

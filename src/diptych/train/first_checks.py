@@ -60,7 +60,7 @@ def check_variety(source: Source) -> None:
         captions = {caption.strip() for record in records for caption in record.captions}
         if len(records) < 2 or min(len(images), len(captions)) != 1:
             return
-    what = "show the same picture" if len(images) == 1 else f"have the same caption {next(iter(captions))[:60]!r}"
+    what = "show the same image" if len(images) == 1 else f"have the same caption {next(iter(captions))[:60]!r}"
     if len(records) == len(source):
         raise SourceError(
             f"{source.name}: all {len(source)} records {what}, so there is nothing to distinguish; check the columns."
