@@ -98,7 +98,12 @@ def test_samples_of_an_epoch_set_the_clock_and_not_the_order(pairs, tmp_path, ca
 
 @pytest.mark.parametrize(
     ("backend", "expected"),
-    [("glo", "did you mean 'gloo'|gloo"), ("nccl", "built without nccl"), ("cpu:gloo,cuda:nope", "nope")],
+    [
+        ("glo", "did you mean 'gloo'|gloo"),
+        ("nccl", "built without nccl"),
+        ("cpu:gloo,cuda:nope", "nope"),
+        ("undefined", "unknown"),
+    ],
 )
 def test_a_backend_that_is_not_there_is_one_line_in_one_process(pairs, tmp_path, backend, expected):
     with pytest.raises(DistributedError, match=expected):

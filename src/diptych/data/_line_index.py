@@ -12,7 +12,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -186,8 +186,3 @@ def line_number(path: Path, offset: int) -> int:
 def selected_rows(rows: Rows, split: str, where: str) -> np.ndarray | range:
     """The rows to use: all, without an array of their numbers, or those of a split."""
     return rows.of_split(split, where) if split else range(len(rows))
-
-
-def known_keys(given: Sequence[str], known: Sequence[str]) -> str | None:
-    """The first of the known names that is given."""
-    return next((name for name in known if name in given), None)

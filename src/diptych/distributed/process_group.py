@@ -71,14 +71,13 @@ def _check_backend(backend: str) -> None:
 
     ``backend`` may name several by device, as in DEVICE:BACKEND,DEVICE:BACKEND.
     """
+    known = [name for name in dist.Backend.backend_list if name != dist.Backend.UNDEFINED]
     for part in filter(None, backend.lower().split(",")):
         name = part.rpartition(":")[2]
-        if name not in dist.Backend.backend_list:
-            raise DistributedError(
-                "--dist-backend: " + did_you_mean(name, dist.Backend.backend_list, "collective backend")
-            )
+        if name not in known:
+            raise DistributedError("--dist-backend: " + did_you_mean(name, known, "collective backend"))
         if not dist.is_backend_available(name):
-            usable = ", ".join(known for known in dist.Backend.backend_list if dist.is_backend_available(known))
+            usable = ", ".join(item for item in known if dist.is_backend_available(item))
             raise DistributedError(f"--dist-backend {backend}: this torch was built without {name}; it has {usable}.")
 
 

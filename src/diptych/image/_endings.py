@@ -14,7 +14,6 @@ from PIL.ImageFile import StubImageFile
 
 # Formats that Pillow names but does not decode by itself (films, vector graphics by Ghostscript), or metadata only.
 UNREADABLE_FORMATS = frozenset({"MPEG", "EPS", "IPTC", "PCD", "FITS"})
-HEIC = frozenset({".heic", ".heif"})
 HEIC_PACKAGE = "pillow_heif"
 
 

@@ -21,10 +21,12 @@ class BadSampleLog:
         self.path = folder / (f"bad_samples.rank{rank}.jsonl" if rank else "bad_samples.jsonl")
         self._written = 0
         self._damaged: set[str] = set()
+        self._seen = 0  # of the growing list of damaged images: it is not read again in every step
 
     def append_damaged(self, damaged: Sequence[tuple[str, str]]) -> None:
         """Append images that are damaged and were used, each once; the first is also logged."""
-        new = {key: damage for key, damage in damaged if key not in self._damaged}
+        new = {key: damage for key, damage in damaged[self._seen :] if key not in self._damaged}
+        self._seen = len(damaged)
         if not new:
             return
         if not self._damaged:
