@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from diptych.tensorfiles._inert import Inert, find_stand_in, give_state, make
-from diptych.tensorfiles._pickle_handlers import CONTAINERS, Name, contained, raising_weights_error, zip_entry
-from diptych.tensorfiles._pickled_modules import LARGEST_PICKLE, STORAGES, storage_of, strided
+from diptych.tensorfiles._pickle_handlers import CONTAINERS, Name, contained, raising_weights_error
+from diptych.tensorfiles._pickled_modules import STORAGES, read_archive, strided
 from diptych.tensorfiles._safe_unpickler import PickleHandlers, run
 
 REBUILD = ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_parameter", "_rebuild_parameter_with_state")
@@ -80,21 +79,8 @@ def read_checkpoint(path: Path) -> tuple[object, tuple[str, ...]]:
 
 
 def _from_zip(path: Path) -> tuple[object, set[str]]:
-    with zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
-        mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-        assert isinstance(mapped, torch.UntypedStorage)  # torch's stubs allow the older class
-        storages: dict[tuple[str, torch.dtype], Tensor] = {}
-
-        def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
-            if (key, dtype) not in storages:  # tensors share it
-                storages[key, dtype] = storage_of(archive, mapped, f"{root}data/{key}", dtype)
-            if count > storages[key, dtype].numel():
-                raise pickle.UnpicklingError(f"{key} is shorter than its tensor")
-            return storages[key, dtype][:count]
-
-        names = _CheckpointNames(path, storage)
-        return run(io.BytesIO(zip_entry(archive, root + "data.pkl", LARGEST_PICKLE)), names), names.passed_over
+    tree, names = read_archive(path, _CheckpointNames)
+    return tree, names.passed_over
 
 
 def _from_chain(path: Path) -> tuple[object, set[str]]:

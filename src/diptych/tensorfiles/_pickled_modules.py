@@ -12,6 +12,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from diptych.errors import WeightsError
 from diptych.tensorfiles._pickle_handlers import Name, contained, first_line, raising_weights_error, refuse, zip_entry
 from diptych.tensorfiles._safe_unpickler import PickleHandlers, run
+
+Names = TypeVar("Names", bound=PickleHandlers)
 
 LARGEST_PICKLE = 1 << 26  # bytes of a module tree; a real one has a few hundred kilobytes
 
@@ -115,8 +118,21 @@ def is_torchscript(path: Path) -> bool:
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """The parameters and buffers of an archive, by module path, mapped from the file. Its code is not run."""
-    with raising_weights_error(path, "not a whole TorchScript archive"), zipfile.ZipFile(path) as archive:
-        root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
+    with raising_weights_error(path, "not a whole TorchScript archive"):
+        return dict(_walk(read_archive(path, _ArchiveNames)[0]))
+
+
+def read_archive(
+    path: Path, handlers: Callable[[Path, Callable[[str, torch.dtype, int], Tensor]], Names]
+) -> tuple[object, Names]:
+    """The tree in a zip of torch, TorchScript or not, its tensors mapped from the file, and the handlers that built it.
+
+    ``handlers(path, storage)`` says what names in the pickle stand for. Call it within ``raising_weights_error``.
+    """
+    with zipfile.ZipFile(path) as archive:
+        root = next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl").removesuffix(
+            "data.pkl"
+        )
         mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
         assert isinstance(mapped, torch.UntypedStorage)  # torch's stubs allow the older class
         storages: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -128,8 +144,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
                 raise pickle.UnpicklingError(f"{key} is shorter than its tensor")
             return storages[key, dtype][:count]
 
-        tree = run(io.BytesIO(zip_entry(archive, root + "data.pkl", LARGEST_PICKLE)), _ArchiveNames(path, storage))
-        return dict(_walk(tree))
+        names = handlers(path, storage)
+        return run(io.BytesIO(zip_entry(archive, root + "data.pkl", LARGEST_PICKLE)), names), names
 
 
 def storage_of(archive: zipfile.ZipFile, mapped: torch.UntypedStorage, name: str, dtype: torch.dtype) -> Tensor:
