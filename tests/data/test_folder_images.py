@@ -15,19 +15,7 @@ from diptych.image import image_endings
 
 from .folders import captions, put, refuses, tar
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """All lines that are logged, together."""
-    lines = []
-    monkeypatch.setattr(log, "info", lines.append)
-    monkeypatch.setattr(log, "warn", lines.append)
-    return lines
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 # --- pictures and texts

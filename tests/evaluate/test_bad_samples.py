@@ -127,6 +127,19 @@ def test_one_class_cannot_be_classified(model):
         run("zeroshot", model, One(which=-1))
 
 
+def test_two_names_of_one_class_are_refused_where_names_count(model):
+    class Twice(World):
+        classes = None
+
+        def record(self, index):
+            name = "crane" if index == 3 else ("ant", "bee", "cat")[index % 3]
+            return Record(f"k{index}", jpeg(index), label=index % 3, extra={"label_name": name})
+
+    with pytest.raises(SourceError, match="the class 0 is named 'ant', and 'crane' in k3"):
+        run("zeroshot", model, Twice(which=-1))
+    assert run("knn", model, Twice(which=-1)).count["images"] == 12  # a probe reads numbers only
+
+
 def test_every_picture_of_the_fast_way_is_that_of_pillow():
     for number in range(3):
         whole = jpeg(number)

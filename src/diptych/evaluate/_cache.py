@@ -39,7 +39,7 @@ def labeled_features(encoder: Encoder, source: Records, advance: Advance) -> Lab
     Bad records are left out or raise, as the encoder says. Raises SourceError where no record has a label.
     """
     bad = BadImages(source, encoder)
-    indices, labels = labels_of(source, bad)
+    indices, labels, _ = labels_of(source, bad)
 
     def encode(unreadable: Unreadable | None) -> Tensor:
         return image_features(encoder, source, indices, advance, unreadable=unreadable)

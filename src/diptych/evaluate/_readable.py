@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,9 +68,20 @@ class BadImages:
         return {"bad images": lost}
 
 
-def labels_of(source: Records, bad: BadImages) -> tuple[list[int], Tensor]:
-    """The indices of the records that have a label, and their labels int64. Raises SourceError where none has one."""
+class LabeledRows(NamedTuple):
+    """The records that have a label: their indices, the labels int64, and of each class the names that records give it
+    ("label_name"), each with the first key that does.
+    """
+
+    indices: list[int]
+    labels: Tensor
+    names: dict[int, dict[str, str]]
+
+
+def labels_of(source: Records, bad: BadImages) -> LabeledRows:
+    """Read the labels of all records, once. Raises SourceError where none has one."""
     indices, labels = [], []
+    names: dict[int, dict[str, str]] = {}
     for index in range(len(source)):
         record = bad.record(index)
         if record is None:
@@ -81,8 +93,10 @@ def labels_of(source: Records, bad: BadImages) -> tuple[list[int], Tensor]:
             continue
         if record.label < 0:
             raise SourceError(f"{source.name}: the label {record.label} is negative; labels count from 0.")
+        if isinstance(name := record.extra.get("label_name"), str):
+            names.setdefault(record.label, {}).setdefault(name, record.key)
         indices.append(index)
         labels.append(record.label)
     if not labels:
         raise SourceError(f"{source.name}: holds no image with a label to classify.")
-    return indices, torch.tensor(labels)
+    return LabeledRows(indices, torch.tensor(labels), names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -109,8 +109,8 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         beside = source if isinstance(source, LabeledImages) else None
         templates = load_templates(options.templates or (beside and beside.templates) or DEFAULT_TEMPLATES)
         bad = BadImages(source, encoder)
-        indices, labels = labels_of(source, bad)
-        record_names = _names_of_records(source, indices)
+        indices, labels, known = labels_of(source, bad)
+        record_names = _complete(known, int(labels.max()) + 1, source.name)
         given = options.labels or (beside and beside.labels) or None
         names = class_names(source.classes or record_names, given, source.name)
         if int(labels.max()) >= len(names):
@@ -180,16 +180,12 @@ def _confusion_row(result: ZeroshotResult, source: Records, confusion: Confusion
     return row if true in answers else row | {"answer": text_cell(result.classes[true])}
 
 
-def _names_of_records(source: Records, indices: list[int]) -> list[str] | None:
-    """The class names that records carry ("label_name"), if they name every class. Raises SourceError for two of one class."""
-    names: dict[int, str] = {}
-    most = 0
-    for index in indices:
-        record = source.record(index)
-        label, name = record.label or 0, record.extra.get("label_name")
-        most = max(most, label)
-        if isinstance(name, str) and names.setdefault(label, name) != name:
+def _complete(names: Mapping[int, Mapping[str, str]], count: int, source: str) -> list[str] | None:
+    """The names of all classes in their order, if records name every class. Raises SourceError for two names of one class."""
+    for label, given in names.items():
+        if len(given) > 1:
+            (first, _), (second, key), *_ = given.items()
             raise SourceError(
-                f"{source.name}: the class {label} is named {names[label]!r}, and {name!r} in {record.key}; give --labels."
+                f"{source}: the class {label} is named {first!r}, and {second!r} in {key}; give --labels."
             )
-    return [names[label] for label in range(most + 1)] if len(names) == most + 1 else None
+    return [next(iter(names[label])) for label in range(count)] if len(names) == count else None
