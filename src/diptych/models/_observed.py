@@ -1,0 +1,50 @@
+"""Whether somebody looks inside of a module, so that no fast path may leave anything out.
+
+Fast paths compute less than the modules say: packed texts have no padding, the last block has only pooled tokens. That is exact,
+but a hook would see other shapes, and a trace would freeze the lengths of one batch. They ask here first. Not a switch for
+users, and nothing that is asked inside of a loop over blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as module_internals
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
+
+
+def traced(*inputs: Tensor) -> bool:
+    """Whether a graph is being recorded (``jit.trace``, ``torch.export``, ``torch.compile``, ``make_fx``, ``vmap``).
+
+    So values of tensors must not decide about anything. True also for tensors without values, on the meta device.
+    """
+    if torch.jit.is_tracing() or torch.jit.is_scripting() or torch.compiler.is_compiling():  # the last: export too
+        return True
+    if is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():
+        return True
+    return any(tensor.is_meta for tensor in inputs)
+
+
+def hooked(*modules: nn.Module | None) -> bool:
+    """Whether a hook is registered on one of these modules or inside of them, or on all modules of the process.
+
+    Hooks of torch's own sharding (FSDP2 registers some on every block) see parameters, not shapes, and do not count.
+    """
+    if any(getattr(module_internals, name, None) for name in GLOBAL_HOOKS):
+        return True
+    for outer in modules:
+        for module in outer.modules() if outer is not None else ():
+            state = module.__dict__
+            for name in HOOKS:
+                if state[name] and not all(_of_torch(hook) for hook in state[name].values()):
+                    return True
+    return False
+
+
+def _of_torch(hook: object) -> bool:
+    # A bound method, a function, or a functools.partial of one.
+    function = getattr(hook, "func", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed")
