@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower, Tower, lengths_of
 from diptych.models._config import ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
+from diptych.models._observed import hooked, traced
+from diptych.models._packing import FullAttention, PackedCausal
 from diptych.models._model import TwoTower, create_model
 from diptych.models._presets import list_models, model_config, model_config_from_dict
 from diptych.models._statistics import put_back, restored_statistics, statistics_of
 
 __all__ = [
     "TOWERS",
+    "FullAttention",
     "ImageTower",
     "ModelConfig",
     "ModelNeeds",
+    "PackedCausal",
     "PreprocessConfig",
     "SharedPrefixes",
     "TextConfig",
@@ -25,6 +29,7 @@ __all__ = [
     "TwoTower",
     "VisionConfig",
     "create_model",
+    "hooked",
     "lengths_of",
     "list_models",
     "model_config",
@@ -32,4 +37,5 @@ __all__ = [
     "put_back",
     "restored_statistics",
     "statistics_of",
+    "traced",
 ]

@@ -22,6 +22,7 @@ from diptych.weights._inspect import inspect_file
 from diptych.weights._load import DEFAULT_MODEL, Precision, choose, create, is_source, load
 from diptych.weights._locate import config_at, vocabulary_file
 from diptych.weights._native import WEIGHT_FILE, save, save_state
+from diptych.weights._open_clip_state import OpenClipState, open_clip_config, open_clip_state
 from diptych.weights._preprocess import Preprocess, eval_transform, transforms
 from diptych.weights._vocabulary import check_size, copy_vocabulary
 
@@ -97,6 +98,7 @@ __all__ = [
     "CheckpointFormat",
     "Description",
     "Entry",
+    "OpenClipState",
     "Parity",
     "Precision",
     "Preprocess",
@@ -111,6 +113,8 @@ __all__ = [
     "inspect_file",
     "list_pretrained",
     "load",
+    "open_clip_config",
+    "open_clip_state",
     "save",
     "save_state",
     "save_vocabulary",

@@ -49,7 +49,7 @@ def open_model(
         tensors = stored.tensors
         _check_native(stored, config, may_lack, allow)
     else:
-        tensors = _renamed(checkpoint_format, stored, config, may_lack, allow)
+        tensors = renamed(checkpoint_format, stored, config, may_lack, allow)
     tensors, target = with_needs(tensors, target, needs, where)
     if checkpoint_format is not None:
         tensors = with_zeros(tensors, checkpoint_format.optional, target, where)
@@ -65,7 +65,7 @@ def _description(
     return recognize(stored), known
 
 
-def _renamed(
+def renamed(
     checkpoint_format: CheckpointFormat, stored: Stored, config: ModelConfig, may_lack: set[str], allow: Iterable[str]
 ) -> dict[str, Tensor]:
     """Our tensors. Raises WeightsError when some are missing that may not be, or are left over."""
