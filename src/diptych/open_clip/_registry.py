@@ -102,7 +102,9 @@ def parse_model_name(model_name: str) -> tuple[str | None, str]:
     for prefix in (LOCAL_DIR_PREFIX, HF_HUB_PREFIX):
         if model_name.startswith(prefix):
             if model_name == prefix:
-                raise InvalidError(f"{model_name!r} was given; expected a {'folder' if 'dir' in prefix else 'repository'} after it.")
+                raise InvalidError(
+                    f"{model_name!r} was given; expected a {'folder' if 'dir' in prefix else 'repository'} after it."
+                )
             return prefix[:-1], model_name.removeprefix(prefix)
     return None, model_name
 

@@ -90,7 +90,9 @@ def create_model(
     if "quick_gelu" not in model_kwargs:
         agree_on_activation(plan, state, force_quick_gelu)
     if state is None and require_pretrained:
-        raise ModelError(f"{model_name}: pretrained weights are required, and none were given; say pretrained=TAG or a path.")
+        raise ModelError(
+            f"{model_name}: pretrained weights are required, and none were given; say pretrained=TAG or a path."
+        )
     model = build(plan, state, precision, force_custom_text, model_kwargs)
     load_towers(model, pretrained_image_path, pretrained_text_path)
     if state is None and not (pretrained_image_path or pretrained_text_path):

@@ -51,7 +51,9 @@ def load_openai_model(
     elif Path(name).expanduser().is_file():
         path = Path(name).expanduser()
     else:
-        raise ModelError(f"there is no such file, and {did_you_mean(str(name), list_openai_models(), 'model of OpenAI')}")
+        raise ModelError(
+            f"there is no such file, and {did_you_mean(str(name), list_openai_models(), 'model of OpenAI')}"
+        )
     state = dict(open_clip_state(path).tensors)
     model = build_model_from_openai_state_dict(state, cast_dtype=get_cast_dtype(wanted) or torch.float32)
     model.to(place.torch_device)

@@ -66,9 +66,7 @@ def open_clip_state(source: str | Path, model: str = "") -> OpenClipState:
 def _informative(stored: Stored) -> dict[str, Tensor]:
     """Without tensors that say nothing, such as a stored mask."""
     ignored: Iterable[str] = recognize(stored).ignored
-    return {
-        name: item for name, item in stored.tensors.items() if not any(fnmatchcase(name, each) for each in ignored)
-    }
+    return {name: item for name, item in stored.tensors.items() if not any(fnmatchcase(name, each) for each in ignored)}
 
 
 def _description(stored: Stored, model: str) -> Description | None:
