@@ -134,7 +134,7 @@ def has_hf_hub(necessary: bool = False) -> bool:
 
 
 def _names_to_try(filename: str) -> list[str]:
-    """A file without pickle first, where the name has such a twin."""
+    """A safetensors file first, where the name may have such a counterpart."""
     if filename == HF_WEIGHTS_NAME:
         return [HF_SAFE_WEIGHTS_NAME, filename]
     stem, ending = os.path.splitext(filename)
