@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,7 +120,9 @@ def trace_model(model: nn.Module, batch_size: int = 256, device: torch.device = 
     images = torch.ones((batch_size, 3, *to_2tuple(size)), device=device)
     texts = torch.zeros((batch_size, model.context_length), dtype=torch.int, device=device)  # type: ignore[arg-type]
     inputs = {"forward": (images, texts), "encode_text": (texts,), "encode_image": (images,)}
-    traced = torch.jit.trace_module(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's advice to export instead
+        traced = torch.jit.trace_module(model, inputs)
     traced.visual.image_size = size
     return traced  # type: ignore[no-any-return]
 
