@@ -49,7 +49,7 @@ def _of_presets() -> dict[str, dict[str, Any]]:
 
 
 def _worldwide() -> dict[str, dict[str, Any]]:
-    """The multilingual models (Chuang et al. 2025, "Meta CLIP 2"): another model's image tower, other tokenizers, pooled at "eos".
+    """The multilingual models (Chuang et al. 2025, "Meta CLIP 2"): known image towers, other tokenizers, pooled at "eos".
 
     Diptych's own library has no such text tower; here the full form runs it.
     """
