@@ -7,6 +7,17 @@ from __future__ import annotations
 
 from diptych.text._base import TOKENIZERS, Tokenized, Tokenizer, get_tokenizer
 from diptych.text._masking import mask_tokens
+from diptych.text._merges import byte_symbols, merged
 from diptych.text._views import VIEWS, TextView
 
-__all__ = ["TOKENIZERS", "VIEWS", "TextView", "Tokenized", "Tokenizer", "get_tokenizer", "mask_tokens"]
+__all__ = [
+    "TOKENIZERS",
+    "VIEWS",
+    "TextView",
+    "Tokenized",
+    "Tokenizer",
+    "byte_symbols",
+    "get_tokenizer",
+    "mask_tokens",
+    "merged",
+]
