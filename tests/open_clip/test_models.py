@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diptych.open_clip import model as open_clip
 from diptych.errors import ConfigError
 from diptych.open_clip import model as models
+from diptych.open_clip import model as open_clip
 
 TEXT = {"context_length": 20, "vocab_size": 500, "width": 48, "heads": 4, "layers": 3}
 VISION = {"image_size": 64, "layers": 3, "width": 64, "patch_size": 16, "head_width": 16}

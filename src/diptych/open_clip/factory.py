@@ -36,7 +36,7 @@ from diptych.open_clip._registry import (
 )
 from diptych.open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
 from diptych.open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SigLipTokenizer, SimpleTokenizer
-from diptych.open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2, merge_preprocess_kwargs
+from diptych.open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 
 def create_model(
@@ -185,7 +185,8 @@ def create_model_from_pretrained(
 def _preprocess_overrides(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, interpolation: str | None, resize_mode: str | None
 ) -> dict[str, Any]:
-    return merge_preprocess_kwargs({}, mean=mean, std=std, interpolation=interpolation, resize_mode=resize_mode)
+    values = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": resize_mode}
+    return merge_preprocess_dict({}, values)
 
 
 def get_tokenizer(
