@@ -73,7 +73,9 @@ def create_model(
     del pretrained_text, weights_only
     model_kwargs.pop("pretrained_hf", None)  # the older name of pretrained_text
     if jit:
-        log.warn("jit=True: these models are not scripted; the plain one is given. open_clip.trace_model(model) traces it.")
+        log.warn(
+            "jit=True: these models are not scripted; the plain one is given. open_clip.trace_model(model) traces it."
+        )
     if pretrained_image:
         refuse("TimmModel")
     plan = plan_for(model_name, pretrained, load_weights, cache_dir)
