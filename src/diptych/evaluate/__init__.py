@@ -15,7 +15,7 @@ from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder
 from diptych.evaluate._intervals import Difference, Outcome, paired
 from diptych.evaluate._labeled import ClassFolder, LabeledImages, ProbeData, class_folder, open_labeled
-from diptych.evaluate._prompts import load_templates
+from diptych.evaluate._prompts import class_set, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
 
@@ -36,6 +36,7 @@ __all__ = [
     "chance",
     "class_folder",
     "class_names",
+    "class_set",
     "evaluators",
     "image_features",
     "load_templates",
