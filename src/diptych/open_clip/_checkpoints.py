@@ -69,7 +69,9 @@ def load_tensors(model: nn.Module, tensors: dict[str, Any], where: str, strict: 
     tensors = _fitted(model, convert_state_dict(model, dict(tensors)))
     own = model.state_dict()
     resize_pos_embed(tensors, model)
-    if all(own[name].shape[1:] == tensors[name].shape[1:] for name in own if name in tensors and name.endswith(POSITIONS)):
+    if all(
+        own[name].shape[1:] == tensors[name].shape[1:] for name in own if name in tensors and name.endswith(POSITIONS)
+    ):
         resize_text_pos_embed(tensors, model)
     odd = [name for name, item in tensors.items() if name in own and own[name].shape != item.shape]
     missing, left_over = (
