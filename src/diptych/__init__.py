@@ -62,7 +62,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import a public name on first use. Raises AttributeError for others."""
     if name not in _MODULES:
-        raise AttributeError(f"module 'diptych' has no attribute {name!r}")
+        raise AttributeError(
+            f"module 'diptych' has no attribute {name!r}; open_clip's names are in `from diptych import open_clip`."
+        )
     return getattr(importlib.import_module(f"diptych.{_MODULES[name]}"), name)
 
 

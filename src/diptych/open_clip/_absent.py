@@ -12,8 +12,6 @@ from diptych.errors import ConfigError
 INSTEAD = {
     "CoCa": "CoCa's captioning is not here; its two towers alone are CLIP's: convert such weights with open_clip itself",
     "CoCaLoss": "CoCa's captioning loss is not here; `ClipLoss` is its contrastive part",
-    "MultimodalTransformer": "CoCa's text decoder is not here",
-    "MultimodalCfg": "CoCa's text decoder is not here",
     "prepare_inputs_for_generation": "CoCa's text generation is not here",
     "TimmModel": "timm's image towers are not here; SigLIP's weights load with `diptych.create_model_and_transforms`",
     "HFTextEncoder": "text towers of transformers are not here; `diptych models` lists what there is",
@@ -38,14 +36,6 @@ class CoCa(_Absent):
 
 
 class CoCaLoss(_Absent):
-    """Refused."""
-
-
-class MultimodalTransformer(_Absent):
-    """Refused."""
-
-
-class MultimodalCfg(_Absent):
     """Refused."""
 
 

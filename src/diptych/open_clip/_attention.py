@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -212,5 +213,5 @@ class CustomResidualAttentionBlock(nn.Module):
 
 def _weight_dtype(mlp: nn.Sequential) -> torch.dtype:
     # An int8 layer says which dtype its input should have.
-    first = mlp.c_fc
-    return getattr(first, "int8_original_dtype", first.weight.dtype)  # type: ignore[no-any-return, union-attr]
+    first: Any = mlp.c_fc
+    return getattr(first, "int8_original_dtype", first.weight.dtype)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from diptych.open_clip.model import (
     resize_pos_embed,
     resize_text_pos_embed,
 )
-from diptych.tensorfiles import read
+from diptych.tensorfiles.read import read
 from diptych.weights import open_clip_state
 
 PREFERRED = (
@@ -70,7 +70,9 @@ def load_tensors(model: nn.Module, tensors: dict[str, Any], where: str, strict: 
     resize_text_pos_embed(tensors, model)
     own = model.state_dict()
     odd = [name for name, item in tensors.items() if name in own and own[name].shape != item.shape]
-    missing, left_over = (sorted(first - second) for first, second in ((set(own), set(tensors)), (set(tensors), set(own))))
+    missing, left_over = (
+        sorted(first - second) for first, second in ((set(own), set(tensors)), (set(tensors), set(own)))
+    )
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     problems = {"missing": missing, "left over": left_over} if strict else {}
     problems["of another shape"] = [f"{name} {list(tensors[name].shape)}, not {list(own[name].shape)}" for name in odd]
@@ -90,7 +92,9 @@ def _fitted(model: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
         tensors = convert_to_custom_text_state_dict(tensors)
     elif any(name.startswith("text.") for name in tensors):
         under = tuple(f"text.{part}" for part in TEXT_PARTS)
-        tensors = {name.removeprefix("text.") if name.startswith(under) else name: item for name, item in tensors.items()}
+        tensors = {
+            name.removeprefix("text.") if name.startswith(under) else name: item for name, item in tensors.items()
+        }
     for name in ("logit_scale", "logit_bias"):
         own: Any = getattr(model, name, None)
         if own is not None and name in tensors and tensors[name].ndim != own.ndim:
@@ -122,7 +126,9 @@ def load_tower(tower: nn.Module, path: str | Path, prefix: str) -> None:
     own = tower.state_dict()
     wrong = sorted({*own} ^ {*tensors}) + [n for n in own if n in tensors and own[n].shape != tensors[n].shape]
     if wrong:
-        raise ModelError(f"{path}: not the weights of this tower; {len(wrong)} names or shapes differ: {', '.join(wrong[:4])}.")
+        raise ModelError(
+            f"{path}: not the weights of this tower; {len(wrong)} names or shapes differ: {', '.join(wrong[:4])}."
+        )
     tower.load_state_dict(tensors)
 
 
@@ -134,7 +140,9 @@ def weight_file_in(folder: Path) -> Path:
         return min(named, key=lambda path: PREFERRED.index(path.name))
     safe = [path for path in files if path.suffix == ".safetensors"] or files
     if not safe:
-        raise MissingError(f"{folder}: there are no weights (*.safetensors, *.bin, *.pth); load_weights=False takes none.")
+        raise MissingError(
+            f"{folder}: there are no weights (*.safetensors, *.bin, *.pth); load_weights=False takes none."
+        )
     if len(safe) > 1:
         log.warn(f"{folder}: {len(safe)} weight files; {safe[0].name} is taken.")
     return safe[0]

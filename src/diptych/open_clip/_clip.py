@@ -1,4 +1,4 @@
-"""open_clip's two model classes: ``CLIP``, whose text parts are attributes of the model, and ``CustomTextCLIP`` with a ``text`` tower.
+"""open_clip's two model classes: ``CLIP``, whose text parts are the model's own, and ``CustomTextCLIP`` with a ``text`` tower.
 
 Both have open_clip's state-dict names. Their towers take the fast form where nobody looks inside (``_fast``).
 """
@@ -23,7 +23,7 @@ INITIAL_SCALE = math.log(1 / 0.07)
 class _TwoTowers(nn.Module):
     """What both classes share: scale and bias, features, logits, the forms of the output."""
 
-    visual: nn.Module
+    visual: Any
     logit_scale: nn.Parameter
     logit_bias: nn.Parameter | None
     output_dict: bool
@@ -35,7 +35,7 @@ class _TwoTowers(nn.Module):
 
     def lock_image_tower(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Freeze the image tower but for its last groups (Zhai et al. 2022, "LiT")."""
-        self.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)  # type: ignore[operator]
+        self.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=freeze_bn_stats)
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
         """Normalized images [B, 3, H, W] -> features [B, D]."""
@@ -91,7 +91,7 @@ class _TwoTowers(nn.Module):
         output: dict[str, Any] = {}
         if image is not None:
             formats = {"output_fmt": image_output_fmt, "output_extra_tokens": image_output_extra_tokens}
-            output |= self.visual.forward_intermediates(image, indices=image_indices, **shared, **formats)  # type: ignore[operator]
+            output |= self.visual.forward_intermediates(image, indices=image_indices, **shared, **formats)
         if text is not None:
             formats = {"output_fmt": text_output_fmt, "output_extra_tokens": text_output_extra_tokens}
             output |= self._text_intermediates(text, {"indices": text_indices, **shared, **formats})
@@ -153,7 +153,7 @@ class CLIP(_TwoTowers):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of both towers in the backward pass."""
-        self.visual.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.visual.set_grad_checkpointing(enable)
         self.transformer.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -162,10 +162,12 @@ class CLIP(_TwoTowers):
         return {"positional_embedding", *_prefixed(self.visual, "visual.")}
 
     def _text_embeds(self, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        check_ids(text, self.positional_embedding.shape[0])
+        positions: Any = self.positional_embedding
+        check_ids(text, positions.shape[0])
         dtype, length = self.transformer.get_cast_dtype(), text.shape[1]
-        x = self.token_embedding(text).to(dtype) + self.positional_embedding[:length].to(dtype)
-        return x, None if self.attn_mask is None else self.attn_mask[:length, :length]
+        x = self.token_embedding(text).to(dtype) + positions[:length].to(dtype)
+        mask: Any = self.attn_mask
+        return x, None if mask is None else mask[:length, :length]
 
     def _text_pooled(self, x: Tensor, text: Tensor) -> Tensor:
         pooled = text_global_pool(self.ln_final(x), text, self.text_pool_type, getattr(self, "text_eos_id", None))
@@ -223,7 +225,7 @@ class CustomTextCLIP(_TwoTowers):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of both towers in the backward pass."""
-        self.visual.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.visual.set_grad_checkpointing(enable)
         self.text.set_grad_checkpointing(enable)
 
     @torch.jit.ignore
@@ -240,6 +242,6 @@ class CustomTextCLIP(_TwoTowers):
         return self.text.forward_intermediates(text, **options)
 
 
-def _prefixed(tower: nn.Module, prefix: str) -> set[str]:
-    names = tower.no_weight_decay() if hasattr(tower, "no_weight_decay") else set()  # type: ignore[operator]
+def _prefixed(tower: Any, prefix: str) -> set[str]:
+    names: Any = tower.no_weight_decay() if hasattr(tower, "no_weight_decay") else ()
     return {prefix + name for name in names}

@@ -143,7 +143,9 @@ class ResizeKeepRatio:
     ) -> list[int]:
         """The new [height, width]; chance comes from ``random``."""
         if not isinstance(img, Image.Image):
-            raise InvalidTypeError(f"{type(img).__name__} was given; this resize takes PIL images only, as in open_clip.")
+            raise InvalidTypeError(
+                f"{type(img).__name__} was given; this resize takes PIL images only, as in open_clip."
+            )
         ratios = (img.height / target_size[0], img.width / target_size[1])
         ratio = max(ratios) * longest + min(ratios) * (1.0 - longest)
         factors = (1.0, 1.0)

@@ -7,7 +7,7 @@ transformers) is one line.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,15 @@ from diptych.open_clip._text import TextTransformer
 from diptych.open_clip._vision import VisionTransformer
 from diptych.open_clip.modified_resnet import ModifiedResNet
 
-BLOCK_OPTIONS = ("block_type", "qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+BLOCK_OPTIONS = (
+    "block_type",
+    "qk_norm",
+    "scaled_cosine_attn",
+    "scale_heads",
+    "scale_attn_inner",
+    "scale_attn",
+    "scale_fc",
+)
 
 
 @dataclass
@@ -99,9 +107,7 @@ class CLIPTextCfg:
     hf_pooler_type: str = "mean_pooler"
 
 
-def _parts(
-    cfg: CLIPVisionCfg | CLIPTextCfg, quick_gelu: bool, cast_dtype: torch.dtype | None
-) -> dict[str, Callable[..., nn.Module]]:
+def _parts(cfg: CLIPVisionCfg | CLIPTextCfg, quick_gelu: bool, cast_dtype: torch.dtype | None) -> dict[str, Any]:
     activation: Callable[..., nn.Module] = QuickGELU if quick_gelu else nn.GELU
     norm: Callable[..., nn.Module] = LayerNormFp32 if cast_dtype in (torch.float16, torch.bfloat16) else LayerNorm
     return {
@@ -147,8 +153,3 @@ def text_tower(
         "pad_id", "eos_id", "pool_type", "proj_type", "proj_bias", "output_tokens",
     ]  # fmt: skip
     return TextTransformer(**_chosen(cfg, *names), **_parts(cfg, quick_gelu, cast_dtype), output_dim=embed_dim)
-
-
-def known_fields(cfg: type[CLIPVisionCfg] | type[CLIPTextCfg]) -> set[str]:
-    """The names of the fields of a config."""
-    return {field.name for field in fields(cfg)}

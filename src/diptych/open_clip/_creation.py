@@ -1,4 +1,4 @@
-"""How a model of this package is made: its config decided, built, filled, cast, moved. ``factory`` holds the public signatures."""
+"""How a model of this package is made: config, weights, class, dtype, device. ``factory`` holds the public signatures."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def _choose_weights(plan: Plan, pretrained: str | Path, load_weights: bool, cach
         plan.weights = pretrained if load_weights else ""
     else:
         tags = list_pretrained_tags_by_model(plan.name)
-        raise ModelError(f"there is no such weight file, and {did_you_mean(str(pretrained), tags, f'tag of {plan.name}')}")
+        raise ModelError(
+            f"there is no such weight file, and {did_you_mean(str(pretrained), tags, f'tag of {plan.name}')}"
+        )
 
 
 def read_weights(plan: Plan) -> OpenClipState | None:
@@ -94,15 +96,21 @@ def read_weights(plan: Plan) -> OpenClipState | None:
     state = open_clip_state(plan.weights, plan.name)
     if plan.tag_cfg is None and state.preprocess is not None:
         merged = merge_preprocess_dict(plan.preprocess_cfg, state.preprocess)
-        names = [name for name in ("mean", "std", "interpolation", "resize_mode") if _differs(merged, plan.preprocess_cfg, name)]
+        names = [
+            name
+            for name in ("mean", "std", "interpolation", "resize_mode")
+            if _differs(merged, plan.preprocess_cfg, name)
+        ]
         if names:
-            log.info(f"{plan.weights}: images are prepared as the weights say: {', '.join(f'{n}={merged[n]}' for n in names)}.")
+            log.info(
+                f"{plan.weights}: images are prepared as the weights say: {', '.join(f'{n}={merged[n]}' for n in names)}."
+            )
         plan.preprocess_cfg = merged
     return state
 
 
-def _differs(one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> bool:
-    as_plain = [list(value) if isinstance(value, tuple | list) else value for value in (one[name], other[name])]
+def _differs(first: Mapping[str, Any], second: Mapping[str, Any], name: str) -> bool:
+    as_plain = [list(value) if isinstance(value, tuple | list) else value for value in (first[name], second[name])]
     return bool(as_plain[0] != as_plain[1])
 
 
@@ -120,13 +128,19 @@ def agree_on_activation(plan: Plan, state: OpenClipState | None, forced: bool) -
         return
     if quick:
         asked = "force_quick_gelu" if forced else plan.name
-        raise ModelError(f"{asked} asks for QuickGELU, but the weights {plan.weights} were trained with GELU; leave it out.")
+        raise ModelError(
+            f"{asked} asks for QuickGELU, but the weights {plan.weights} were trained with GELU; leave it out."
+        )
     plan.model_cfg["quick_gelu"] = True
-    line = f"QuickGELU mismatch: {plan.weights or plan.name} was trained with QuickGELU, so {plan.name} is built with it."
+    line = (
+        f"QuickGELU mismatch: {plan.weights or plan.name} was trained with QuickGELU, so {plan.name} is built with it."
+    )
     warnings.warn(line, UserWarning, stacklevel=4)
 
 
-def build(plan: Plan, state: OpenClipState | None, precision: str, custom_text: bool, extra: dict[str, Any]) -> nn.Module:
+def build(
+    plan: Plan, state: OpenClipState | None, precision: str, custom_text: bool, extra: dict[str, Any]
+) -> nn.Module:
     """The model, with the weights of ``state`` or torch's random ones. Raises ModelError for weights that do not fit."""
     if precision not in PRECISIONS:
         raise ModelError(did_you_mean(precision, PRECISIONS, "precision"))

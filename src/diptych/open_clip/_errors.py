@@ -1,4 +1,4 @@
-"""Errors that are both Diptych's one-line errors and the class that open_clip raises in the same place, for ``except`` clauses."""
+"""Diptych's one-line errors that are also of the class that open_clip raises in the same situation, for ``except`` clauses."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ case takes the full form of the modules. Not a second set of weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +22,7 @@ NORMS = (LayerNorm, LayerNormFp32, nn.LayerNorm)
 ACTIVATIONS = (nn.GELU, QuickGELU)
 
 
-def intact(stack: nn.Module, *around: nn.Module | None, inputs: Tensor) -> bool:
+def intact(stack: Any, *around: nn.Module | None, inputs: Tensor) -> bool:
     """Whether the fast form gives what the full one does, and nobody could notice.
 
     ``around`` are the tower's other modules whose inputs the fast form changes.
@@ -32,7 +34,7 @@ def intact(stack: nn.Module, *around: nn.Module | None, inputs: Tensor) -> bool:
     return all(_intact_block(block) for block in stack.resblocks)
 
 
-def _intact_block(block: nn.Module) -> bool:
+def _intact_block(block: Any) -> bool:
     if type(block) is not ResidualAttentionBlock or "forward" in block.__dict__ or hasattr(block, "ln_1_kv"):
         return False
     attention, mlp = block.attn, block.mlp
@@ -55,12 +57,12 @@ def _intact_block(block: nn.Module) -> bool:
 def run_stack(stack: Transformer, x: Tensor, plan: FullAttention | PackedCausal, only_pooled: bool) -> Tensor:
     """Tokens in the plan's layout through every block; with ``only_pooled`` the last one gives its pooled tokens, [B, D]."""
     for number, block in enumerate(stack.resblocks, start=1):
-        arguments = (block, x, plan, only_pooled and number == len(stack.resblocks))
+        arguments: Any = (block, x, plan, only_pooled and number == len(stack.resblocks))
         x = checkpoint(_block, *arguments, use_reentrant=False) if stack.grad_checkpointing else _block(*arguments)
     return x
 
 
-def _block(block: ResidualAttentionBlock, x: Tensor, plan: FullAttention | PackedCausal, only_pooled: bool) -> Tensor:
+def _block(block: Any, x: Tensor, plan: FullAttention | PackedCausal, only_pooled: bool) -> Tensor:
     attention = block.attn
     normed, heads = block.ln_1(x), attention.num_heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
@@ -76,9 +78,7 @@ def _block(block: ResidualAttentionBlock, x: Tensor, plan: FullAttention | Packe
     return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
 
 
-def packed_text(
-    stack: Transformer, embedding: nn.Embedding, positions: Tensor, ids: Tensor, ends: Tensor
-) -> Tensor:
+def packed_text(stack: Transformer, embedding: nn.Embedding, positions: Tensor, ids: Tensor, ends: Tensor) -> Tensor:
     """The state [B, width] of the token at ``ends`` int64 [B] of causal texts ``ids`` [B, L], before the last norm."""
     plan = PackedCausal.of(ends + 1, ids.shape[1])
     dtype = stack.get_cast_dtype()

@@ -33,7 +33,7 @@ DEFAULTS = {
 ABSENT = (
     (r"^coca_", "CoCa"),
     (r"siglip", "TimmModel"),
-    (r"^(convnext|swin|vit_|eva|mobileclip|pe-|vitamin|vit-.*-worldwide|vitamin)", "TimmModel"),
+    (r"^(convnext|swin|vit_|eva|mobileclip|pe-|vitamin)", "TimmModel"),
     (r"^(roberta|xlm-roberta|mt5|nllb)", "HFTextEncoder"),
 )
 _added: dict[str, dict[str, Any]] = {}
@@ -42,19 +42,44 @@ _added: dict[str, dict[str, Any]] = {}
 @cache
 def _of_presets() -> dict[str, dict[str, Any]]:
     """The presets that open_clip's config can say, without values that are its defaults."""
-    configs = {}
-    for name in presets():
-        config = model_config(name)
-        if config.vision.family == "siglip":  # its image tower is timm's in open_clip
-            continue
-        values: dict[str, Any] = dict(open_clip_config(config)[0])
-        for part, defaults in DEFAULTS.items():
-            table = values[part] if part else values
-            for key, default in defaults.items():
-                if table.get(key) == default:
-                    del table[key]
-        configs[name] = values
+    towers = {name: model_config(name).vision.family for name in presets()}
+    # SigLIP's image tower is timm's in open_clip.
+    configs = {name: open_clip_values(name) for name, family in towers.items() if family != "siglip"}
+    return configs | _worldwide()
+
+
+def _worldwide() -> dict[str, dict[str, Any]]:
+    """The multilingual models (Chuang et al. 2025, "Meta CLIP 2"): known image towers, other tokenizers, pooled at "eos".
+
+    Diptych's own library has no such text tower; here the full form runs it.
+    """
+    xlm = {"hf_tokenizer_name": "facebook/xlm-v-base", "pool_type": "eos", "eos_id": 2, "vocab_size": 901629}
+    mt5 = {"hf_tokenizer_name": "google/mt5-base", "pool_type": "eos", "eos_id": 1, "vocab_size": 250100}
+    mt5 = {**mt5, "tokenizer_kwargs": {"clean": "canonicalize"}}
+    sources = {"ViT-L-14": ("", mt5), "ViT-H-14": ("-378", xlm), "ViT-bigG-14": ("-378", xlm)}
+    configs: dict[str, dict[str, Any]] = {}
+    for name, (larger, tokens) in sources.items():
+        values = open_clip_values(name)
+        values["text_cfg"] |= tokens
+        configs[f"{name}-worldwide"] = values
+        if name != "ViT-bigG-14":
+            configs[f"{name}-worldwide-quickgelu"] = {**values, "quick_gelu": True}
+        if larger:
+            configs[f"{name}-worldwide{larger}"] = {**values, "vision_cfg": values["vision_cfg"] | {"image_size": 378}}
     return configs
+
+
+def open_clip_values(name: str) -> dict[str, Any]:
+    """A preset as open_clip's config, without values that are its defaults."""
+    values: dict[str, Any] = dict(open_clip_config(model_config(name))[0])
+    for part, defaults in DEFAULTS.items():
+        table = values[part] if part else values
+        for key, default in defaults.items():
+            if table.get(key) == default:
+                del table[key]
+    if isinstance(values["vision_cfg"]["layers"], list):
+        values["vision_cfg"]["patch_size"] = None  # a ResNet has none
+    return values
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -102,7 +127,9 @@ def parse_model_name(model_name: str) -> tuple[str | None, str]:
     for prefix in (LOCAL_DIR_PREFIX, HF_HUB_PREFIX):
         if model_name.startswith(prefix):
             if model_name == prefix:
-                raise InvalidError(f"{model_name!r} was given; expected a {'folder' if 'dir' in prefix else 'repository'} after it.")
+                raise InvalidError(
+                    f"{model_name!r} was given; expected a {'folder' if 'dir' in prefix else 'repository'} after it."
+                )
             return prefix[:-1], model_name.removeprefix(prefix)
     return None, model_name
 

@@ -104,7 +104,9 @@ class Transformer(_Stack):
         if block_type == "custom" or (block_type is None and any(options.values())):
             kind, shared = CustomResidualAttentionBlock, shared | options
         elif any(options.values()):
-            raise ValueError(f"block_type={block_type!r} was given with {[n for n in options if options[n]]}: only 'custom' has them.")
+            raise ValueError(
+                f"block_type={block_type!r} was given with {[n for n in options if options[n]]}: only 'custom' has them."
+            )
         self.resblocks = nn.ModuleList(
             kind(width, heads, mlp_ratio, **shared, batch_first=batch_first) for _ in range(layers)
         )

@@ -7,9 +7,9 @@ traces take the full form; plain calls of causal towers that pool an end token t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
@@ -122,7 +122,8 @@ class TextTransformer(nn.Module):
         if self.cls_emb is not None:
             nn.init.normal_(self.cls_emb, std=0.01)
         branch = width**-0.5 * (2 * layers) ** -0.5
-        for block in self.transformer.resblocks:
+        blocks: list[Any] = list(self.transformer.resblocks)
+        for block in blocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
             nn.init.normal_(block.attn.out_proj.weight, std=branch)
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
@@ -243,10 +244,11 @@ def project_text(pooled: Tensor, projection: nn.Linear | nn.Parameter | None) ->
     return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection  # type: ignore[no-any-return]
 
 
-def pooled_if_packed(holder: nn.Module, text: Tensor, pool_type: str, eos_id: int | None) -> Tensor | None:
+def pooled_if_packed(holder: Any, text: Tensor, pool_type: str, eos_id: int | None) -> Tensor | None:
     """The normed pooled state [B, width] by the packed form, or None where the full form must run.
 
-    ``holder`` has ``token_embedding``, ``positional_embedding``, ``transformer``, ``ln_final`` and ``attn_mask``: a text tower or a CLIP.
+    ``holder``, a text tower or a CLIP, has ``token_embedding``, ``positional_embedding``, ``transformer``, ``ln_final`` and
+    ``attn_mask``.
     """
     embedding, norm, positions = holder.token_embedding, holder.ln_final, holder.positional_embedding
     if pool_type not in ("argmax", "eos") or type(embedding) is not nn.Embedding or text.ndim != 2 or not text.numel():
@@ -263,7 +265,9 @@ def _is_causal(mask: Tensor | None) -> bool:
     """Whether nobody exchanged the mask; its values are compared once, for they cannot change without torch counting it."""
     if mask is None or mask.ndim != 2:
         return False
-    version = -1 if mask.is_inference() else mask._version  # tensors of inference mode are not counted, and cannot be changed
+    version = (
+        -1 if mask.is_inference() else mask._version
+    )  # tensors of inference mode are not counted, and cannot be changed
     known: tuple[int, bool] | None = getattr(mask, "_causal_at_version", None)
     if known is None or known[0] != version:
         rows, columns = mask.shape

@@ -7,6 +7,7 @@ here. Tokens, intermediates, hooks and traces take the full form; plain calls ta
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,9 @@ class VisionTransformer(nn.Module):
         if kind == "learnable":
             return nn.Parameter(width**-0.5 * torch.randn(rows, width))
         if kind != "sin_cos_2d" or self.grid_size[0] != self.grid_size[1]:
-            raise ValueError(f"pos_embed_type {kind!r} was given; expected 'learnable', or 'sin_cos_2d' for square images.")
+            raise ValueError(
+                f"pos_embed_type {kind!r} was given; expected 'learnable', or 'sin_cos_2d' for square images."
+            )
         table = get_2d_sincos_pos_embed(width, self.grid_size[0], cls_token=True)
         return nn.Parameter(torch.from_numpy(table).float(), requires_grad=False)
 
@@ -116,8 +119,10 @@ class VisionTransformer(nn.Module):
     def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Freeze all but the last ``unlocked_groups``: embeddings, each block (the last with ``ln_post``), ``proj``."""
         blocks = list(self.transformer.resblocks)
-        embeddings = [self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre]
-        lock_groups(self, [embeddings, *([b] for b in blocks[:-1]), [*blocks[-1:], self.ln_post], [self.proj]], unlocked_groups)
+        embeddings: list[Any] = [self.conv1, self.class_embedding, self.positional_embedding, self.ln_pre]
+        lock_groups(
+            self, [embeddings, *([b] for b in blocks[:-1]), [*blocks[-1:], self.ln_post], [self.proj]], unlocked_groups
+        )
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -156,7 +161,9 @@ class VisionTransformer(nn.Module):
 
     def _pools_one_token(self) -> bool:
         norm = self.ln_post
-        plain = self.attn_pool is None and isinstance(norm, nn.LayerNorm | nn.Identity) and "forward" not in norm.__dict__
+        plain = (
+            self.attn_pool is None and isinstance(norm, nn.LayerNorm | nn.Identity) and "forward" not in norm.__dict__
+        )
         return plain and self.pool_type == "tok" and not self.output_tokens
 
     def forward_intermediates(

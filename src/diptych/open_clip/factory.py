@@ -36,7 +36,7 @@ from diptych.open_clip._registry import (
 )
 from diptych.open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
 from diptych.open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer, SigLipTokenizer, SimpleTokenizer
-from diptych.open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2, merge_preprocess_kwargs
+from diptych.open_clip.transform import AugmentationCfg, PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 
 def create_model(
@@ -73,7 +73,9 @@ def create_model(
     del pretrained_text, weights_only
     model_kwargs.pop("pretrained_hf", None)  # the older name of pretrained_text
     if jit:
-        raise ModelError("jit=True was given; these models are not scripted. Trace one: open_clip.trace_model(model).")
+        log.warn(
+            "jit=True: these models are not scripted; the plain one is given. open_clip.trace_model(model) traces it."
+        )
     if pretrained_image:
         refuse("TimmModel")
     plan = plan_for(model_name, pretrained, load_weights, cache_dir)
@@ -90,7 +92,9 @@ def create_model(
     if "quick_gelu" not in model_kwargs:
         agree_on_activation(plan, state, force_quick_gelu)
     if state is None and require_pretrained:
-        raise ModelError(f"{model_name}: pretrained weights are required, and none were given; say pretrained=TAG or a path.")
+        raise ModelError(
+            f"{model_name}: pretrained weights are required, and none were given; say pretrained=TAG or a path."
+        )
     model = build(plan, state, precision, force_custom_text, model_kwargs)
     load_towers(model, pretrained_image_path, pretrained_text_path)
     if state is None and not (pretrained_image_path or pretrained_text_path):
@@ -183,7 +187,8 @@ def create_model_from_pretrained(
 def _preprocess_overrides(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, interpolation: str | None, resize_mode: str | None
 ) -> dict[str, Any]:
-    return merge_preprocess_kwargs({}, mean=mean, std=std, interpolation=interpolation, resize_mode=resize_mode)
+    values = {"mean": mean, "std": std, "interpolation": interpolation, "resize_mode": resize_mode}
+    return merge_preprocess_dict({}, values)
 
 
 def get_tokenizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from diptych.open_clip._vision import VisionTransformer
 from diptych.open_clip.utils import to_2tuple
 
 TEXT_PARTS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+CPU = torch.device("cpu")
 NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size")  # numbers in the state dicts of OpenAI's archives
 
 
@@ -40,7 +42,15 @@ def convert_weights_to_lp(model: nn.Module, dtype: torch.dtype = torch.float16) 
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             names = ("weight", "bias")
         elif isinstance(module, nn.MultiheadAttention | Attention):
-            names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "bias_k", "bias_v")
+            names = (
+                "in_proj_weight",
+                "q_proj_weight",
+                "k_proj_weight",
+                "v_proj_weight",
+                "in_proj_bias",
+                "bias_k",
+                "bias_v",
+            )
         elif isinstance(module, CLIP | TextTransformer):
             names = ("text_projection",)
         elif isinstance(module, VisionTransformer):
@@ -100,9 +110,7 @@ def build_model_from_openai_state_dict(
     return model.eval()
 
 
-def trace_model(
-    model: nn.Module, batch_size: int = 256, device: torch.device = torch.device("cpu")
-) -> torch.jit.ScriptModule:
+def trace_model(model: nn.Module, batch_size: int = 256, device: torch.device = CPU) -> torch.jit.ScriptModule:
     """The model in evaluation mode, traced with its methods ``forward``, ``encode_text`` and ``encode_image``.
 
     The traced model is right for any batch, because tracing takes the padded form.
@@ -112,7 +120,9 @@ def trace_model(
     images = torch.ones((batch_size, 3, *to_2tuple(size)), device=device)
     texts = torch.zeros((batch_size, model.context_length), dtype=torch.int, device=device)  # type: ignore[arg-type]
     inputs = {"forward": (images, texts), "encode_text": (texts,), "encode_image": (images,)}
-    traced = torch.jit.trace_module(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's advice to export instead
+        traced = torch.jit.trace_module(model, inputs)
     traced.visual.image_size = size
     return traced  # type: ignore[no-any-return]
 
@@ -149,7 +159,9 @@ def resize_text_pos_embed(
     if table.shape[0] == own.shape[0]:
         return
     warn(f"positions of texts are resized from {table.shape[0]} to {own.shape[0]}.")
-    resized = F.interpolate(table.T[None], size=own.shape[0], mode=interpolation, antialias=antialias, align_corners=False)
+    resized = F.interpolate(
+        table.T[None], size=own.shape[0], mode=interpolation, antialias=antialias, align_corners=False
+    )
     state_dict[name] = resized[0].T
 
 

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,8 @@ class ModifiedResNet(nn.Module):
         assert output_fmt == "NCHW", f"output_fmt {output_fmt!r} was given; a ResNet's maps are 'NCHW'."
         chosen, last = feature_take_indices(5, indices)
         states = []
-        for number, part in enumerate((self.stem, self.layer1, self.layer2, self.layer3, self.layer4)):
+        parts: list[Any] = [self.stem, self.layer1, self.layer2, self.layer3, self.layer4]
+        for number, part in enumerate(parts):
             if stop_early and intermediates_only and number > last:
                 break
             x = part(x)
@@ -172,7 +174,8 @@ class ModifiedResNet(nn.Module):
         if x.is_cpu and not traced(x):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        stages: list[Any] = [self.layer1, self.layer2, self.layer3, self.layer4]
+        for stage in stages:
             x = self._recomputed(stage, x) if self.grad_checkpointing and torch.is_grad_enabled() else stage(x)
         return self.attnpool(x)  # type: ignore[no-any-return]
 

@@ -41,8 +41,8 @@ def load_openai_model(
     ``device`` None takes the accelerator that there is, else the CPU; ``precision`` None is "fp32" on the CPU and "fp16"
     elsewhere. Raises ModelError for an unknown name, WeightsError for a file that is no CLIP.
     """
-    place = get_device("auto" if device is None else device)
-    wanted = precision or ("fp32" if place.torch_device.type == "cpu" else "fp16")
+    target = get_device("auto" if device is None else device)
+    wanted = precision or ("fp32" if target.torch_device.type == "cpu" else "fp16")
     if wanted not in ("fp32", "fp16", "bf16", "amp", "amp_bf16"):
         raise ModelError(did_you_mean(wanted, ("fp32", "fp16", "bf16", "amp", "amp_bf16"), "precision"))
     url = get_pretrained_url(name, "openai")
@@ -51,10 +51,12 @@ def load_openai_model(
     elif Path(name).expanduser().is_file():
         path = Path(name).expanduser()
     else:
-        raise ModelError(f"there is no such file, and {did_you_mean(str(name), list_openai_models(), 'model of OpenAI')}")
+        raise ModelError(
+            f"there is no such file, and {did_you_mean(str(name), list_openai_models(), 'model of OpenAI')}"
+        )
     state = dict(open_clip_state(path).tensors)
     model = build_model_from_openai_state_dict(state, cast_dtype=get_cast_dtype(wanted) or torch.float32)
-    model.to(place.torch_device)
+    model.to(target.torch_device)
     if wanted != "fp16":
         model.float()
         if wanted == "bf16":

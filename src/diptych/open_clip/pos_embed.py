@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def get_1d_sincos_pos_embed_from_grid(embed_dim: int, pos: NDArray[Any]) -> NDArray[Any]:
@@ -36,13 +36,13 @@ def get_2d_sincos_pos_embed(embed_dim: int, grid_size: int, cls_token: bool = Fa
     return np.vstack([np.zeros((1, embed_dim)), table]) if cls_token else table
 
 
-def interpolate_pos_embed(model: nn.Module, checkpoint_model: dict[str, Tensor]) -> None:
+def interpolate_pos_embed(model: Any, checkpoint_model: dict[str, Tensor]) -> None:
     """Resize ``checkpoint_model["pos_embed"]`` [1, extra + N, D] to the grid of ``model``, bicubically, in place of the entry."""
     table = checkpoint_model.get("pos_embed")
     if table is None:
         return
-    patches = model.patch_embed.num_patches  # type: ignore[union-attr]
-    extra = model.pos_embed.shape[-2] - patches  # type: ignore[union-attr, index, operator]
+    patches = model.patch_embed.num_patches
+    extra = model.pos_embed.shape[-2] - patches
     before, after = (round(count**0.5) for count in (table.shape[-2] - extra, patches))
     if before == after:
         return

@@ -115,7 +115,9 @@ def download_pretrained_from_url(url: str, cache_dir: str | None = None) -> str:
             with Path(beside).open("wb") as output:
                 shutil.copyfileobj(source, output, 1 << 20)
             if expected and not _has_sha256(Path(beside), expected):
-                raise ModelError(f"{url}: what came has another SHA-256 than the address says; it was not kept. Try again.")
+                raise ModelError(
+                    f"{url}: what came has another SHA-256 than the address says; it was not kept. Try again."
+                )
     except OSError as error:
         raise ModelError(f"{url} could not be fetched ({error}); fetch it by hand into {target.parent}.") from error
     return str(target)
@@ -125,12 +127,14 @@ def has_hf_hub(necessary: bool = False) -> bool:
     """Whether the package huggingface-hub is installed; ``necessary`` raises ModelError when not."""
     there = importlib.util.find_spec("huggingface_hub") is not None
     if necessary and not there:
-        raise ModelError("weights of the Hugging Face hub need the package huggingface-hub: pip install 'diptych[hub]'.")
+        raise ModelError(
+            "weights of the Hugging Face hub need the package huggingface-hub: pip install 'diptych[hub]'."
+        )
     return there
 
 
 def _names_to_try(filename: str) -> list[str]:
-    """A file without pickle first, where the name has such a twin."""
+    """A safetensors file first, where the name may have such a counterpart."""
     if filename == HF_WEIGHTS_NAME:
         return [HF_SAFE_WEIGHTS_NAME, filename]
     stem, ending = os.path.splitext(filename)

@@ -23,6 +23,7 @@ from diptych.weights._locate import locate
 from diptych.weights._open import renamed
 from diptych.weights._open_clip_config import model_cfg, preprocess_cfg
 from diptych.weights._recognize import recognize
+from diptych.weights._refused import refuse_non_finite
 from diptych.weights._rename import to_theirs
 from diptych.weights._state_dict import read_model
 from diptych.weights.openclip import OpenClip
@@ -51,6 +52,7 @@ def open_clip_state(source: str | Path, model: str = "") -> OpenClipState:
     for remark in (*location.remarks, *choice.remarks):
         log.info(remark)
     stored = choice.stored
+    refuse_non_finite(stored.tensors, location.path, ())
     description = _description(stored, model)
     if "diptych" not in stored.metadata and recognize(stored).name in SAME_NAMES:
         return OpenClipState(_informative(stored), *_certain(description))
@@ -66,9 +68,7 @@ def open_clip_state(source: str | Path, model: str = "") -> OpenClipState:
 def _informative(stored: Stored) -> dict[str, Tensor]:
     """Without tensors that say nothing, such as a stored mask."""
     ignored: Iterable[str] = recognize(stored).ignored
-    return {
-        name: item for name, item in stored.tensors.items() if not any(fnmatchcase(name, each) for each in ignored)
-    }
+    return {name: item for name, item in stored.tensors.items() if not any(fnmatchcase(name, each) for each in ignored)}
 
 
 def _description(stored: Stored, model: str) -> Description | None:
