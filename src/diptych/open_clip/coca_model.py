@@ -1,0 +1,7 @@
+"""open_clip's ``coca_model``: CoCa, its text decoder and its generation of text, which are refused, each with a line."""
+
+from __future__ import annotations
+
+from diptych.open_clip._absent import CoCa, MultimodalCfg, MultimodalTransformer, prepare_inputs_for_generation
+
+__all__ = ["CoCa", "MultimodalCfg", "MultimodalTransformer", "prepare_inputs_for_generation"]
