@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from diptych.open_clip._absent import CoCa, MultimodalCfg, MultimodalTransformer, prepare_inputs_for_generation
+from diptych.open_clip._absent import CoCa, prepare_inputs_for_generation
+from diptych.open_clip._multimodal import MultimodalCfg, MultimodalTransformer
 
 __all__ = ["CoCa", "MultimodalCfg", "MultimodalTransformer", "prepare_inputs_for_generation"]
