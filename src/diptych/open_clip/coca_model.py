@@ -1,4 +1,4 @@
-"""open_clip's ``coca_model``: CoCa, its text decoder and its generation of text, which are refused, each with a line."""
+"""open_clip's ``coca_model``: the config of CoCa's text decoder; CoCa itself and its generation are refused, with a line."""
 
 from __future__ import annotations
 
