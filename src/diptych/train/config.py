@@ -170,6 +170,20 @@ def _objective_of(values: Mapping[str, Any]) -> str:
 
 def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainConfig:
     """A config from a command line; ``--recipe`` and ``--resume`` bring the values that flags then change."""
+    values, where, flags = _start(argv)
+    tree = tree_for(_objective_of(values))
+    default = config.from_dict(tree, values, where)
+    return config.parse(tree, flags, program=program, description=description, default=default)
+
+
+def known_flags(argv: Sequence[str]) -> set[str]:
+    """The flags that this command line may have: those of its objective, of the sigmoid loss, and what every command has."""
+    names = {_objective_of(_start(argv)[0]), "siglip"}
+    return {"--recipe", "--help"}.union(*(config.flags(tree_for(name)) for name in names))
+
+
+def _start(argv: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
+    """The values of the recipe and of the resumed run, the objective among them; where they stand; the other arguments."""
     recipe, flags = _take(argv, "--recipe")
     values, where = saved_values(_take(flags, "--resume")[0], _take(flags, "--output")[0])
     if recipe:
@@ -178,9 +192,7 @@ def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainCo
     objective = _take(flags, "--objective")[0] or _objective_of(values)
     if objective != _objective_of(values):
         values = {**values, "objective": {"objective": objective}}
-    tree = tree_for(objective)
-    default = config.from_dict(tree, values, where)
-    return config.parse(tree, flags, program=program, description=description, default=default)
+    return values, where, flags
 
 
 def saved_values(resume: str, output: str) -> tuple[dict[str, Any], str]:
