@@ -7,11 +7,11 @@ be shortened as far as it stays the only one that begins so. Not a parser: flags
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diptych import log
 from diptych.commands._open_clip_rules import RULES
@@ -66,10 +66,12 @@ class Given:
 def open_clip_flags() -> dict[str, OpenClipFlag]:
     """Every flag of open_clip's training program by name, in the order of the table."""
     entries = tomllib.loads(TABLE.read_text(encoding="utf-8"))
-    return {
-        name: OpenClipFlag(name, **{key: tuple(item) if isinstance(item, list) else item for key, item in values.items()})
-        for name, values in entries.items()
-    }
+    return {name: _entry(name, values) for name, values in entries.items()}
+
+
+def _entry(name: str, values: dict[str, Any]) -> OpenClipFlag:
+    lists: dict[str, Any] = {key: tuple(item) for key, item in values.items() if isinstance(item, list)}
+    return OpenClipFlag(name, **{**values, **lists})
 
 
 def translated(argv: Sequence[str], own: Collection[str]) -> list[str]:
@@ -79,7 +81,7 @@ def translated(argv: Sequence[str], own: Collection[str]) -> list[str]:
     several, and for a value that is none.
     """
     given = _given(argv, own)
-    names = {item.name for item in given}
+    names = {item.name: item.values for item in given}
     dropped = {name for item in given if item.entry for name in item.entry.replaces}
     result: list[str] = []
     for item in given:
@@ -92,7 +94,7 @@ def translated(argv: Sequence[str], own: Collection[str]) -> list[str]:
     return result
 
 
-def _in_our_flags(item: Given, entry: OpenClipFlag, names: Collection[str]) -> list[str]:
+def _in_our_flags(item: Given, entry: OpenClipFlag, names: Mapping[str, Sequence[str]]) -> list[str]:
     _check_values(item, entry)
     if entry.is_harmless(item.values):
         return []

@@ -1,24 +1,26 @@
 """What the value of an open_clip flag becomes here, where the table alone cannot say it.
 
-A rule takes the flag's name, its values and the names of all flags given, and returns flags of ours, or raises ConfigError with
-one line. It opens no file, and reads no option of ours.
+A rule takes the flag's name, its values, and all flags given with their values, and returns flags of ours, or raises
+ConfigError with one line. It opens no file, and reads no option of ours.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diptych import log
 from diptych.errors import ConfigError
 
-Rule = Callable[[str, Sequence[str], Collection[str]], list[str]]
+Rule = Callable[[str, Sequence[str], Mapping[str, Sequence[str]]], list[str]]
+DASHBOARDS = {"wandb", "trackio", "swanlab", "all"}
 TIMM_KEYS = ("ratio", "re_prob", "re_count")
 SAME_LOSS = ("bidir", "shift", "reduce", "gather")
 
 
-def _dataset_type(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _dataset_type(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     kind = values[0]
     if kind.endswith("-audio"):
         raise ConfigError(f"{name} {kind}: there are no audio towers; leave the audio flags out.")
@@ -36,68 +38,70 @@ def _single(name: str, value: str) -> str:
     return choices[0]
 
 
-def _image_key(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _image_key(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     return _column(name, values[0], "--csv-img-key", given)
 
 
-def _text_key(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _text_key(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if name == "--text-key" and "--json-text-key" in given:
         return []  # which takes precedence there too
     return _column(name, values[0], "--csv-caption-key", given)
 
 
-def _column(name: str, value: str, ours: str, given: Collection[str]) -> list[str]:
+def _column(name: str, value: str, ours: str, given: Mapping[str, Sequence[str]]) -> list[str]:
     if ours in given:
         raise ConfigError(f"{name} {value}: becomes {ours}, which is given too; leave one of them out.")
     return [ours, _single(name, value)]
 
 
-def _logs(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _logs(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if values[0].lower() == "none":
-        raise ConfigError(f"{name} {values[0]}: a run always leaves a folder; leave it out, or give a temporary folder.")
+        raise ConfigError(
+            f"{name} {values[0]}: a run always leaves a folder; leave it out, or give a temporary folder."
+        )
     return [name, values[0]]
 
 
-def _interpolation(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _interpolation(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if values[0] == "random":
         raise ConfigError(f"{name} random: evaluation would differ from training; give bicubic or bilinear.")
     return [name, values[0]]
 
 
-def _image_size(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _image_size(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if len(values) > 2 or len(set(values)) != 1:
         raise ConfigError(f"{' '.join([name, *values])}: images are squares; give one side in pixels.")
     return [name, values[0]]
 
 
-def _precision(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _precision(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if values[0].startswith("pure_"):
         lower = values[0].removeprefix("pure_")
         raise ConfigError(f"{name} {values[0]}: weights are trained in fp32; give {lower}, which computes in it.")
     return [name, values[0]]
 
 
-def _siglip(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _siglip(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if "--objective" in given:
         raise ConfigError(f"{name}: becomes --objective siglip, and --objective is given too; leave one of them out.")
     return ["--objective", "siglip"]
 
 
-def _of_clip(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _of_clip(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if "--siglip" not in given:
         return [name]
     log.info(f"{name}: no effect here; the sigmoid loss has no such choice.")
     return []
 
 
-def _loss_dist_impl(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _loss_dist_impl(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if values[0] not in SAME_LOSS:
         raise ConfigError(f"{name} {values[0]}: expected one of {', '.join(SAME_LOSS)}.")
     log.info(f"{name}: no effect here; texts are gathered, with the same loss and gradients.")
     return []
 
 
-def _aug_cfg(name: str, values: Sequence[str], given: Collection[str]) -> list[str]:
+def _aug_cfg(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     table = dict(_pair(name, value) for value in values if value)
     flags: list[str] = []
     if table.pop("use_timm", False):
@@ -144,7 +148,25 @@ def _jitter_flags(name: str, value: Any) -> list[str]:
     return ["--aug-color-jitter", str(brightness), "--aug-hue", str(hue)]
 
 
+def _wandb(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    sinks = {sink.strip() for value in given.get("--report-to", ()) for sink in value.split(",")}
+    projects = DASHBOARDS if name == "--wandb-project-name" else {"wandb", "all"}
+    if sinks & projects:
+        return [name, values[0]]
+    log.info(f"{name}: no effect here; --report-to names no such dashboard.")
+    return []
+
+
+def _cache_dir(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    # Where the hub's library keeps downloads; it is imported when the first one is wanted.
+    os.environ["HF_HUB_CACHE"] = values[0]
+    log.info(f"{name}: weights of the Hugging Face hub are downloaded to {values[0]}.")
+    return []
+
+
 RULES: dict[str, Rule] = {
+    "wandb": _wandb,
+    "cache_dir": _cache_dir,
     "dataset_type": _dataset_type,
     "image_key": _image_key,
     "text_key": _text_key,

@@ -78,6 +78,10 @@ class DataOptions:
     """Probability of mirroring a training image."""
     aug_color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation; 0 for none."""
+    aug_hue: typing.Annotated[float, Range(0, 0.5)] = 0.0
+    """Most that the hue is turned at random, in turns of the color circle; 0 for none."""
+    aug_color_jitter_prob: Share = 1.0
+    """Probability of --aug-color-jitter and --aug-hue for a training image."""
     aug_grayscale: Share = 0.0
     """Probability of dropping a training image's colors."""
 
@@ -110,6 +114,8 @@ class OutputOptions:
     """Name of the run under --logs; empty takes the date and the model."""
     save_frequency: Count = 1
     """Epochs between checkpoints."""
+    save_most_recent: bool = False
+    """A checkpoint after every epoch, whatever --save-frequency and --save-every-steps say."""
     save_every_steps: Count = 0
     """Steps between checkpoints; overrides --save-frequency."""
     keep_checkpoints: Count = 3
@@ -122,6 +128,10 @@ class OutputOptions:
     """Steps between rows of the metric log."""
     report_to: str = ""
     """More metric sinks beside metrics.jsonl: tensorboard, wandb, trackio, swanlab, joined by commas; or all."""
+    wandb_project_name: str = ""
+    """Project of wandb, trackio and swanlab; empty is diptych."""
+    wandb_notes: str = ""
+    """Notes of the run at wandb."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ def build_pipeline(
     preprocess = model.preprocess
     views = ViewOptions(
         model.vision.image_size, data.aug_scale, data.aug_flip, data.aug_color_jitter, data.aug_grayscale,
-        data.resize_kernel, preprocess.interpolation, preprocess.resize_mode, preprocess.resize_to,
+        data.resize_kernel, preprocess.interpolation, preprocess.resize_mode, preprocess.resize_to, data.aug_hue,
+        data.aug_color_jitter_prob,
     )  # fmt: skip
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
