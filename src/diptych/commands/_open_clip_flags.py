@@ -6,6 +6,7 @@ be shortened as far as it stays the only one that begins so. Not a parser: flags
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,8 +146,7 @@ def _resolved(name: str, own: Collection[str]) -> tuple[str, OpenClipFlag | None
         return matching[0], theirs[matching[0]]
     if matching:
         raise ConfigError(f"{name}: may be any of {', '.join(matching)}; write one in full.")
-    if not name.startswith("--no-"):
-        hint = did_you_mean(name, {*own, *spelled}, "flag")
-        if any(f"Did you mean {spelling!r}?" in hint for spelling in spelled):
-            raise ConfigError(f"{hint} (see diptych train --help)")
+    nearest = difflib.get_close_matches(name, [*own, *spelled], n=1, cutoff=0.75)
+    if nearest and nearest[0] not in own and not name.startswith("--no-"):
+        raise ConfigError(f"{did_you_mean(name, {*own, *spelled}, 'flag')} (see diptych train --help)")
     return name, None
