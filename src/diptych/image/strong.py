@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from diptych.image.resize import planar
-from diptych.image.transforms import TrainTransform
+from diptych.image.transforms import TrainTransform, shift_hue
 
 JITTER = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
@@ -62,13 +62,3 @@ class StrongTransform:
         for number in order.tolist():
             view = JITTER[number](view).enhance(factors[number]) if number < len(JITTER) else shift_hue(view, shift)
         return view
-
-
-def shift_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue of an RGB image by ``shift`` of the color circle, -0.5 to 0.5, in Pillow's 8-bit HSV.
-
-    The same rounding as torchvision's ``adjust_hue`` of Pillow images, which published augmentations ran with.
-    """
-    hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # uint8 wraps around the circle
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
