@@ -26,7 +26,7 @@ from diptych.data._columns import (
     plain_name,
     split_name,
 )
-from diptych.data._line_index import Built, line_bounds
+from diptych.data._line_index import Built, check_encoding, line_bounds
 from diptych.errors import SourceError
 
 SEPARATORS = "\t,;|"
@@ -84,8 +84,7 @@ def first_row(path: Path) -> str:
     """The first line that is not blank. Raises SourceError for text of another encoding, naming what converts it."""
     with path.open("rb") as file:
         start = file.read(1 << 20)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start[:200].count(b"\0") > len(start[:200]) // 3:
-        raise SourceError(f"{path}: not UTF-8 text but UTF-16; convert it: {conversion(path, 'UTF-16')}.")
+    check_encoding(path, start)
     if b"\n" not in start and b"\r" in start.rstrip(b"\r"):
         raise SourceError(
             f"{path}: its lines end in CR alone; convert it: tr '\\r' '\\n' < {path.name} > utf8-{path.name}."
@@ -109,11 +108,6 @@ def names_columns(path: Path) -> bool:
     names = [{plain_name(field) for field in first.split(separator)} for separator in SEPARATORS]
     images, others = set(map(plain_name, IMAGE_KEYS)), set(map(plain_name, (*CAPTION_KEYS, *LABEL_KEYS)))
     return any(columns & images and columns & others for columns in names)
-
-
-def conversion(path: Path, encoding: str) -> str:
-    """The command that makes UTF-8 of a file."""
-    return f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
 
 
 def separator_of(path: Path, asked: str) -> str:

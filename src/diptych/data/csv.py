@@ -16,7 +16,6 @@ from diptych.data._csv_rows import (
     MARK,
     Layout,
     build,
-    conversion,
     fields_of,
     first_row,
     is_header,
@@ -27,7 +26,7 @@ from diptych.data._csv_rows import (
 from diptych.data._fields import decide, sample_rows, say, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names
-from diptych.data._line_index import Built, line_number, rows_of, selected_rows
+from diptych.data._line_index import Built, conversion, line_number, rows_of, selected_rows
 from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record

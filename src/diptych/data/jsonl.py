@@ -22,7 +22,7 @@ from diptych.data._columns import image_of, split_name
 from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names
-from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of, selected_rows
+from diptych.data._line_index import Built, check_encoding, line_bounds, line_number, not_blank, rows_of, selected_rows
 from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
@@ -69,8 +69,11 @@ class JsonLines:
     @classmethod
     def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
         """Open a file; one that is no lines, but one text over several of them, as JSON. Raises SourceError."""
-        with checked_file(spec).open("rb") as file:
-            first = file.read(1 << 16).lstrip(MARK + b" \t\r\n").partition(b"\n")[0].strip()
+        path = checked_file(spec)
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        check_encoding(path, start)
+        first = start.lstrip(MARK + b" \t\r\n").partition(b"\n")[0].strip()
         if first == b"{" or first.startswith(b"["):
             return SOURCES.get("json").open(spec, split, options)
         return cls(spec, split, options)
@@ -100,7 +103,7 @@ class JsonLines:
         offset, size = map(int, self._rows.bounds[row])
         data = self._reader.read(offset, size)
         try:
-            value = json.loads(data.removeprefix(MARK))
+            value = json.loads(data.removeprefix(MARK).decode("utf-8"))  # of bytes, json would guess the encoding
         except (ValueError, RecursionError) as error:
             raise RecordError(self._where(row), f"not valid JSON ({str(error).splitlines()[0][:160]})") from error
         if not isinstance(value, dict):
