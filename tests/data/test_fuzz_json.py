@@ -95,6 +95,8 @@ def test_any_value_as_a_json_file(folder, value, indent):
 
 @FUZZ
 @given(rows=st.lists(VALUES | st.dictionaries(KEYS, VALUES, max_size=5), min_size=1, max_size=8))
+@example(rows=[{"image": "a.jpg", "caption": text} for text in LISTS_AS_TEXT])
+@example(rows=[{"image": "a.jpg", "label": number} for number in (float("nan"), 2, None)])
 def test_any_values_as_json_lines(folder, rows):
     path = folder / "list.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

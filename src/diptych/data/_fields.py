@@ -27,7 +27,7 @@ from diptych.data._columns import (
     plain_name,
     seen,
 )  # fmt: skip
-from diptych.data._label_values import all_differ, are_names, check_pairs
+from diptych.data._label_values import all_differ, are_names, check_pairs, is_missing
 from diptych.errors import RecordError, SourceError
 
 SAMPLE = 64  # rows from the beginning, and as many spread over the rest
@@ -95,7 +95,7 @@ class Fields:
         return Values(image, captions, label, name if isinstance(name, str) and name.strip() else None)
 
     def _label(self, value: Any, captioned: bool, key: str) -> int | None:
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_missing(value):
             if captioned:
                 return None
             raise RecordError(key, f"has no label under {self.label!r}", "give it one, or leave it out")

@@ -21,7 +21,7 @@ from diptych.data._base import SOURCES, LeftOut, Source, SourceOptions
 from diptych.data._columns import image_of, split_name
 from diptych.data._fields import decide, sample_rows, split_column
 from diptych.data._index import Reader, checked_file
-from diptych.data._label_values import class_names
+from diptych.data._label_values import class_names, is_missing
 from diptych.data._line_index import Built, check_encoding, line_bounds, line_number, not_blank, rows_of, selected_rows
 from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
@@ -95,8 +95,8 @@ class JsonLines:
         names = set()
         for row in range(len(self._rows)):
             with contextlib.suppress(RecordError):
-                value = self._line(row).get(label)
-                names.add(value if value is None or isinstance(value, str) else str(value))
+                if not is_missing(value := self._line(row).get(label)):
+                    names.add(str(value))
         built.metadata = {"classes": class_names(names, f"{self.shown or self.path}, column {label!r}")}
 
     def _line(self, row: int) -> Mapping[str, Any]:
