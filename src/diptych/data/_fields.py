@@ -140,7 +140,8 @@ def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
         say(f"{where}: images are those under {' or '.join(map(repr, map('.'.join, image)))}, whichever a row has")
     named = bool(label) and are_names(rows, label, where)
     if named and captions and all_differ(rows, label):
-        say(f"{where}: {label!r} is another text in nearly every row and is not taken for classes")
+        if (label,) not in captions:
+            say(f"{where}: {label!r} is another text in nearly every row and is not taken for classes")
         label, named = "", False
     if label and label_name:
         check_pairs(rows, label, label_name, where)

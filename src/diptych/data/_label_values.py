@@ -5,6 +5,7 @@ Numbers count as such however they are spelled ("3", " 3", "3.0"). Knows values,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ ENOUGH = 20  # rows below which a share says nothing
 
 def is_missing(value: Any) -> bool:
     """Whether a value stands for none: null, a blank text, or the NaN that pandas writes for both."""
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def class_names(values: Iterable[Any], where: str) -> tuple[str, ...]:
