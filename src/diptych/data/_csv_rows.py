@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,12 +25,11 @@ from diptych.data._columns import (
     plain_name,
     split_name,
 )
+from diptych.data._csv_standard import LINES, MARK, Layout, by_quotes
 from diptych.data._line_index import Built, check_encoding, line_bounds
 from diptych.errors import SourceError
 
 SEPARATORS = "\t,;|"
-MARK = b"\xef\xbb\xbf"  # what spreadsheets put in front of UTF-8
-LINES = 400  # that one row may have
 PICTURE = re.compile(r"(?i)\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jfif|jp2|ppm)$|^(https?|s3|gs)://")
 NAMES = frozenset(map(plain_name, (*IMAGE_KEYS, *CAPTION_KEYS, *LABEL_KEYS, *LABEL_NAME_KEYS, SPLIT_KEY, "url", "id")))
 
@@ -128,15 +126,6 @@ def separator_of(path: Path, asked: str) -> str:
     return max(SEPARATORS, key=fit)
 
 
-class Layout(NamedTuple):
-    """How many columns a file has, whether its first row names them, and which one is the split (-1: none)."""
-
-    separator: str
-    width: int
-    header: bool
-    split: int
-
-
 def build(path: Path, built: Built, layout: Layout) -> None:
     """Note where rows stand, and the split that each names.
 
@@ -188,6 +177,12 @@ def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, la
     quotes = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord('"'))
     if not len(quotes):
         return continued, len(bounds)
+
+    def row_alone(line: bytes) -> bool:
+        return _is_row(_text(line).rstrip("\r"), separator, width)
+
+    if (decision := by_quotes(bounds, text, base, layout, row_alone)) and (decision[1] == len(bounds) or not last):
+        return decision
     begins = bounds[:, 0] - base
     marked = np.unique(np.searchsorted(begins, quotes, side="right") - 1).tolist()
     starts, ends = begins.tolist(), (begins + bounds[:, 1]).tolist()
