@@ -5,12 +5,13 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diptych.data import _csv_rows, _line_index
 from diptych.data._csv_rows import build
 from diptych.data._csv_standard import Layout, by_quotes
+from diptych.image import image_endings
 
 PARTS = ["a.jpg", "x", ",", '"', '""', '","', "\n", "\r\n", '"\n"', " ", ".png,", "\ufeff", "\0", "ä"]
 TEXTS = st.lists(st.sampled_from(PARTS), max_size=30).map("".join)
@@ -59,7 +60,8 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("csv")
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
+@example(text='\ufeff"\n"', width=1, chunk=7)
 @given(text=TEXTS | TABLES, width=st.integers(1, 3), chunk=st.sampled_from([7, 20, 1 << 20]))
 def test_quotes_give_the_rows_that_lines_give(folder, text, width, chunk):
     path, layout = folder / "x.csv", Layout(",", width, False, -1)
@@ -84,3 +86,10 @@ def test_what_the_standard_writer_wrote_is_decided_by_its_quotes(rows):
     continued, decided = by_quotes(bounds, text, 0, Layout(",", 2, False, -1), lambda line: False)
     assert decided == len(bounds)
     assert (~continued).sum() == len(rows)
+
+
+@pytest.mark.parametrize("ending", [*sorted(image_endings()), ".heic", ".HEIF", ".JPG"])
+def test_a_row_with_any_picture_that_can_be_read_is_no_header(ending):
+    assert _csv_rows.is_picture(f" folder/x{ending} ")
+    assert not _csv_rows.is_header([f"x{ending}", "a dog"])
+    assert not _csv_rows.is_picture(f"a dog{ending} runs")

@@ -25,12 +25,14 @@ from diptych.data._columns import (
     plain_name,
     split_name,
 )
-from diptych.data._csv_standard import LINES, MARK, Layout, by_quotes
+from diptych.data._csv_standard import LINES, MARK, Layout, by_quotes, mark_of
+from diptych.data._folder_walk import HEIC
 from diptych.data._line_index import Built, check_encoding, line_bounds
 from diptych.errors import SourceError
+from diptych.image import image_endings
 
 SEPARATORS = "\t,;|"
-PICTURE = re.compile(r"(?i)\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jfif|jp2|ppm)$|^(https?|s3|gs)://")
+ADDRESSES = ("http://", "https://", "s3://", "gs://")
 NAMES = frozenset(map(plain_name, (*IMAGE_KEYS, *CAPTION_KEYS, *LABEL_KEYS, *LABEL_NAME_KEYS, SPLIT_KEY, "url", "id")))
 
 
@@ -68,9 +70,16 @@ def fields_of(text: str, separator: str) -> tuple[list[str], bool]:
         position = end + 1
 
 
+@cache
+def _endings() -> tuple[str, ...]:
+    """Those of all pictures; HEIC's too where no plug-in reads them, since a list names them nevertheless."""
+    return (*image_endings(), *(f".{ending}" for ending in HEIC))
+
+
 def is_picture(field: str) -> bool:
     """Whether a field is an image by its ending, or an address."""
-    return PICTURE.search(field.strip()) is not None
+    lowered = field.strip().lower()
+    return lowered.endswith(_endings()) or lowered.startswith(ADDRESSES)
 
 
 def is_header(fields: Sequence[str]) -> bool:
@@ -186,6 +195,7 @@ def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, la
     begins = bounds[:, 0] - base
     marked = np.unique(np.searchsorted(begins, quotes, side="right") - 1).tolist()
     starts, ends = begins.tolist(), (begins + bounds[:, 1]).tolist()
+    starts[0] += mark_of(text, base)
 
     def line(number: int) -> str:
         return _text(text[starts[number] : ends[number]]).rstrip("\r")

@@ -37,7 +37,7 @@ def by_quotes(
         return None
     data = np.frombuffer(text, dtype=np.uint8)
     quotes = np.flatnonzero(data == QUOTE)
-    if not _is_standard(data, quotes, ord(layout.separator), len(MARK) if text.startswith(MARK) else 0):
+    if not _is_standard(data, quotes, ord(layout.separator), mark_of(text, base)):
         return None
     begins = bounds[:, 0] - base
     ends = begins + bounds[:, 1]
@@ -57,6 +57,11 @@ def by_quotes(
     fields = np.diff(np.append(np.searchsorted(outside, begins[firsts]), len(outside))) + 1
     several = (np.diff(np.append(firsts, len(bounds))) > 1) & (firsts < decided)
     return (continued, decided) if (fields[several] == layout.width).all() else None
+
+
+def mark_of(text: bytes, base: int) -> int:
+    """The size of the mark that a file's first piece begins with."""
+    return len(MARK) if base == 0 and text.startswith(MARK) else 0
 
 
 def _is_standard(data: np.ndarray, quotes: np.ndarray, separator: int, start: int) -> bool:

@@ -30,7 +30,6 @@ from diptych.data._columns import (
 from diptych.data._label_values import all_differ, are_names, check_pairs, is_missing
 from diptych.errors import RecordError, SourceError
 
-SAMPLE = 64  # rows from the beginning, and as many spread over the rest
 NUMBERED = re.compile(r"(.*?\D)[ _.-]?(\d{1,2})")
 ADDRESSES = ("url", "imageurl", "imgurl", "cocourl")
 Row = Mapping[str, Any]
@@ -106,13 +105,6 @@ class Fields:
             return label
         what = "one of the classes" if self.numbers is not None else "a whole number, as the others are"
         raise RecordError(key, f"its {self.label} {str(value)[:40]!r} is not {what}", "correct it, or leave it out")
-
-
-def sample_rows(count: int) -> list[int]:
-    """The numbers of the rows that decide: the first 64, and 64 spread over the rest."""
-    first = list(range(min(SAMPLE, count)))
-    step = max((count - SAMPLE) // SAMPLE, 1)
-    return first + list(range(SAMPLE, count, step))[:SAMPLE]
 
 
 def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:

@@ -19,11 +19,12 @@ import numpy as np
 
 from diptych.data._base import SOURCES, LeftOut, Source, SourceOptions
 from diptych.data._columns import image_of, split_name
-from diptych.data._fields import decide, sample_rows, split_column
+from diptych.data._fields import decide, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names, is_missing
 from diptych.data._line_index import Built, check_encoding, line_bounds, line_number, not_blank, rows_of, selected_rows
 from diptych.data._roots import root_of
+from diptych.data._sample import sampled
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -51,7 +52,7 @@ class JsonLines:
         self._rows = rows_of(self.path, "jsonl 2", _build)
         if not len(self._rows):
             raise SourceError(f"{shown or self.path}: holds no line.")
-        sample = self._sample()
+        sample = sampled(len(self._rows), self._line)
         self._fields = decide(sample, str(shown or self.path), options)
         self.root = root_of(shown or self.path, options.image_root, self._fields.paths(sample))
         self._selected = selected_rows(self._rows, split, str(shown or self.path))
@@ -77,18 +78,6 @@ class JsonLines:
         if first == b"{" or first.startswith(b"["):
             return SOURCES.get("json").open(spec, split, options)
         return cls(spec, split, options)
-
-    def _sample(self) -> list[Mapping[str, Any]]:
-        """The rows that decide about columns; lines that cannot be read are bad samples, unless all of them are."""
-        rows, failed = [], None
-        for row in sample_rows(len(self._rows)):
-            try:
-                rows.append(self._line(row))
-            except RecordError as error:
-                failed = failed or error
-        if failed is not None and not rows:
-            raise SourceError(failed.line)
-        return rows
 
     def _find_classes(self, label: str, built: Built) -> None:
         """All names under the label, in one pass that the cache keeps."""
