@@ -137,19 +137,14 @@ def _advice(spec: str) -> str:
 
 
 class ConcatSource:
-    """Several sources in sequence, as a single source."""
-
-    classes: tuple[str, ...] | None = None
+    """Several sources in sequence, as a single source. Labels are passed on where all parts number the same classes."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
         self.name = "::".join(source.name for source in sources)
         self.parts = [f"{number}/{source.name}" for number, source in enumerate(sources)]  # two may share a name
         self._ends = np.cumsum([len(source) for source in sources])
-        if any(source.classes for source in sources):
-            raise ConfigError(
-                "class folders cannot be joined with ::, since their labels would collide; name one folder."
-            )
+        self._numbered_alike = len({source.classes for source in sources}) == 1
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -160,7 +155,17 @@ class ConcatSource:
         record = self.sources[number].record(index - (int(self._ends[number - 1]) if number else 0))
         group = None if record.group is None else f"{number}/{record.group}"
         key, part = f"{number}/{record.key}", self.parts[number]
-        return Record(key, record.image, record.captions, record.label, group, record.extra, part)
+        label = record.label if self._numbered_alike else None
+        return Record(key, record.image, record.captions, label, group, record.extra, part)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of all parts. Raises ConfigError where parts have others: one number would mean two classes."""
+        if not self._numbered_alike:
+            raise ConfigError(
+                f"{self.name}: the parts joined with :: have other classes each, so their labels would collide; name one of them."
+            )
+        return self.sources[0].classes
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -102,8 +102,9 @@ def open_labeled(
         log.info(f"{spec}: class names and prompts beside it are used: {', '.join(beside)}")
     if opened.templates:
         load_templates(opened.templates)
+    classes = source.classes  # raises for parts whose labels collide
     if opened.labels:
-        class_names(source.classes, opened.labels, source.name)
+        class_names(classes, opened.labels, source.name)
     return opened
 
 
