@@ -22,6 +22,10 @@ from diptych.image._endings import register_heic
 MAX_PIXELS = 178_956_970  # as Pillow's own warning limit: a quarter of a gigabyte of RGB, more than any photo
 _EXIF_ORIENTATION = 0x0112
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+READ_ERRORS = (
+    OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError, RuntimeError,
+)  # fmt: skip
+"""What Pillow's readers raise on damaged files, by their documentation and by fuzzing."""
 JPEG, EXIF = b"\xff\xd8", b"Exif\0\0"
 
 
@@ -116,19 +120,7 @@ def _by_pillow(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, st
         ) from error
     except Image.DecompressionBombError as error:
         raise RecordError(name, f"larger than {max_pixels:,} pixels", "shrink it or remove it") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-        EOFError,
-        RuntimeError,
-    ) as error:
-        # These are what Pillow's readers raise on damaged files, by their documentation and by fuzzing.
+    except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecordError(name, f"damaged or truncated ({reason})", "download it again or remove it") from error
 
@@ -164,9 +156,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, str]:
         fast = _fast_jpeg(data, opened)
         if fast is not None:
             return fast if orientation == 1 else _upright(fast, orientation), ""
-        opened.load()
-        image = ImageOps.exif_transpose(opened) if orientation != 1 else opened
-        return _rgb(image), _jpeg_damage(data) if data.startswith(JPEG) else ""
+        return upright_rgb(opened), _jpeg_damage(data) if data.startswith(JPEG) else ""
 
 
 def _fast_jpeg(data: bytes, opened: Image.Image) -> Image.Image | None:
@@ -197,8 +187,15 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image of any mode, whose EXIF may say that it lies on its side, to RGB; transparent parts become white."""
+    image.load()
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return _rgb(image)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; transparent parts become white, as on a page."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I") or image.mode == "F":
@@ -213,6 +210,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _gray_of_high_depth(image: Image.Image) -> Image.Image:
     # Pillow's own conversion clips at 255, which turns a 16-bit gray image white.
     values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("its gray values are not all finite")
     if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
         values = values / 257
     elif image.mode == "F" and values.max(initial=0) <= 1:
