@@ -8,6 +8,7 @@ before it costs memory. Plain JPEGs go through simplejpeg where it is installed,
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.errors import RecordError
+from diptych.files import StrPath
 from diptych.image._endings import register_heic
 
 MAX_PIXELS = 178_956_970  # as Pillow's own warning limit: a quarter of a gigabyte of RGB, more than any photo
@@ -36,26 +38,26 @@ class Decoded(NamedTuple):
     damage: str = ""
 
 
-def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(source: StrPath | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a file's path or bytes into an RGB image, upright. Raises RecordError, whose ``key`` names the file."""
-    name = key or (str(source) if not isinstance(source, bytes) else "image")
+    name = key or ("image" if isinstance(source, bytes) else os.fspath(source))
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
     return Image.fromarray(plain) if plain is not None else _by_pillow(data, name, max_pixels)[0]
 
 
-def decode_pixels(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_pixels(source: StrPath | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The same image as an array, uint8 [H, W, 3]: saves two copies when no Pillow image is needed."""
     return decode(source, key, max_pixels).pixels
 
 
-def decode(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS, strict: bool = False) -> Decoded:
+def decode(source: StrPath | bytes, key: str = "", max_pixels: int = MAX_PIXELS, strict: bool = False) -> Decoded:
     """The same array, and whether the file is damaged; ``strict`` makes that a RecordError.
 
     A JPEG with damaged data still decodes: libjpeg warns and fills in gray. Pillow does not pass the warning on, so it is seen
     only where simplejpeg is installed (``diptych[fast]``).
     """
-    name = key or (str(source) if not isinstance(source, bytes) else "image")
+    name = key or ("image" if isinstance(source, bytes) else os.fspath(source))
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
     if plain is not None:
@@ -84,7 +86,7 @@ def _jpeg_damage(data: bytes) -> str:
     return ""
 
 
-def _whole(source: Path | str | bytes, name: str) -> bytes:
+def _whole(source: StrPath | bytes, name: str) -> bytes:
     data = source if isinstance(source, bytes) else _read(Path(source), name)
     if not data:
         raise RecordError(name, "the image file is empty (0 bytes)", "download it again or remove it")
