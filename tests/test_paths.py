@@ -1,4 +1,4 @@
-"""Every public function that takes a path takes a text, a ``Path`` and anything else with ``__fspath__``, and none is forgotten."""
+"""Every public function that takes a path takes a text, a ``Path`` and anything with ``__fspath__``, and none is forgotten."""
 
 import importlib
 import inspect
@@ -149,3 +149,25 @@ def test_no_public_function_with_a_path_is_forgotten(package):
         name for name in package.__all__ if takes_a_path(getattr(importlib.import_module(package.__name__), name))
     ]
     assert [name for name in public if name not in named] == []
+
+
+def test_a_run_takes_paths_among_its_options(tmp_path, folder):
+    import dataclasses
+
+    from diptych.train.config import read
+    from diptych.train.loop import train
+    from tests.data.world import write_jsonl
+    from tests.train.runs import argv
+
+    pairs = write_jsonl(tmp_path / "pairs")
+    written = read(argv("", "", "--max-steps", "1"), program="diptych train")
+    for number, kind in enumerate((str, Path, Elsewhere)):
+        output = tmp_path / f"run {number}"
+        options = dataclasses.replace(
+            written,
+            model=dataclasses.replace(written.model, pretrained=kind(folder / WEIGHTS)),
+            data=dataclasses.replace(written.data, train_data=kind(pairs)),
+            output=dataclasses.replace(written.output, output=kind(output)),
+        )
+        assert train(options).folder == output
+        assert str(pairs) in (output / "config.toml").read_text()
