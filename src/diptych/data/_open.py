@@ -16,6 +16,7 @@ from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
 from diptych.data._left_out import reasons, say_left_out
 from diptych.data._missing import missing
 from diptych.errors import ConfigError, SourceError
+from diptych.files import StrPath
 from diptych.image import image_endings
 from diptych.types import Record
 
@@ -47,7 +48,7 @@ def known_data() -> str:
     return ", ".join(item.example for item in _formats(tuple(SOURCES.names())))
 
 
-def open_source(spec: str, *, split: str = "", options: SourceOptions | None = None) -> Source:
+def open_source(spec: StrPath, *, split: str = "", options: SourceOptions | None = None) -> Source:
     """Open what ``--train-data`` and its like name: a path, a pattern, or several joined by ``::``.
 
     ``split`` selects the records of that split only. Raises SourceError for what is missing, empty or of no known format,
@@ -58,7 +59,7 @@ def open_source(spec: str, *, split: str = "", options: SourceOptions | None = N
 
 
 def open_split(
-    spec: str, split: str, preferred: tuple[str, ...], options: SourceOptions, flag: str = "--split"
+    spec: StrPath, split: str, preferred: tuple[str, ...], options: SourceOptions, flag: str = "--split"
 ) -> Source:
     """Open a source; of each part that has several splits, where none was named, take the first of ``preferred`` and log it.
 
@@ -68,8 +69,8 @@ def open_split(
     return _joined([_open_part_split(part, split, preferred, options, flag) for part in _parts(spec)])
 
 
-def _parts(spec: str) -> list[str]:
-    parts = [part.strip() for part in spec.split("::") if part.strip()]
+def _parts(spec: StrPath) -> list[str]:
+    parts = [part.strip() for part in os.fspath(spec).split("::") if part.strip()]
     if not parts:
         raise SourceError(f"no data was named: give one of {known_data()}.")
     return parts

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from diptych.image.pixels import AnyImage
 from diptych.image.resize import planar
 from diptych.image.transforms import TrainTransform, shift_hue
 
@@ -41,8 +42,8 @@ class StrongTransform:
     flip_p: float = 0.5
     kernel: Literal["exact", "fast"] = "exact"
 
-    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]; all randomness from ``rng``."""
+    def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
+        """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]; all randomness from ``rng``."""
         crop = TrainTransform(self.size, self.scale, interpolation=self.interpolation, kernel=self.kernel)
         view = Image.fromarray(crop(image, rng).transpose(1, 2, 0))
         if rng.random() < self.jitter_p:

@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from diptych.errors import ConfigError
+from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import Box, planar, resize, resize_fast
 
 
@@ -32,9 +33,12 @@ class EvalTransform:
     interpolation: str = "bicubic"
     resize_to: int = 0
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]."""
-        pixels = np.asarray(image)
+    def __call__(self, image: AnyImage) -> Tensor:
+        """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size].
+
+        Raises RecordError for what ``pixels_of`` does not take.
+        """
+        pixels = pixels_of(image)
         if self.resize_mode == "squash":
             return torch.from_numpy(resize(pixels, (self.size, self.size), self.interpolation))
         if self.resize_mode == "longest":
@@ -90,9 +94,12 @@ class TrainTransform:
         if self.color_jitter_prob != 1 and not (self.color_jitter or self.hue):
             raise ConfigError("--aug-color-jitter-prob goes with --aug-color-jitter or --aug-hue; add one of them.")
 
-    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all randomness from ``rng``."""
-        pixels = np.asarray(image)
+    def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
+        """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all randomness from ``rng``.
+
+        Raises RecordError for what ``pixels_of`` does not take.
+        """
+        pixels = pixels_of(image)
         left, top, right, bottom = self._box(pixels.shape[1], pixels.shape[0], rng)
         crop = pixels[top:bottom, left:right]
         if self.kernel == "fast":

@@ -8,6 +8,7 @@ defaults, recipe, the resumed run's own config.toml, flags.
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,6 +170,18 @@ def tree_for(objective: str) -> type[TrainConfig]:
 def build(values: Mapping[str, Any], where: str) -> TrainConfig:
     """A config from nested mappings, such as a recipe's. Raises ConfigError."""
     return config.from_dict(tree_for(_objective_of(values)), values, where)
+
+
+def with_texts(tree: Any) -> Any:
+    """The same options, each path among them as text, which is how a run's config.toml and every comparison have it."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(tree):
+        value = getattr(tree, item.name)
+        if dataclasses.is_dataclass(value):
+            changes[item.name] = with_texts(value)
+        elif isinstance(value, os.PathLike):
+            changes[item.name] = os.fspath(value)
+    return dataclasses.replace(tree, **changes) if changes else tree
 
 
 def _objective_of(values: Mapping[str, Any]) -> str:
