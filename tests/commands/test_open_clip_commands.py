@@ -140,7 +140,6 @@ REFUSED = {
     "--model roberta-ViT-B-32 --lock-text --lock-text-unlocked-layers 10": "unknown architecture 'roberta-ViT-B-32'",
     "--use-naflex --naflex-seq-lens 128 256": "NaFlex models are not here",
     "--fsdp": "the model is replicated",
-    "--imagenet-v2 v2": "diptych evaluate",
 }
 
 
@@ -161,12 +160,15 @@ def test_a_list_with_validation_and_classes_runs(world):
     assert main(argv(
         "--save-frequency 1 --zeroshot-frequency 1 --train-data=CSV --val-data=CSV --csv-img-key filepath "
         "--csv-caption-key title "
-        f"--csv-separator , --imagenet-val=CLASSES --warmup 10000 --lr=1e-3 --wd=0.1 --epochs=1 --log-every-n-steps 1 {TINY} a",
+        f"--csv-separator , --imagenet-val=CLASSES --imagenet-v2 CLASSES --warmup 10000 --lr=1e-3 --wd=0.1 "
+        f"--epochs=1 --log-every-n-steps 1 {TINY} a",
         world,
     )) == 0  # fmt: skip
     assert len(rows("a")) == COUNT // 4
     results = json.loads(Path("logs/a/results.json").read_text())
-    assert {entry["name"] for entry in results} == {"val", "zeroshot"}
+    assert {entry["name"] for entry in results} == {"val", "zeroshot", "zeroshot-v2"}
+    scores = {entry["name"]: entry["metrics"] for entry in results}
+    assert scores["zeroshot-v2"] == scores["zeroshot"]
 
 
 def test_shards_with_a_number_of_samples_run(world):

@@ -14,6 +14,7 @@ import pytest
 
 from diptych import config, weights
 from diptych.commands import COMMANDS, main
+from diptych.commands._open_clip_flags import translated
 from diptych.data import SOURCES, open_source
 from diptych.devices import get_device
 from diptych.evaluate import EVALUATORS, Encoder
@@ -52,6 +53,7 @@ def parse(argv: list[str]) -> None:
     if name == "train":
         # The parser of a run opens recipes and resumed runs; only names are checked here, values where the command runs.
         known = {"--" + leaf.replace("_", "-") for _, leaf in config.leaves(tree_for("clip"))} | {"--recipe"}
+        flags = translated(flags, known)
         unknown = [
             flag for flag in flags if flag.startswith("--") and flag.split("=")[0].replace("--no-", "--") not in known
         ]

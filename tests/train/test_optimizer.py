@@ -123,3 +123,21 @@ def test_the_optimizer_is_fused_where_the_device_has_it(fused):
     objective = create_objective(ClipConfig(), create_model("tiny-test"))
     optimizer = create_optimizer(objective.named_parameters(), objective.model, OptimizerOptions(), device)
     assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["visual.proj", "*image.projection*", "visual.transformer.resblocks.0.attn.in_proj_weight"]
+)
+def test_excluded_parameters_do_not_decay_by_our_names_or_open_clips(pattern):
+    plain, changed = groups_by_name(OptimizerOptions()), groups_by_name(OptimizerOptions(wd_exclude=(pattern,)))
+    differing = {name for name in plain if plain[name]["weight_decay"] != changed[name]["weight_decay"]}
+    expected = {"image.projection.weight"}
+    if "in_proj" in pattern:
+        expected = {f"image.layers.0.attention.{letter}.weight" for letter in "qkv"}
+    assert differing == expected
+    assert all(changed[name]["weight_decay"] == 0 for name in differing)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(ConfigError, match=r"--wd-exclude 'visual\.nothing'"):
+        optimizer_for(OptimizerOptions(wd_exclude=("visual.proj", "visual.nothing")))

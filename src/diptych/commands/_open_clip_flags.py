@@ -39,10 +39,11 @@ class OpenClipFlag:
     aliases: tuple[str, ...] = ()
 
     def is_harmless(self, values: Sequence[str]) -> bool:
-        """Whether these values say what holds anyway."""
+        """Whether these values say what holds here anyway. A default of a flag that we have is no such value: ours may differ."""
         if self.status == "same" or self.values == "switch":
             return False
-        return not values or (len(values) == 1 and values[0] in (self.default, *self.harmless))
+        defaults = () if self.status == "mapped" else (self.default,)
+        return not values or (len(values) == 1 and values[0] in (*defaults, *self.harmless))
 
 
 @dataclass

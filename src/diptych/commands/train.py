@@ -23,7 +23,8 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     """Flags, over a recipe (``--recipe NAME|FILE.toml``) or a resumed run's own config."""
     description = (
         f"Example: {EXAMPLE}\n\n{(main.__doc__ or '').strip()}\n\n"
-        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options."
+        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options. "
+        "Flags of open_clip's training program are taken too: docs/open_clip.md says what each is here."
     )
     return read(translated(argv, known_flags(argv)), program="diptych train", description=description)
 

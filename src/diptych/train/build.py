@@ -135,8 +135,10 @@ def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
     if pipeline.val_source is not None:
         held_out = pipeline.validation_loader(world).prepare
         check_usable(pipeline.val_source, "--val-data", lambda record, index: held_out(record, 0, index))
-    if pipeline.labeled_source is not None:
-        check_usable(pipeline.labeled_source, "--imagenet-val", use_labeled)
+    labeled = {"--imagenet-val": pipeline.labeled_source, "--imagenet-v2": pipeline.labeled_v2_source}
+    for flag, source in labeled.items():
+        if source is not None:
+            check_usable(source, flag, use_labeled)
 
 
 def _steps_per_epoch(config: TrainConfig, loader: Loader) -> int:
@@ -185,8 +187,9 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         strict=config.data.bad_samples_strict,
     )  # fmt: skip
     data = ValidationData(
-        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.world)
-    )
+        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.world),
+        pipeline.labeled_v2_source,
+    )  # fmt: skip
     return Validator(layout, encoder, data, config.evaluate)
 
 

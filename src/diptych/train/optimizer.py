@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
 
+from diptych import weights
 from diptych.config import NotNegative, Share
 from diptych.devices import Device
 from diptych.errors import ConfigError
@@ -29,6 +31,8 @@ class OptimizerOptions:
     """Peak learning rate."""
     wd: NotNegative = 0.2
     """Weight decay of matrices, kernels and embeddings."""
+    wd_exclude: tuple[str, ...] = ()
+    """Patterns of parameters without weight decay, by our names or open_clip's: '*.bias' 'visual.proj'; vectors never have it."""
     visual_lr: NotNegative | None = None
     """Peak learning rate of the image tower; without it, --lr."""
     text_lr: NotNegative | None = None
@@ -98,11 +102,11 @@ def create_optimizer(
     for rule in rules:
         if rule.given and not any(name.startswith(rule.prefix) for name, _ in named):
             raise ConfigError(f"{rule.given[0]} is for a tower that is locked; leave it out, or train the tower.")
-    rates = _rates(rules, options)
+    rates, excluded = _rates(rules, options), _excluded(named, model, options.wd_exclude)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         lr, wd = rates.get(name, (options.lr, options.wd))
-        groups.setdefault((lr, wd if decays(parameter) else 0.0), []).append(parameter)
+        groups.setdefault((lr, wd if decays(parameter) and name not in excluded else 0.0), []).append(parameter)
     if not groups:
         raise ConfigError("every parameter is locked; leave something to train.")
     beta2, eps = RESNET_DEFAULTS if model.config.vision.family == "resnet" else DEFAULTS
@@ -112,6 +116,24 @@ def create_optimizer(
         eps=eps if options.eps is None else options.eps,
         fused=device.abilities.fused_adamw or None,
     )
+
+
+def _excluded(named: Iterable[tuple[str, nn.Parameter]], model: TwoTower, patterns: Iterable[str]) -> set[str]:
+    """The names that a pattern matches, in our spelling or open_clip's. Raises ConfigError for a pattern that matches none."""
+    patterns = tuple(patterns)
+    if not patterns:
+        return set()
+    theirs = weights.open_clip_names(model.config)
+    spellings = {
+        name: (name, name.removeprefix("model."), *theirs.get(name.removeprefix("model."), ())) for name, _ in named
+    }
+    excluded = set[str]()
+    for pattern in patterns:
+        matching = {name for name, spelled in spellings.items() if any(fnmatchcase(each, pattern) for each in spelled)}
+        if not matching:
+            raise ConfigError(f"--wd-exclude {pattern!r}: no trained parameter has such a name.")
+        excluded |= matching
+    return excluded
 
 
 def _rules(model: TwoTower, options: OptimizerOptions) -> tuple[_TowerRule, _TowerRule]:

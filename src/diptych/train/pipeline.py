@@ -50,6 +50,7 @@ class Pipeline:
     train_source: Source
     val_source: Source | None
     labeled_source: LabeledImages | None
+    labeled_v2_source: LabeledImages | None = None
 
     @property
     def train_transform(self) -> TrainTransform:
@@ -131,20 +132,25 @@ def build_pipeline(
     )  # fmt: skip
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
-    labeled = None
-    if data.imagenet_val:  # what is wrong with its prompts and class names is said now
-        options = with_root(source, data.imagenet_image_root)
-        labeled = open_labeled(data.imagenet_val, options, labels=data.labels, templates=data.templates)
+    labeled, second = (_labeled(path, data, source) for path in (data.imagenet_val, data.imagenet_v2))
     validation = None
     if data.val_data:
         validation = open_split(
             data.val_data, data.val_split, VALIDATION_SPLITS, with_root(source, data.val_image_root), "--val-split"
         )
     train = _train_source(data, source)
-    for opened in (train, validation, labeled.source if labeled else None):
+    for opened in (train, validation, *(images.source if images else None for images in (labeled, second))):
         if opened is not None:
             check_left_out(opened, data.bad_samples_max)
-    return Pipeline(data, wants, validation_wants, tokenizer, views, train, validation, labeled)
+    return Pipeline(data, wants, validation_wants, tokenizer, views, train, validation, labeled, second)
+
+
+def _labeled(path: str, data: DataOptions, source: SourceOptions) -> LabeledImages | None:
+    """Labeled images, None where none are named; what is wrong with their prompts and class names is said now."""
+    if not path:
+        return None
+    options = with_root(source, data.imagenet_image_root)
+    return open_labeled(path, options, labels=data.labels, templates=data.templates)
 
 
 def _train_source(data: DataOptions, options: SourceOptions) -> Source:

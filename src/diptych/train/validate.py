@@ -43,21 +43,22 @@ class ValidationData:
     """What a run validates on, None where it has none.
 
     ``batches`` begins a pass over the pairs: batches of this process, made as the objective's ``validation_wants`` asks, as many
-    and as large in every process.
+    and as large in every process. ``labeled_v2`` is a second set of labeled images; its results have "-v2" after their name.
     """
 
     pairs: Source | None
     labeled: LabeledImages | None
     batches: Callable[[], Iterable[tuple[Batch, Position]]]
+    labeled_v2: LabeledImages | None = None
 
-    def due(self, request: ValidationRequest) -> dict[DataKind, Source | LabeledImages]:
-        """The sources that are there and due, by kind."""
-        due: dict[DataKind, Source | LabeledImages] = {}
-        if request.pairs and self.pairs is not None:
-            due["pairs"] = self.pairs
-        if request.labeled and self.labeled is not None:
-            due["labeled"] = self.labeled
-        return due
+    def due(self, request: ValidationRequest) -> list[tuple[DataKind, str, Source | LabeledImages]]:
+        """The sources that are there and due: kind, what stands after the name of its results, source."""
+        sources: list[tuple[DataKind, str, Source | LabeledImages | None]] = []
+        if request.pairs:
+            sources.append(("pairs", "", self.pairs))
+        if request.labeled:
+            sources += [("labeled", "", self.labeled), ("labeled", "-v2", self.labeled_v2)]
+        return [(kind, suffix, source) for kind, suffix, source in sources if source is not None]
 
 
 class Validator:
@@ -76,7 +77,7 @@ class Validator:
     @property
     def wanted(self) -> bool:
         """Whether there is anything to measure on."""
-        return self.data.pairs is not None or self.data.labeled is not None
+        return bool(self.data.due(ValidationRequest(pairs=True, labeled=True)))
 
     def measure(self, folder: Path, request: ValidationRequest) -> Iterator[dict[str, Any]]:
         """Yield a row of scores per evaluator, on every rank; rank 0 leaves ``results.json`` in the folder.
@@ -84,12 +85,13 @@ class Validator:
         The row of the pairs has their ``loss``, its parts and the objective's metrics too. Raises the DataError of any rank.
         """
         due = self.data.due(request)
-        losses = self.losses() if "pairs" in due else {}
+        losses = self.losses() if any(kind == "pairs" for kind, _, _ in due) else {}
         rows, drawings = [], []
-        for evaluator in evaluators().values():
-            if not evaluator.training_name or evaluator.data not in due:
-                continue
-            name, source = evaluator.training_name, due[evaluator.data]
+        measured = [item for item in evaluators().values() if item.training_name]
+        for evaluator, (_, suffix, source) in [
+            (item, entry) for item in measured for entry in due if entry[0] == item.data
+        ]:
+            name = evaluator.training_name + suffix
             result = evaluator().run(self.encoder, source, options_from(evaluator, self.options))
             own, losses = (losses, {}) if evaluator.data == "pairs" else ({}, losses)
             self._entries[name] = result.entry(name)

@@ -23,7 +23,7 @@ from diptych.weights._inspect import inspect_file
 from diptych.weights._load import DEFAULT_MODEL, Precision, choose, create, is_source, load
 from diptych.weights._locate import config_at, vocabulary_file
 from diptych.weights._native import WEIGHT_FILE, save, save_state
-from diptych.weights._open_clip_state import OpenClipState, open_clip_config, open_clip_state
+from diptych.weights._open_clip_state import OpenClipState, open_clip_config, open_clip_names, open_clip_state
 from diptych.weights._preprocess import Preprocess, eval_transform, transforms
 from diptych.weights._vocabulary import check_size, copy_vocabulary
 
@@ -115,6 +115,7 @@ __all__ = [
     "list_pretrained",
     "load",
     "open_clip_config",
+    "open_clip_names",
     "open_clip_state",
     "save",
     "save_state",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from diptych import log
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, WeightsError
 from diptych.files import StrPath
 from diptych.models import ModelConfig, model_config
 from diptych.tensorfiles.read import Stored
@@ -90,6 +90,19 @@ def _certain(description: Description | None) -> tuple[str | None, dict[str, obj
     config = description.config
     preprocess = preprocess_cfg(config) if description.preprocess_known else None
     return (config.activation if description.activation_known else None), preprocess
+
+
+def open_clip_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """open_clip's names of each of our parameters; empty for an architecture that open_clip has no names for."""
+    try:
+        rules = OpenClip().rules(config)
+    except WeightsError:
+        return {}
+    names: dict[str, tuple[str, ...]] = {}
+    for rule in rules:
+        for ours in rule.ours:
+            names[ours] = (*names.get(ours, ()), rule.theirs)
+    return names
 
 
 def open_clip_config(config: ModelConfig) -> tuple[dict[str, object], dict[str, object]]:
