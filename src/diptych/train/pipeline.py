@@ -15,11 +15,14 @@ from diptych.data import (
     Loader,
     LoaderOptions,
     Mixture,
+    Opened,
     Position,
     Source,
     SourceOptions,
     build_prepare,
     check_left_out,
+    check_options,
+    check_roots,
     known_data,
     open_split,
     with_root,
@@ -122,6 +125,7 @@ def build_pipeline(
     """Open the sources, and check the views that are wanted. Raises ConfigError and SourceError before the first step."""
     if not data.train_data:
         raise ConfigError(f"--train-data is missing: give one of {known_data()}.")
+    check_roots(data)
     preprocess = model.preprocess
     views = ViewOptions(
         model.vision.image_size, data.aug_scale, data.aug_flip, data.aug_color_jitter, data.aug_grayscale,
@@ -129,19 +133,20 @@ def build_pipeline(
     )  # fmt: skip
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
-    labeled = None
+    labeled, validation, all_opened = None, None, []
     if data.imagenet_val:  # what is wrong with its prompts and class names is said now
         options = with_root(source, data.imagenet_image_root)
         labeled = open_labeled(data.imagenet_val, options, labels=data.labels, templates=data.templates)
-    validation = None
+        all_opened.append(Opened(labeled.source, options, "--imagenet-image-root"))
     if data.val_data:
-        validation = open_split(
-            data.val_data, data.val_split, VALIDATION_SPLITS, with_root(source, data.val_image_root), "--val-split"
-        )
+        options = with_root(source, data.val_image_root)
+        validation = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, options, "--val-split")
+        all_opened.append(Opened(validation, options, "--val-image-root"))
     train = _train_source(data, source)
-    for opened in (train, validation, labeled.source if labeled else None):
-        if opened is not None:
-            check_left_out(opened, data.bad_samples_max)
+    all_opened.insert(0, Opened(train, source))  # the first one's flag is named
+    check_options(all_opened)
+    for opened in all_opened:
+        check_left_out(opened.source, data.bad_samples_max)
     return Pipeline(data, wants, validation_wants, tokenizer, views, train, validation, labeled)
 
 
