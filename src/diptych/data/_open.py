@@ -48,15 +48,17 @@ def known_data() -> str:
     return ", ".join(item.example for item in _formats(tuple(SOURCES.names())))
 
 
-def open_source(spec: str, *, split: str = "", options: SourceOptions | None = None) -> Source:
+def open_source(spec: str, *, split: str = "", options: SourceOptions | None = None, alone: bool = True) -> Source:
     """Open what ``--train-data`` and its like name: a path, a pattern, or several joined by ``::``.
 
-    ``split`` selects the records of that split only. Raises SourceError for what is missing, empty or of no known format,
+    ``split`` selects the records of that split only. ``alone=False``: other sources share the options, and the caller runs
+    ``check_options`` on all of them. Raises SourceError for what is missing, empty or of no known format,
     ConfigError for an unknown format, one that two formats claim, or an option that the data cannot use.
     """
     opened = options or SourceOptions()
     source = _joined([_open_part(part, split, opened) for part in _parts(spec)])
-    check_options([Opened(source, opened)])
+    if alone:
+        check_options([Opened(source, opened)])
     return source
 
 
