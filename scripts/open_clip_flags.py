@@ -1,10 +1,10 @@
-"""Write the tables of docs/open_clip.md: every training flag of open_clip and what it is here, and what was measured faster.
+"""Write the tables of docs/open_clip.md: every training flag of open_clip and what it is here, speed, public names.
 
     python scripts/open_clip_flags.py            writes the page
     python scripts/open_clip_flags.py --check    exit code 1 if the page is not what this script writes
 
-The flags come from src/diptych/commands/_open_clip_flags.toml, the measurements from benchmarks/results/race.json. The rest of
-the page is written by hand, and left as it is.
+The flags come from src/diptych/commands/_open_clip_flags.toml, the measurements from benchmarks/results/race.json, the names from
+tests/open_clip/names.json. The rest of the page is written by hand, and left as it is.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.commands._open_clip_flags import OpenClipFlag, open_clip_flags
+from diptych.open_clip._absent import INSTEAD
 from diptych.train.config import tree_for
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "open_clip.md"
+NAMES = ROOT / "tests" / "open_clip" / "names.json"
 RACE = ROOT / "benchmarks" / "results" / "race.json"
 PEER = "open_clip"
 
@@ -80,9 +82,28 @@ def measured_table() -> str:
     return "\n".join([line, "", "| what | against | ratio | exactness |", "|---|---|---|---|", *rows])
 
 
+def name_table() -> str:
+    """How many public names of open_clip's modules are here, and the line that each of the others raises."""
+    table = json.loads(NAMES.read_text(encoding="utf-8"))
+    rows, absent = [], {}
+    for module, names in table["names"].items():
+        if names:
+            gone = [name for name in names if name in INSTEAD]
+            absent |= dict.fromkeys(gone, f"{PEER}.{module}".rstrip("."))
+            listed = ", ".join(f"`{name}`" for name in names if name not in INSTEAD)
+            rows.append(f"| `{f'{PEER}.{module}'.rstrip('.')}` | {len(names) - len(gone)} of {len(names)} | {listed} |")
+    total = sum(len(names) for names in table["names"].values())
+    gone_total = sum(name in INSTEAD for names in table["names"].values() for name in names)
+    here = f"{total - gone_total} of {total} public names"
+    line = f"Release {table['version']}: {here}, with the same parameters in the same order."
+    head = ["| module | here | names |", "|---|---|---|"]
+    refused = [f"| `{module}.{name}` | {INSTEAD[name]} |" for name, module in absent.items()]
+    return "\n".join([line, "", *head, *rows, "", "| not here | what it says |", "|---|---|", *refused])
+
+
 def written(page: str) -> str:
     """The page with its tables."""
-    for name, table in (("flags", flag_table()), ("measured", measured_table())):
+    for name, table in (("flags", flag_table()), ("measured", measured_table()), ("names", name_table())):
         begin, end = f"<!-- {name}: written by scripts/open_clip_flags.py -->", f"<!-- {name}: end -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         page = pattern.sub(lambda _, text=f"{begin}\n\n{table}\n\n{end}": text, page)

@@ -167,3 +167,40 @@ def test_nothing_outside_of_the_folder_names_an_evaluator(file):
                 name,
                 texts,
             )
+
+
+@pytest.mark.parametrize("broken", ["--val-data", "--imagenet-val", "--probe-train"])
+def test_every_source_gives_a_record_before_weights_are_loaded(tmp_path, capsys, broken):
+    folders = {
+        flag: class_folders(tmp_path / flag.strip("-"), 1) for flag in ("--imagenet-val", "--probe-train", "--val-data")
+    }
+    rows = [
+        json.dumps({"image": str(path), "caption": "one"}) for path in sorted((tmp_path / "val-data").rglob("*.png"))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    for path in (tmp_path / broken.strip("-")).rglob("*.png"):
+        path.write_bytes(b"nothing")
+    flags = [
+        part
+        for flag, folder in {**folders, "--val-data": str(tmp_path / "pairs.jsonl")}.items()
+        for part in (flag, folder)
+    ]
+    assert main(["evaluate", "--pretrained", str(tmp_path / "none.safetensors"), *flags]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"{broken} " in line and "none of the 10 records tried can be used (10 x not an image that can be read)" in line
+    )
+
+
+def test_an_option_that_no_source_uses_and_a_root_without_its_data_are_errors(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", 1)
+    for flags, expected in (
+        (
+            ["--csv-columns", "filepath,title"],
+            "--csv-columns filepath,title: of no use for photos, only for data of the format csv",
+        ),
+        (["--val-image-root", "x"], "--val-image-root x: holds the images of --val-data; give that too"),
+        (["--imagenet-image-root", "x"], "--imagenet-image-root x: of no use for photos"),
+    ):
+        assert main(["evaluate", "--pretrained", "none.safetensors", "--imagenet-val", photos, *flags]) == 2
+        assert expected in capsys.readouterr().err

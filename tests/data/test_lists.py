@@ -230,3 +230,16 @@ def test_a_column_of_captions_that_is_called_label_needs_no_remark(tmp_path, sai
     rows = "".join(f"{number}.jpg,text number {number}\n" for number in range(30))
     source = opened(tmp_path / "x.csv", f"img_path,label\n{rows}", csv_img_key="img_path", csv_caption_key="label")
     assert (source.record(3).captions, source.record(3).label, said) == (("text number 3",), None, [])
+
+
+def test_a_name_that_stands_twice_loses_no_record(tmp_path):
+    source = opened(tmp_path / "m.json", '{"a.jpg": "one dog", "a.jpg": ["a cat", "two cats"], "b.jpg": "no dog"}')
+    assert captions(source) == [("one dog",), ("a cat", "two cats"), ("no dog",)]
+    assert captions(opened(tmp_path / "s.json", '{"a.jpg": ["one dog", "two dogs"]}')) == [("one dog", "two dogs")]
+    row = '{"image": "a.jpg", "caption": "one dog"}'
+    with pytest.raises(SourceError, match="its list 'data' stands there twice"):
+        opened(tmp_path / "t.json", f'{{"data": [{row}], "data": [{row}]}}')
+    with pytest.raises(SourceError, match=r"c\.json, line 1: not valid JSON \(expected a name in quotes and a colon"):
+        opened(tmp_path / "c.json", '{"a.jpg" "one dog"}')
+    with pytest.raises(SourceError, match=r"x\.json: begins with"):
+        opened(tmp_path / "x.json", 'callback({"a.jpg": "one dog"})')

@@ -1,11 +1,21 @@
 """Which format reads a name, by declared priority; which split is taken when none was named; names in one table."""
 
+import dataclasses
 import json
 
 import pytest
 
 from diptych import log
-from diptych.data import SOURCES, VALIDATION_SPLITS, SourceOptions, known_data, open_source, open_split
+from diptych.data import (
+    SOURCES,
+    VALIDATION_SPLITS,
+    Opened,
+    SourceOptions,
+    check_options,
+    known_data,
+    open_source,
+    open_split,
+)
 from diptych.data._open import _format_of
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import open_labeled
@@ -112,3 +122,39 @@ def test_joined_captions_need_no_common_labels(tmp_path):
     alike = open_labeled(f"{tmp_path}/a.csv::{tmp_path}/c.csv")
     assert alike.classes == ("ant", "bee")
     assert [alike.record(index).label for index in range(4)] == [1, 0, 1, 0]
+
+
+GIVEN = {
+    "csv_separator": ";", "csv_columns": "filepath,title", "csv_img_key": "image", "csv_caption_key": "caption",
+    "image_root": "x", "class_level": 1,
+}  # fmt: skip
+
+
+def test_every_option_is_used_by_some_format_and_every_format_says_which():
+    fields = {field.name for field in dataclasses.fields(SourceOptions)} - {"dataset_type"}
+    assert fields == set(GIVEN)
+    assert {name for kind in SOURCES.names() for name in SOURCES.get(kind).uses} == fields
+
+
+@pytest.mark.parametrize("kind", sorted(FORMATS))
+def test_an_option_that_the_data_cannot_use_is_an_error(tmp_path, kind):
+    spec = FORMATS[kind](tmp_path)
+    uses = type(open_source(spec)).uses
+    for name in GIVEN.keys() - uses:
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(
+            ConfigError, match=f"{flag} {GIVEN[name]}: of no use for .*, only for data of the format [a-z_, ]+; leave"
+        ):
+            open_source(spec, options=SourceOptions(**{name: GIVEN[name]}))
+
+
+def test_one_source_that_uses_an_option_is_enough(tmp_path):
+    FORMATS["folder"](tmp_path)
+    (tmp_path / "x.csv").write_text("0.png;a dog\n")
+    columns = SourceOptions(csv_columns="filepath,title", csv_separator=";")
+    folder, table = (open_split(str(path), "", (), columns) for path in (tmp_path / "img", tmp_path / "x.csv"))
+    check_options([Opened(folder, columns), Opened(table, columns)])
+    with pytest.raises(ConfigError, match="csv-"):
+        check_options([Opened(folder, columns)])
+    with pytest.raises(ConfigError, match="--val-image-root y: of no use"):
+        check_options([Opened(table, columns), Opened(folder, SourceOptions(image_root="y"), "--val-image-root")])

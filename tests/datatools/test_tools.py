@@ -17,7 +17,7 @@ from diptych.errors import ConfigError, OutputError
 from diptych.image import ViewOptions
 from diptych.text import get_tokenizer
 from diptych.types import Wants
-from tests.data.world import COUNT, write_images, write_jsonl
+from tests.data.world import COUNT, write_folder, write_images, write_jsonl
 from tests.photos import FLICKR, needs_photos, some_photos
 
 
@@ -208,3 +208,16 @@ def test_bench_says_what_bounds_and_how_many_workers(capsys):
     result = json.loads(capsys.readouterr().out)
     assert set(result["loader"]) == {"0", "1", "2"}
     assert result["bound_by"] in result["per_second"]
+
+
+def test_options_serve_both_sides_of_a_comparison_or_are_refused(tmp_path, capsys):
+    folder = write_folder(tmp_path)
+    (tmp_path / "x.csv").write_text("img/00.png;a dog\nimg/01.png;a cat\n")
+    flags = ["--csv-columns", "filepath,title", "--workers", "0", "--json"]
+    for pair in ([str(tmp_path / "x.csv"), "--against", folder], [folder, "--against", str(tmp_path / "x.csv")]):
+        assert main(["data", "check", *pair, *flags]) == 0
+        assert len(json.loads(capsys.readouterr().out)["in_both"]) >= 2
+    assert main(["data", "check", folder, "--against", folder, *flags]) == 2
+    assert "--csv-columns filepath,title: of no use for img," in capsys.readouterr().err
+    assert main(["data", "stats", folder, "--against", folder]) == 2
+    assert "only data check compares" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from diptych.commands import main
 from diptych.distributed import checkpoint
 from diptych.errors import ConfigError, NonFiniteError
 from diptych.objectives.clip import Clip
-from diptych.train.nonfinite import allowed_skips, names_not_finite
+from diptych.train.nonfinite import SkippedSteps, allowed_skips, names_not_finite
 from tests.objectives.worlds import make_batch, pieces_of
 from tests.train.runs import argv, losses, run, tensors
 from tests.train.test_step import make_step
@@ -103,6 +103,33 @@ def test_as_many_steps_as_allowed_are_left_out_and_counted_through_resume(pairs,
         run(pairs, tmp_path / "parts", *flags, "--resume", "latest")
     assert sorted(path.name for path in (tmp_path / "parts").glob("nonfinite_step_*.json")) == written
     assert [step for step, _ in losses(tmp_path / "whole")] == list(range(1, started + 3))
+
+
+def test_steps_left_out_after_the_last_checkpoint_are_counted_again_by_a_resumed_run(pairs, tmp_path, monkeypatch):
+    """A process that dies has counted in vain: the resumed run takes the same steps again, and comes to the same number."""
+    flags = (*HOT, "--on-nonfinite", "skip:3", "--save-every-steps", "1000")
+    with pytest.raises(NonFiniteError):
+        run(pairs, tmp_path / "whole", *flags)
+    written = sorted(path.name for path in (tmp_path / "whole").glob("nonfinite_step_*.json"))
+    first_bad = int(written[0][-13:-5])
+    run(pairs, tmp_path / "parts", *flags, "--stop-after", str(first_bad - 1))  # saves the last finite step
+    leave_out = SkippedSteps.leave_out
+
+    def die_after_two(self, *step):
+        assert self.count < 2, "the process dies"
+        return leave_out(self, *step)
+
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="the process dies"):
+        patch.setattr(SkippedSteps, "leave_out", die_after_two)
+        run(pairs, tmp_path / "parts", *flags, "--resume", "latest")
+    assert checkpoint.steps(tmp_path / "parts" / "checkpoints") == [first_bad - 1]
+    with pytest.raises(NonFiniteError):
+        run(pairs, tmp_path / "parts", *flags, "--resume", "latest")
+    assert sorted(path.name for path in (tmp_path / "parts").glob("nonfinite_step_*.json")) == written
+    one, other = (
+        checkpoint.load(next((tmp_path / name / "checkpoints").glob("finite_*"))) for name in ("whole", "parts")
+    )
+    assert (one["skipped_steps"], one["step"]) == (other["skipped_steps"], other["step"]) == (3, first_bad + 2)
 
 
 def test_weights_that_are_not_finite_are_never_written(pairs, tmp_path):

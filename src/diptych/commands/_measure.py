@@ -17,9 +17,11 @@ from diptych.config import Share
 from diptych.data import (
     TRAIN_SPLITS,
     VALIDATION_SPLITS,
-    Source,
+    Opened,
     SourceOptions,
     check_left_out,
+    check_options,
+    check_roots,
     open_split,
     with_root,
 )
@@ -32,9 +34,12 @@ from diptych.evaluate import (
     ProbeData,
     Records,
     Result,
+    check_usable,
     evaluators,
     open_labeled,
     paired,
+    use_labeled,
+    use_pair,
 )
 from diptych.files import write_text
 from diptych.report import write_report
@@ -143,6 +148,7 @@ def tasks(options: MeasureOptions) -> list[Task]:
         raise ConfigError("nothing to measure on: give --val-data PAIRS, --imagenet-val FOLDER, or both.")
     if data.probe_train and not data.imagenet_val:
         raise ConfigError("--probe-train is tested on --imagenet-val: give both.")
+    check_roots(data)
     sources = _open(data, options.source)
     return [
         Task(name, evaluator, options.of(name), sources[evaluator.data])
@@ -153,21 +159,30 @@ def tasks(options: MeasureOptions) -> list[Task]:
 
 def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records | ProbeData]:
     sources: dict[DataKind, Records | ProbeData] = {}
-    opened: list[Source] = []
+    opened: list[Opened] = []
     if data.val_data:
         rooted = with_root(options, data.val_image_root)
         sources["pairs"] = pairs = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, rooted, "--val-split")
-        opened.append(pairs)
+        opened.append(Opened(pairs, rooted, "--val-image-root" if data.val_image_root else "--image-root"))
     if data.imagenet_val:
         rooted = with_root(options, data.imagenet_image_root)
+        flag = "--imagenet-image-root" if data.imagenet_image_root else "--image-root"
         sources["labeled"] = labeled = open_labeled(data.imagenet_val, rooted)
-        opened.append(labeled.source)
+        opened.append(Opened(labeled.source, rooted, flag))
         if data.probe_train:
             train = open_labeled(data.probe_train, rooted, preferred=TRAIN_SPLITS)
             sources["probe"] = ProbeData(train, labeled)
-            opened.append(train.source)
-    for source in opened:
+            opened.append(Opened(train.source, rooted, flag))
+    check_options(opened)
+    for source, *_ in opened:
         check_left_out(source, data.bad_samples_max)
+    for kind, records in sources.items():  # before weights are loaded
+        if isinstance(records, ProbeData):
+            check_usable(records.train, "--probe-train", use_labeled)
+        elif kind == "pairs":
+            check_usable(records, "--val-data", use_pair)
+        else:
+            check_usable(records, "--imagenet-val", use_labeled)
     return sources
 
 

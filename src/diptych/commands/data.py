@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 from diptych.commands import command
 from diptych.data import SourceOptions
+from diptych.errors import ConfigError
 
 if TYPE_CHECKING:
     from diptych.data import Source
@@ -74,7 +75,9 @@ def main(options: Options) -> int:
     """Check, count, shard, index, split or time image-text data."""
     from diptych.data import open_source
 
-    source = open_source(options.data, split=options.split, options=options.source)
+    if options.against and options.action != "check":
+        raise ConfigError(f"--against {options.against}: only data check compares with other data; leave it out.")
+    source = open_source(options.data, split=options.split, options=options.source, alone=not options.against)
     result = {"check": _check, "stats": _stats, "shard": _shard, "index": _index, "split": _split, "bench": _bench}[
         options.action
     ](options, source)
@@ -98,9 +101,13 @@ def _findings(options: Options, source: Source, decode: bool = True) -> Findings
 
 
 def _check(options: Options, source: Source) -> dict[str, Any]:
-    from diptych.data import open_source
+    from diptych.data import Opened, check_options, open_source
     from diptych.datatools.inspect import near
 
+    other = None
+    if options.against:
+        other = open_source(options.against, split=options.against_split, options=options.source, alone=False)
+        check_options([Opened(source, options.source), Opened(other, options.source)])
     findings = _findings(options, source)
     result = {
         "records": findings.records, "usable": findings.usable, "pictures": len(findings.sides),
@@ -110,10 +117,9 @@ def _check(options: Options, source: Source) -> dict[str, Any]:
         "captions": findings.captions, "truncated": findings.truncated, "context_length": options.context_length,
         "scripts": dict(findings.scripts.most_common()), "tokens": _spread(findings.lengths),
     }  # fmt: skip
-    if options.against:
-        other = _findings(options, open_source(options.against, split=options.against_split, options=options.source))
+    if other is not None:
         result["against"] = options.against
-        result["in_both"] = near(findings.hashes, other.hashes)
+        result["in_both"] = near(findings.hashes, _findings(options, other).hashes)
     return result
 
 
@@ -139,8 +145,6 @@ def _spread(values: list[int]) -> dict[str, float]:
 
 
 def _folder(options: Options) -> Path:
-    from diptych.errors import ConfigError
-
     if not options.output:
         raise ConfigError(f"diptych data {options.action} DATA FOLDER: the folder to write to is missing.")
     return Path(options.output)

@@ -16,6 +16,7 @@ from diptych.data._open import TRAIN_SPLITS, VALIDATION_SPLITS, ConcatSource, kn
 from diptych.data._order import ORDER_VERSION, Mixture, draw, permute
 from diptych.data._prepare import PRECOMPUTED_FEATURES, Prepare, build_prepare, image_id
 from diptych.data._steps import START, LoaderOptions, Position
+from diptych.data._unused import Opened, check_options, check_roots
 
 __all__ = [
     "ORDER_VERSION",
@@ -33,6 +34,7 @@ __all__ = [
     "Loader",
     "LoaderOptions",
     "Mixture",
+    "Opened",
     "Position",
     "Prepare",
     "Source",
@@ -40,6 +42,8 @@ __all__ = [
     "TruncationStats",
     "build_prepare",
     "check_left_out",
+    "check_options",
+    "check_roots",
     "collate",
     "draw",
     "fingerprint",

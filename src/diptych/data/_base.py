@@ -87,7 +87,8 @@ class Format(Protocol):
 
     ``priority``: formats are asked in ascending order, and two of equal priority that both match are an error:
     10 what exists as such (a folder), 15 a prefix, 20 the ending of a name, 30 a guess by other parts of a name.
-    ``example`` is how its data is named, for help and errors.
+    ``example`` is how its data is named, for help and errors. A format may declare ``uses``, the names of the ``SourceOptions``
+    that its sources use: one that is given and that no source of a run uses is then an error.
     """
 
     priority: ClassVar[int]

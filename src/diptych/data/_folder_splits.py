@@ -44,6 +44,13 @@ class FolderSplits:
         return self.classes is not None or all(part.classes is None for part in self._parts.values())
 
     @property
+    def uses(self) -> frozenset[str] | None:
+        """The options that any split uses; None where one does not say."""
+        of_parts: list[frozenset[str] | None] = [getattr(part, "uses", None) for part in self._parts.values()]
+        declared = [uses for uses in of_parts if uses is not None]
+        return frozenset[str]().union(*declared) if len(declared) == len(of_parts) else None
+
+    @property
     def left_out(self) -> tuple[LeftOut, ...]:
         """That of all splits."""
         return tuple(item for part in self._parts.values() for item in part.left_out)

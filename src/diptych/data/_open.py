@@ -15,6 +15,7 @@ from diptych import log
 from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
 from diptych.data._left_out import reasons, say_left_out
 from diptych.data._missing import missing
+from diptych.data._unused import Opened, check_options
 from diptych.errors import ConfigError, SourceError
 from diptych.files import StrPath
 from diptych.image import image_endings
@@ -48,14 +49,18 @@ def known_data() -> str:
     return ", ".join(item.example for item in _formats(tuple(SOURCES.names())))
 
 
-def open_source(spec: StrPath, *, split: str = "", options: SourceOptions | None = None) -> Source:
+def open_source(spec: StrPath, *, split: str = "", options: SourceOptions | None = None, alone: bool = True) -> Source:
     """Open what ``--train-data`` and its like name: a path, a pattern, or several joined by ``::``.
 
-    ``split`` selects the records of that split only. Raises SourceError for what is missing, empty or of no known format,
-    ConfigError for an unknown format or one that two formats claim.
+    ``split`` selects the records of that split only. ``alone=False``: other sources share the options, and the caller runs
+    ``check_options`` on all of them. Raises SourceError for what is missing, empty or of no known format,
+    ConfigError for an unknown format, one that two formats claim, or an option that the data cannot use.
     """
     opened = options or SourceOptions()
-    return _joined([_open_part(part, split, opened) for part in _parts(spec)])
+    source = _joined([_open_part(part, split, opened) for part in _parts(spec)])
+    if alone:
+        check_options([Opened(source, opened)])
+    return source
 
 
 def open_split(
@@ -63,7 +68,8 @@ def open_split(
 ) -> Source:
     """Open a source; of each part that has several splits, where none was named, take the first of ``preferred`` and log it.
 
-    A part with a single split is taken whole, and that is logged. ``flag`` names the option for the split in errors.
+    A part with a single split is taken whole, and that is logged. ``flag`` names the option for the split in errors. Other
+    sources may use options that this one cannot: ``check_options`` looks at all.
     Raises ConfigError when none of the preferred exists.
     """
     return _joined([_open_part_split(part, split, preferred, options, flag) for part in _parts(spec)])

@@ -41,6 +41,15 @@ class Csv:
 
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "pairs.csv or .tsv"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_separator",
+            "csv_columns",
+            "csv_img_key",
+            "csv_caption_key",
+            "image_root",
+        )
+    )
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 

@@ -25,6 +25,7 @@ class FlickrToken:
 
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "results.token"
+    uses: ClassVar[frozenset[str]] = frozenset(("image_root",))
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 

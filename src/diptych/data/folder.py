@@ -60,6 +60,13 @@ class Folder:
 
     priority: ClassVar[int] = 10
     example: ClassVar[str] = "a folder"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_img_key",
+            "csv_caption_key",
+            "class_level",
+        )
+    )
 
     def __init__(self, spec: str, options: SourceOptions, inside: Entries | None = None) -> None:
         self.root, self.name = Path(spec), name_of(Path(spec))

@@ -32,6 +32,13 @@ class JsonArray:
 
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "list.json"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_img_key",
+            "csv_caption_key",
+            "image_root",
+        )
+    )
 
     @classmethod
     def matches(cls, spec: str) -> bool:

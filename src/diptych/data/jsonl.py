@@ -40,6 +40,13 @@ class JsonLines:
 
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "pairs.jsonl or .ndjson"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_img_key",
+            "csv_caption_key",
+            "image_root",
+        )
+    )
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 

@@ -36,6 +36,12 @@ class Laion:
 
     priority: ClassVar[int] = 30
     example: ClassVar[str] = "laion.filelist or part-00000"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_caption_key",
+            "image_root",
+        )
+    )
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 

@@ -36,6 +36,13 @@ class Parquet:
 
     priority: ClassVar[int] = 20
     example: ClassVar[str] = "pairs.parquet"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_img_key",
+            "csv_caption_key",
+            "image_root",
+        )
+    )
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 

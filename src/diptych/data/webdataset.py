@@ -46,6 +46,12 @@ class WebDataset:
 
     priority: ClassVar[int] = 15
     example: ClassVar[str] = "shards-{000..099}.tar"
+    uses: ClassVar[frozenset[str]] = frozenset(
+        (
+            "csv_img_key",
+            "csv_caption_key",
+        )
+    )
     classes: tuple[str, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
 

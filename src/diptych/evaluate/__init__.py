@@ -18,9 +18,11 @@ from diptych.evaluate._labeled import ClassFolder, LabeledImages, ProbeData, cla
 from diptych.evaluate._prompts import class_set, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
+from diptych.evaluate._usable import TRIED, check_usable, use_labeled, use_pair
 
 __all__ = [
     "EVALUATORS",
+    "TRIED",
     "AnyEvaluator",
     "ClassFolder",
     "DataKind",
@@ -34,6 +36,7 @@ __all__ = [
     "Result",
     "build_classifier",
     "chance",
+    "check_usable",
     "class_folder",
     "class_names",
     "class_set",
@@ -45,4 +48,6 @@ __all__ = [
     "paired",
     "retrieval_scores",
     "top_k",
+    "use_labeled",
+    "use_pair",
 ]

@@ -19,20 +19,14 @@ from diptych.distributed import process_group
 from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
-from diptych.evaluate import Encoder
+from diptych.evaluate import Encoder, check_usable, use_labeled
 from diptych.models import ModelConfig, TwoTower
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
-from diptych.train.first_checks import (
-    check_learning,
-    check_step_size,
-    check_usable,
-    check_variety,
-    use_labeled,
-)
+from diptych.train.first_checks import check_learning, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips

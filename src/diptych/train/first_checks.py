@@ -1,55 +1,22 @@
 """What is looked at before the first step, so that a run that cannot come to anything ends before it costs a night.
 
-Every source gives one record that can be decoded; the data holds something to distinguish; a step has pairs to compare; something
-is trained, at a rate above zero. The table of errors and warnings is in docs/runs.md. Nothing is changed here.
+The data holds something to distinguish; a step has pairs to compare; something is trained, at a rate above zero. That every
+source gives a record that can be decoded is ``check_usable``. The table of errors and warnings is in docs/runs.md. Nothing is
+changed here.
 """
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable
-
 from diptych import log
 from diptych.data import LoaderOptions, Source, image_id, spread
-from diptych.errors import ConfigError, DataError, RecordError, SourceError
-from diptych.evaluate import Records
-from diptych.image import decode_pixels
+from diptych.errors import ConfigError, DataError, SourceError
+from diptych.evaluate import TRIED
 from diptych.train.job import LearningRate
 from diptych.train.schedule import warmup_steps
 from diptych.train.step import Step
 from diptych.types import Record
 
-TRIED = 16  # records of a source, evenly spread, before it is given up
 COMPARED = 256  # records that are compared where the first TRIED are alike
-
-
-def check_usable(source: Records, flag: str, use: Callable[[Record, int], object]) -> None:
-    """Make a sample of one record by ``use(record, index)``; a bad one is no fault while another is good.
-
-    Raises SourceError with the commonest reasons when none of the records tried can be used.
-    """
-    reasons: collections.Counter[str] = collections.Counter()
-    first: RecordError | None = None
-    for index in spread(len(source), TRIED):
-        try:
-            use(source.record(index), index)
-        except RecordError as error:
-            reasons[error.reason.partition("(")[0].partition(":")[0].strip()] += 1
-            first = first or error
-        else:
-            return
-    if first is not None:
-        said = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-        raise SourceError(
-            f"{flag} {source.name}: none of the {reasons.total()} records tried can be used ({said}); the first: {first.line}"
-        )
-
-
-def use_labeled(record: Record, index: int) -> None:
-    """What an evaluation needs of a labeled image. Raises RecordError."""
-    decode_pixels(record.image, record.key)
-    if record.label is None:
-        raise RecordError(record.key, "has no label")
 
 
 def check_variety(source: Source) -> None:

@@ -15,11 +15,14 @@ from diptych.data import (
     Loader,
     LoaderOptions,
     Mixture,
+    Opened,
     Position,
     Source,
     SourceOptions,
     build_prepare,
     check_left_out,
+    check_options,
+    check_roots,
     known_data,
     open_split,
     with_root,
@@ -124,6 +127,7 @@ def build_pipeline(
     if not data.train_data:
         alone = " To measure a model and train nothing: diptych evaluate." if data.val_data or data.imagenet_val else ""
         raise ConfigError(f"--train-data is missing: give one of {known_data()}.{alone}")
+    check_roots(data)
     preprocess = model.preprocess
     views = ViewOptions(
         model.vision.image_size, data.aug_scale, data.aug_flip, data.aug_color_jitter, data.aug_grayscale,
@@ -132,25 +136,29 @@ def build_pipeline(
     )  # fmt: skip
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
-    labeled, second = (_labeled(path, data, source) for path in (data.imagenet_val, data.imagenet_v2))
+    all_opened: list[Opened] = []
+    labeled, second = (_labeled(path, data, source, all_opened) for path in (data.imagenet_val, data.imagenet_v2))
     validation = None
     if data.val_data:
-        validation = open_split(
-            data.val_data, data.val_split, VALIDATION_SPLITS, with_root(source, data.val_image_root), "--val-split"
-        )
+        options = with_root(source, data.val_image_root)
+        validation = open_split(data.val_data, data.val_split, VALIDATION_SPLITS, options, "--val-split")
+        all_opened.append(Opened(validation, options, "--val-image-root"))
     train = _train_source(data, source)
-    for opened in (train, validation, *(images.source if images else None for images in (labeled, second))):
-        if opened is not None:
-            check_left_out(opened, data.bad_samples_max)
+    all_opened.insert(0, Opened(train, source))  # the first one's flag is named
+    check_options(all_opened)
+    for opened in all_opened:
+        check_left_out(opened.source, data.bad_samples_max)
     return Pipeline(data, wants, validation_wants, tokenizer, views, train, validation, labeled, second)
 
 
-def _labeled(path: str, data: DataOptions, source: SourceOptions) -> LabeledImages | None:
+def _labeled(path: str, data: DataOptions, source: SourceOptions, all_opened: list[Opened]) -> LabeledImages | None:
     """Labeled images, None where none are named; what is wrong with their prompts and class names is said now."""
     if not path:
         return None
     options = with_root(source, data.imagenet_image_root)
-    return open_labeled(path, options, labels=data.labels, templates=data.templates)
+    labeled = open_labeled(path, options, labels=data.labels, templates=data.templates)
+    all_opened.append(Opened(labeled.source, options, "--imagenet-image-root"))
+    return labeled
 
 
 def _train_source(data: DataOptions, options: SourceOptions) -> Source:
