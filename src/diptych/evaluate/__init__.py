@@ -11,6 +11,7 @@ from diptych.evaluate._base import EVALUATORS, AnyEvaluator, DataKind, Evaluator
 from diptych.evaluate._cache import image_features
 from diptych.evaluate._class_names import class_names
 from diptych.evaluate._classifier import build_classifier
+from diptych.evaluate._clean_names import clean_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder
 from diptych.evaluate._intervals import Difference, Outcome, paired
@@ -36,6 +37,7 @@ __all__ = [
     "chance",
     "class_folder",
     "class_names",
+    "clean_names",
     "evaluators",
     "image_features",
     "load_templates",

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from diptych import log
 from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, open_split
-from diptych.evaluate._class_names import class_names
+from diptych.evaluate._class_names import joined_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._prompts import load_templates
 from diptych.files import StrPath
@@ -106,7 +106,9 @@ def open_labeled(
     if opened.templates:
         load_templates(opened.templates)
     if opened.labels:
-        class_names(source.classes, opened.labels, source.name)
+        with log.held() as lines:  # whether they fit; the evaluation says the rest
+            joined_names(source.classes, opened.labels, source.name)
+            lines.clear()
     return opened
 
 
