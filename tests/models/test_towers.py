@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diptych.errors import ConfigError
-from diptych.models import TOWERS, create_model
+from diptych.models import TOWERS, SharedPrefixes, create_model
 
 END = 49407
 
@@ -186,3 +186,48 @@ def test_features_run_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         images, texts, _ = model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), captions([4, 9]))
     assert bool(torch.isfinite(images).all() and torch.isfinite(texts).all())
+
+
+EMPTY = ["tiny-test", "tiny-test-siglip", "tiny-test-resnet", "tiny-test-clipa"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", EMPTY)
+@torch.no_grad()
+def test_no_image_and_no_text_give_no_row(name, dtype):
+    model = create_model(name, dtype=dtype).eval()
+    size, width = model.config.vision.image_size, model.config.embed_dim
+    ids = torch.zeros(0, model.config.text.context_length, dtype=torch.int64)
+    for normalize in (False, True):
+        for images in (torch.zeros(0, 3, size, size, dtype=torch.uint8), torch.zeros(0, 3, size, size, dtype=dtype)):
+            assert model.encode_image(images, normalize).shape == (0, width)
+        assert model.encode_text(ids, normalize).shape == (0, width)
+    lengths = torch.zeros(0, dtype=torch.int64)
+    assert model.encode_text(ids, lengths=lengths).shape == (0, width)
+    assert model.text(ids, return_tokens=True).pooled.shape == (0, width)
+    assert model.image(images, return_tokens=True).pooled.shape == (0, width)
+    if model.shares_prefixes:
+        shared = SharedPrefixes(lengths, lengths)
+        assert model.encode_text(ids, lengths=lengths, prefix=shared).shape == (0, width)
+        model.text.layout = "padded"
+        assert model.encode_text(ids).shape == (0, width)
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [torch.zeros(2, 0, dtype=torch.int64), torch.ones(2, 9), torch.full((1, 9), -1), torch.full((1, 9), 60000),
+     torch.ones(9, dtype=torch.int64)],
+    ids=["no column", "floats", "negative", "beyond the vocabulary", "one text"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["tiny-test", "tiny-test-siglip"])
+def test_ids_that_are_none_are_one_line(name, ids):
+    with pytest.raises(ConfigError) as error:
+        create_model(name).encode_text(ids)
+    assert "were given" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_ids_of_32_bits_are_ids():
+    model = create_model("tiny-test").eval()
+    ids = captions([3, 8, 5])
+    assert torch.equal(model.encode_text(ids.int()), model.encode_text(ids))

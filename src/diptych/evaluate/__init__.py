@@ -11,6 +11,7 @@ from diptych.evaluate._base import EVALUATORS, AnyEvaluator, DataKind, Evaluator
 from diptych.evaluate._cache import image_features
 from diptych.evaluate._class_names import class_names
 from diptych.evaluate._classifier import build_classifier
+from diptych.evaluate._clean_names import clean_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._encode import Encoder
 from diptych.evaluate._intervals import Difference, Outcome, paired
@@ -39,7 +40,11 @@ __all__ = [
     "check_usable",
     "class_folder",
     "class_names",
+<<<<<<< HEAD
     "class_set",
+=======
+    "clean_names",
+>>>>>>> w-b
     "evaluators",
     "image_features",
     "load_templates",

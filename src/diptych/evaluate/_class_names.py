@@ -15,10 +15,13 @@ from typing import Any
 
 from diptych import log
 from diptych.errors import ConfigError
+from diptych.evaluate._clean_names import clean_names, hint
 from diptych.evaluate._prompts import class_set, class_sets, lines_of, readable
 from diptych.files import StrPath
+from diptych.text import texts_of
 
 SHOWN = 5  # names in a message
+_said: set[tuple[str, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -31,38 +34,53 @@ class NameList:
 
 
 def class_names(
-    folders: Sequence[str] | None, labels: StrPath | Sequence[str] | None = None, source: str = "source"
+    folders: Sequence[str] | None,
+    labels: StrPath | Sequence[str] | None = None,
+    source: str = "source",
+    *,
+    clean: bool = False,
 ) -> tuple[str, ...]:
     """Return one readable name per class, in the order of ``folders``, the source's classes (None: labels are plain numbers).
 
     ``labels`` is the name of a shipped list (imagenet), a file (a name per line, "id<tab>name" per line, or JSON), or the names
     themselves; None takes the classes' own names, or OpenAI's where they are WordNet ids of ImageNet. Names are joined to
-    classes by id, by number (the folder 7 is line 7, from 0), by name, and only then by position. Raises ConfigError when they
-    do not fit.
+    classes by id, by number (the folder 7 is line 7, from 0), by name, and only then by position. ``clean`` makes words of
+    names as files spell them (``clean_names``); a shipped list is left as it is. Classes of one name are said. Raises
+    ConfigError when they do not fit, or when ``clean`` would make one name of two.
     """
-    names = _joined(folders, labels, source)
-    _warn_of_twins(names, folders, source)
+    names, shipped = joined_names(folders, labels, source)
+    if clean and not shipped:
+        names = clean_names(names)
+    else:
+        names = tuple(map(readable, names)) if labels is None else names
+        if not shipped and (advice := hint(names)):
+            log.info(f"{source}: {advice}")
+    say_equal_names(names, folders, source)
     return names
 
 
-def _joined(folders: Sequence[str] | None, labels: StrPath | Sequence[str] | None, source: str) -> tuple[str, ...]:
+def joined_names(
+    folders: Sequence[str] | None, labels: StrPath | Sequence[str] | None, source: str
+) -> tuple[tuple[str, ...], bool]:
+    """A name for each class, as its list or folder spells it, and whether they are those of a shipped list."""
     if labels is None:
         if not folders:
             raise ConfigError(
                 f"{source}: has no class names of its own; give labels, a text file with one per line, or 'imagenet'."
             )
         known = class_set("imagenet") if folders[0] in class_set("imagenet") else {}
-        return tuple(known.get(folder, readable(folder)) for folder in folders)
+        return tuple(known.get(folder, folder) for folder in folders), bool(known)
     given = _read(labels)
+    shipped = isinstance(labels, str) and labels in class_sets()
     if not given.names:
         raise ConfigError(f"{given.where}: holds no class name.")
     if not folders:
-        return given.names
+        return given.names, shipped
     for join in (_by_id, _by_number, _by_name):
         joined = join(folders, given, source)
         if joined is not None:
-            return joined
-    return _by_position(folders, given, source)
+            return joined, shipped
+    return _by_position(folders, given, source), shipped
 
 
 def _by_id(folders: Sequence[str], given: NameList, source: str) -> tuple[str, ...] | None:
@@ -137,15 +155,22 @@ def _counts(folders: Sequence[str], given: NameList, source: str) -> str:
     )
 
 
-def _warn_of_twins(names: Sequence[str], folders: Sequence[str] | None, source: str) -> None:
+def say_equal_names(names: Sequence[str], folders: Sequence[str] | None = None, source: str = "") -> None:
+    """Warn of classes of one name, whose images no text can separate; without a source only of names that nobody warned of."""
     first: dict[str, int] = {}
-    for number, name in enumerate(names):
-        if _plain(name) in first:
-            other = first[_plain(name)]
-            where = f"{folders[other]} and {folders[number]}" if folders else f"classes {other} and {number}"
-            log.warn(f"{source}: {where} have the same name, {name!r}: their images cannot be separated by it")
-            return
-        first[_plain(name)] = number
+    pairs = [
+        (first[plain], number)
+        for number, plain in enumerate(map(_plain, names))
+        if first.setdefault(plain, number) != number
+    ]
+    if not pairs or (not source and tuple(names) in _said):
+        return
+    _said.add(tuple(names))
+    other, number = pairs[0]
+    where = f"{folders[other]} and {folders[number]}" if folders else f"classes {other} and {number}"
+    more = f", as have {len(pairs) - 1} more" if len(pairs) > 1 else ""
+    title = f"{source}: " if source else ""
+    log.warn(f"{title}{where} have the same name, {names[number]!r}{more}: their images cannot be separated by it")
 
 
 def _read(labels: StrPath | Sequence[str]) -> NameList:
@@ -153,19 +178,20 @@ def _read(labels: StrPath | Sequence[str]) -> NameList:
         listed = class_set(labels)
         return NameList(labels, tuple(listed.values()), tuple(listed))
     if not isinstance(labels, str | os.PathLike):
-        return NameList("labels", tuple(labels))
-    if str(labels).lower().endswith(".json"):
-        return _of_json(str(labels))
+        return NameList("labels", tuple(texts_of(labels)))
+    labels = os.fspath(labels)
+    if labels.lower().endswith(".json"):
+        return _of_json(labels)
     lines = lines_of(Path(labels))
     pairs = [line.partition("\t") for line in lines]
     if lines and all(tab for _, tab, _ in pairs):
         names, ids = ([pair[number].strip() for pair in pairs] for number in (2, 0))
-        return NameList(str(labels), tuple(names), tuple(ids))
+        return NameList(labels, tuple(names), tuple(ids))
     wordnet = [line.partition(" ") for line in lines]
     if lines and all(_is_wordnet(item) and name for item, _, name in wordnet):  # synset_words.txt
         first = tuple(name.partition(",")[0].strip() for _, _, name in wordnet)
-        return NameList(str(labels), first, tuple(item for item, _, _ in wordnet))
-    return NameList(str(labels), tuple(lines))
+        return NameList(labels, first, tuple(item for item, _, _ in wordnet))
+    return NameList(labels, tuple(lines))
 
 
 def _is_wordnet(text: str) -> bool:

@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from diptych.errors import ConfigError
 from diptych.evaluate._cache import add_weights, read_tensor, write_tensor
+from diptych.evaluate._class_names import say_equal_names
 from diptych.evaluate._encode import Advance, Encoder
 from diptych.evaluate._prompts import fill
 from diptych.files import cache_folder
 from diptych.models import SharedPrefixes
-from diptych.text import Tokenized, Tokenizer
+from diptych.text import Tokenized, Tokenizer, texts_of
 
 TOKENS_AT_ONCE = 1 << 13  # enough to fill a processor; the widest activation stays near its caches
 FORMAT = "classifier 1"
@@ -48,10 +49,14 @@ class Piece(NamedTuple):
 def build_classifier(encoder: Encoder, names: Sequence[str], templates: Sequence[str], advance: Advance) -> Tensor:
     """Return unit vectors fp32 [classes, D] on the encoder's device; ``advance`` counts prompts.
 
-    Raises ConfigError when there is no name or no template.
+    Classes of one name get equal vectors, which is said.
+
+    Raises ConfigError when there is no name or no template, and for what is no text.
     """
+    names, templates = texts_of(names), texts_of(templates)
     if not names or not templates:
         raise ConfigError(f"{len(names)} class names and {len(templates)} templates: a classifier needs both.")
+    say_equal_names(names)
     prompts = [_prompts(encoder.tokenizer, template, names) for template in templates]
     path = None
     if encoder.cache and not encoder.shared:  # processes may not agree on what is in their caches

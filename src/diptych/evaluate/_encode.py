@@ -23,7 +23,7 @@ from diptych.errors import ConfigError, DataError, RecordError
 from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches
 from diptych.image import compile_kernels
 from diptych.models import SharedPrefixes, TwoTower
-from diptych.text import Tokenizer
+from diptych.text import Tokenizer, texts_of
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``."""
@@ -167,7 +167,11 @@ class Encoder:
         return torch.cat(features)
 
     def texts(self, captions: Sequence[str], advance: Advance) -> Tensor:
-        """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch."""
+        """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch.
+
+        Raises ConfigError where there is none, and for what is no text.
+        """
+        captions = texts_of(captions)
         if not captions:
             raise ConfigError("no caption to encode.")
         encoded = [self.tokenizer.encode(caption) for caption in captions]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from diptych import log
 from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, open_split
-from diptych.evaluate._class_names import class_names
+from diptych.evaluate._class_names import joined_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._prompts import load_templates
 from diptych.files import StrPath
@@ -107,7 +107,13 @@ def open_labeled(
         load_templates(opened.templates)
     classes = source.classes  # raises for parts whose labels collide
     if opened.labels:
+<<<<<<< HEAD
         class_names(classes, opened.labels, source.name)
+=======
+        with log.held() as lines:  # whether they fit; the evaluation says the rest
+            joined_names(source.classes, opened.labels, source.name)
+            lines.clear()
+>>>>>>> w-b
     return opened
 
 

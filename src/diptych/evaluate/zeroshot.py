@@ -41,6 +41,8 @@ class ZeroshotOptions:
     """Prompts: openai80, openai7, prompt8, prompt6, simple, cc, or a text file; empty: templates.txt there, or openai80."""
     labels: str = ""
     """Class names: imagenet, or a text file, one per line in the folders' order; empty: labels.txt, or the folders' names."""
+    clean_names: bool = False
+    """Words of class names as files spell them: AnnualCrop is "annual crop", 001.Black_footed_Albatross without its number."""
 
 
 class Confusion(NamedTuple):
@@ -113,7 +115,11 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         indices, labels, known = labels_of(source, bad)
         record_names = _complete(known, int(labels.max()) + 1, source.name)
         given = options.labels or (beside and beside.labels) or None
+<<<<<<< HEAD
         names = class_names(classes or record_names, given, source.name)
+=======
+        names = class_names(source.classes or record_names, given, source.name, clean=options.clean_names)
+>>>>>>> w-b
         if int(labels.max()) >= len(names):
             raise ConfigError(
                 f"{source.name}: label {int(labels.max())} has no name; {len(names)} class names were given."

@@ -5,11 +5,12 @@ Nothing here knows a model: which tokenizer belongs to which weights is what ``w
 
 from __future__ import annotations
 
-from diptych.text._base import TOKENIZERS, Tokenized, Tokenizer, get_tokenizer
+from diptych.text._base import TOKENIZERS, Tokenized, Tokenizer, get_tokenizer, texts_of
 from diptych.text._masking import mask_tokens
 from diptych.text._merges import byte_symbols, merged
 from diptych.text._views import VIEWS, TextView
 
+<<<<<<< HEAD
 __all__ = [
     "TOKENIZERS",
     "VIEWS",
@@ -21,3 +22,6 @@ __all__ = [
     "mask_tokens",
     "merged",
 ]
+=======
+__all__ = ["TOKENIZERS", "VIEWS", "TextView", "Tokenized", "Tokenizer", "get_tokenizer", "mask_tokens", "texts_of"]
+>>>>>>> w-b

@@ -6,7 +6,7 @@ file names no tokenizer, and knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,27 @@ class Tokenized(NamedTuple):
     length: int
 
 
+def check_context(length: int) -> None:
+    """Raise ConfigError unless a word fits between start and end."""
+    if length < 3:
+        raise ConfigError(f"a context of {length} tokens holds no word between start and end; give at least 3.")
+
+
+def texts_of(texts: str | Iterable[str]) -> list[str]:
+    """One text or any iterable of them (list, generator, array of numpy) as a list. Raises ConfigError for what is no text."""
+    if isinstance(texts, str):
+        return [texts]
+    single = isinstance(texts, bytes | Mapping) or getattr(texts, "ndim", 1) == 0
+    if single or not isinstance(texts, Iterable):
+        raise ConfigError(f"a {type(texts).__name__} was given; expected a text, or a list of texts.")
+    given = list(texts)
+    for number, text in enumerate(given):
+        if not isinstance(text, str):
+            hint = ": decode it" if isinstance(text, bytes) else ""
+            raise ConfigError(f"text {number} of {len(given)} is a {type(text).__name__}; expected a str{hint}.")
+    return given
+
+
 class Tokenizer:
     """The contract. A tokenizer gives the attributes, ``packed`` and ``decode``; the rest follows.
 
@@ -43,10 +64,7 @@ class Tokenizer:
     mask_id: int | None = None
 
     def __init__(self, context_length: int) -> None:
-        if context_length < 3:
-            raise ConfigError(
-                f"a context of {context_length} tokens holds no word between start and end; give at least 3."
-            )
+        check_context(context_length)
         self.context_length = context_length
 
     def special_ids(self) -> frozenset[int]:
@@ -83,11 +101,15 @@ class Tokenizer:
         ends = ids == self.end_id
         return int(ends.argmax()) + 1 if ends.any() else len(ids)
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """ids int64 [n, context_length] of one or several texts, padded at the end, as open_clip's tokenizers give them."""
-        length = context_length or self.context_length
+    def __call__(self, texts: str | Iterable[str], context_length: int | None = None) -> Tensor:
+        """ids int64 [n, context_length] of one or several texts, padded at the end, as open_clip's tokenizers give them.
+
+        No text gives int64 [0, context_length]. Raises ConfigError for what is no text, and for a context below 3.
+        """
+        length = self.context_length if context_length is None else context_length
+        check_context(length)
         limit = 4 * (length - 2)
-        rows = [ids[:limit] for ids in self.packed_all([texts] if isinstance(texts, str) else texts)]
+        rows = [ids[:limit] for ids in self.packed_all(texts_of(texts))]
         counts = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4
         padded = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         position = np.arange(length)

@@ -7,7 +7,7 @@ row has the full length. The engines are the ``sentencepiece`` and ``tokenizers`
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError, WeightsError
-from diptych.text._base import Tokenized, Tokenizer
+from diptych.text._base import Tokenized, Tokenizer, texts_of
 
 
 class Engine(NamedTuple):
@@ -78,11 +78,14 @@ class WholeContext(Tokenizer):
         ids[: len(fitting)], ids[len(fitting)] = fitting, self.end_id
         return Tokenized(ids, len(tokens) - len(fitting), len(fitting) + 1)
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """ids int64 [n, context_length]; another length than the model's own would change its features."""
+    def __call__(self, texts: str | Iterable[str], context_length: int | None = None) -> Tensor:
+        """ids int64 [n, context_length]; another length than the model's own would change its features.
+
+        No text gives int64 [0, context_length]. Raises ConfigError for another length, and for what is no text.
+        """
         if context_length not in (None, self.context_length):
             raise ConfigError(f"{self.name} texts are {self.context_length} tokens long, not {context_length}.")
-        rows = [self.encode(text).ids for text in ([texts] if isinstance(texts, str) else texts)]
+        rows = [self.encode(text).ids for text in texts_of(texts)]
         return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, self.context_length, dtype=torch.int64)
 
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:

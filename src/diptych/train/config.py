@@ -103,6 +103,8 @@ class EvaluateOptions:
     """Retrieval: any true caption of the image counts (COCO, Flickr), or row by row as open_clip does."""
     captions_per_image: Count = 0
     """Only the first so many captions of a validation image (5 for COCO papers); 0 takes all."""
+    clean_names: bool = False
+    """Words of --imagenet-val's class names as files spell them: AnnualCrop is "annual crop"."""
 
 
 @dataclass(frozen=True)
