@@ -40,11 +40,8 @@ __all__ = [
     "check_usable",
     "class_folder",
     "class_names",
-<<<<<<< HEAD
     "class_set",
-=======
     "clean_names",
->>>>>>> w-b
     "evaluators",
     "image_features",
     "load_templates",

@@ -107,13 +107,9 @@ def open_labeled(
         load_templates(opened.templates)
     classes = source.classes  # raises for parts whose labels collide
     if opened.labels:
-<<<<<<< HEAD
-        class_names(classes, opened.labels, source.name)
-=======
         with log.held() as lines:  # whether they fit; the evaluation says the rest
-            joined_names(source.classes, opened.labels, source.name)
+            joined_names(classes, opened.labels, source.name)
             lines.clear()
->>>>>>> w-b
     return opened
 
 

@@ -115,11 +115,7 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         indices, labels, known = labels_of(source, bad)
         record_names = _complete(known, int(labels.max()) + 1, source.name)
         given = options.labels or (beside and beside.labels) or None
-<<<<<<< HEAD
-        names = class_names(classes or record_names, given, source.name)
-=======
-        names = class_names(source.classes or record_names, given, source.name, clean=options.clean_names)
->>>>>>> w-b
+        names = class_names(classes or record_names, given, source.name, clean=options.clean_names)
         if int(labels.max()) >= len(names):
             raise ConfigError(
                 f"{source.name}: label {int(labels.max())} has no name; {len(names)} class names were given."

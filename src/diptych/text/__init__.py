@@ -10,7 +10,6 @@ from diptych.text._masking import mask_tokens
 from diptych.text._merges import byte_symbols, merged
 from diptych.text._views import VIEWS, TextView
 
-<<<<<<< HEAD
 __all__ = [
     "TOKENIZERS",
     "VIEWS",
@@ -21,7 +20,5 @@ __all__ = [
     "get_tokenizer",
     "mask_tokens",
     "merged",
+    "texts_of",
 ]
-=======
-__all__ = ["TOKENIZERS", "VIEWS", "TextView", "Tokenized", "Tokenizer", "get_tokenizer", "mask_tokens", "texts_of"]
->>>>>>> w-b
