@@ -5,6 +5,7 @@ import gzip
 import json
 import pickle
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -197,3 +198,23 @@ def test_a_file_of_merges_that_is_none_is_said(tmp_path):
     for path in (plain, wrong):
         with pytest.raises(ConfigError, match=path.name):
             ours.SimpleTokenizer(str(path))
+
+
+def test_the_mask_that_needs_taggers_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    with pytest.raises(ConfigError, match="pip install nltk"):
+        ours.SimpleTokenizer(reduction_mask="syntax")("a photo")
+
+
+def test_masks_keep_order_and_length():
+    ids = ours.SimpleTokenizer(context_length=9).encode("one two three four five six seven eight nine ten")
+    for mask in ("simple", "random", "shuffle"):
+        row = ours.SimpleTokenizer(reduction_mask=mask, context_length=9)(
+            "one two three four five six seven eight nine ten"
+        )[0]
+        chosen = [ids.index(number) for number in row.tolist()[1:-1]]
+        assert (row[0], row[-1], len(set(chosen))) == (49406, 49407, 7)
+        if mask != "shuffle":
+            assert chosen == sorted(chosen)
+        if mask == "simple":
+            assert chosen == list(range(chosen[0], chosen[0] + 7))
