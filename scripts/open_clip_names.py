@@ -50,10 +50,12 @@ def described(value: Any) -> dict[str, Any]:
 
 
 def _default(value: Any) -> str | None:
-    """The default in words that do not depend on where its class is defined."""
+    """The default in words that depend neither on where its class is defined nor on this machine's folders."""
     if value is inspect.Parameter.empty:
         return None
-    return value.__name__ if callable(value) else repr(round(value, 6) if isinstance(value, float) else value)
+    if isinstance(value, str) and "/" in value:
+        return "a file of the package"
+    return value.__name__ if callable(value) else repr(round(float(value), 6) if isinstance(value, float) else value)
 
 
 def main() -> None:

@@ -80,12 +80,17 @@ def test_wandb_offline_writes_what_was_logged(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    (tmp_path / "config.toml").write_text("accum_freq = 1\n[data]\nbatch_size = 77\n")
+    (tmp_path / "config.toml").write_text(
+        'accum_freq = 1\n[data]\nbatch_size = 77\n[output]\nwandb_project_name = "cats-23"\nwandb_notes = "second try"\n'
+    )
     sink = log.open_sinks(tmp_path, "wandb")
     sink.write("train", 3, {"loss": 1.25, "time": 1.0})
     sink.write("eval", 3, {"name": "val", "top1": 0.5})
     sink.close()
-    path, wanted = next(tmp_path.rglob("*.wandb")), (b"train/loss", b"1.25", b"eval/val/top1", b"batch_size", b"77")
+    path, wanted = (
+        next(tmp_path.rglob("*.wandb")),
+        (b"train/loss", b"1.25", b"eval/val/top1", b"batch_size", b"77", b"cats-23", b"second try"),
+    )
     until = (
         time.monotonic() + 60
     )  # a process of wandb's own writes the file; on a busy machine it ends later than finish() does

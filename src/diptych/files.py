@@ -13,14 +13,18 @@ from pathlib import Path
 
 from diptych.errors import OutputError
 
+StrPath = str | os.PathLike[str]
+"""What everybody may give as a path."""
+
 
 @contextlib.contextmanager
-def replacing(path: Path, what: str = "file") -> Iterator[Path]:
+def replacing(path: StrPath, what: str = "file") -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it replaces ``path``, on failure it is removed.
 
     ``what`` names the thing in the message. Raises OutputError when the system refuses to write (a full disk, a
     read-only folder); other exceptions pass through after the clean-up.
     """
+    path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +43,7 @@ def replacing(path: Path, what: str = "file") -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str, what: str = "file") -> None:
+def write_text(path: StrPath, text: str, what: str = "file") -> None:
     """Replace the text of ``path`` (UTF-8) in one step. Raises OutputError."""
     with replacing(path, what) as beside:
         beside.write_text(text, encoding="utf-8")

@@ -214,3 +214,19 @@ def test_what_is_written_comes_back_or_is_refused(tmp_path_factory, texts, mark,
         record = source.record(index)
         assert record.group == f"{index}.jpg"
         assert record.captions[0].strip(" ") == text.strip(" ")
+
+
+def test_a_label_that_pandas_left_out_is_none_of_the_numbers(tmp_path):
+    rows = [{"image": f"{number}.jpg", "label": number, "caption": "one two"} for number in range(3)]
+    rows[1]["label"] = float("nan")
+    source = opened(tmp_path / "x.jsonl", lines(rows))
+    assert source.classes is None
+    assert [source.record(index).label for index in range(3)] == [0, None, 2]
+    with pytest.raises(RecordError, match="has no label under 'label'"):
+        opened(tmp_path / "y.jsonl", lines([{**row, "caption": None} for row in rows])).record(1)
+
+
+def test_a_column_of_captions_that_is_called_label_needs_no_remark(tmp_path, said):
+    rows = "".join(f"{number}.jpg,text number {number}\n" for number in range(30))
+    source = opened(tmp_path / "x.csv", f"img_path,label\n{rows}", csv_img_key="img_path", csv_caption_key="label")
+    assert (source.record(3).captions, source.record(3).label, said) == (("text number 3",), None, [])

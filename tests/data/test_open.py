@@ -8,6 +8,7 @@ from diptych import log
 from diptych.data import SOURCES, VALIDATION_SPLITS, SourceOptions, known_data, open_source, open_split
 from diptych.data._open import _format_of
 from diptych.errors import ConfigError, SourceError
+from diptych.evaluate import open_labeled
 
 from .world import FORMATS, write_images
 
@@ -95,3 +96,19 @@ def test_no_preferred_split_is_an_error_with_the_flag(tmp_path):
 
 def test_a_single_split_or_none_is_taken_whole(tmp_path):
     assert len(open_split(with_splits(tmp_path, "a", "a", "a"), "", ("train",), SourceOptions())) == 3
+
+
+def test_joined_captions_need_no_common_labels(tmp_path):
+    for name, classes in (("a", ["bee", "ant"]), ("b", ["car", "bus"]), ("c", ["bee", "ant"])):
+        rows = [f"{name}{number}.jpg,text number {number},{label}\n" for number, label in enumerate(classes)]
+        (tmp_path / f"{name}.csv").write_text("image,caption,label\n" + "".join(rows))
+    joined = open_source(f"{tmp_path}/a.csv::{tmp_path}/b.csv")
+    assert [joined.record(index).captions for index in (0, 3)] == [("text number 0",), ("text number 1",)]
+    assert {joined.record(index).label for index in range(4)} == {None}
+    with pytest.raises(ConfigError, match=r"a\.csv::b\.csv: the parts joined with :: have other classes each"):
+        _ = joined.classes
+    with pytest.raises(ConfigError, match="labels would collide"):
+        open_labeled(f"{tmp_path}/a.csv::{tmp_path}/b.csv")
+    alike = open_labeled(f"{tmp_path}/a.csv::{tmp_path}/c.csv")
+    assert alike.classes == ("ant", "bee")
+    assert [alike.record(index).label for index in range(4)] == [1, 0, 1, 0]

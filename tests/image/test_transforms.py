@@ -166,3 +166,25 @@ def test_the_fast_kernel_goes_with_every_augmentation_and_refuses_others():
     assert np.array_equal(pixels[0], pixels[1])
     with pytest.raises(ConfigError, match="fast kernel does not resize by 'lanczos'"):
         TrainTransform(32, interpolation="lanczos", kernel="fast")(image, np.random.default_rng(0))
+
+
+def test_colors_are_changed_with_their_probability_and_a_certain_change_draws_nothing_for_it():
+    image, size = noise(60, 60), 32
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    plain = TrainTransform(size, **whole)(image, np.random.default_rng(0))
+    some = TrainTransform(size, color_jitter=0.5, hue=0.1, color_jitter_prob=0.25, **whole)
+    changed = [not np.array_equal(some(image, np.random.default_rng(seed)), plain) for seed in range(400)]
+    assert 70 < sum(changed) < 130
+    never = TrainTransform(size, color_jitter=0.5, color_jitter_prob=0.0, **whole)
+    assert np.array_equal(never(image, np.random.default_rng(1)), plain)
+    with pytest.raises(ConfigError, match="--aug-color-jitter-prob goes with"):
+        TrainTransform(size, color_jitter_prob=0.5)
+
+
+def test_hue_turns_colors_and_leaves_gray():
+    turn = TrainTransform(32, (1.0, 1.0), hue=0.5)
+    gray, red = Image.new("RGB", (32, 32), (90, 90, 90)), Image.new("RGB", (32, 32), (200, 20, 20))
+    assert (turn(gray, np.random.default_rng(0)) == 90).all()
+    channels = [turn(red, np.random.default_rng(seed))[:, 0, 0].tolist() for seed in range(20)]
+    assert len({tuple(item) for item in channels}) > 10
+    assert all(max(item) == 200 for item in channels)

@@ -114,15 +114,20 @@ def test_precision_casts(weights, precision, linear, norm):
         assert torch.isfinite(model.encode_text(open_clip.tokenize("a dog")).float()).all()
 
 
-def test_weights_decide_about_their_activation(weights, tmp_path):
-    path = tmp_path / "quick.safetensors"
-    diptych.save(path, native_model("ViT-Mini-8-64"))
-    archive = tmp_path / "ViT-B-32-openai.pt"
-    _, state, _ = weights
+def test_weights_decide_about_their_activation(tmp_path):
+    config = {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 128, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
+    }
+    (tmp_path / "heads-of-64.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
     numbers = {"input_resolution": 32, "context_length": 77, "vocab_size": 49408}
+    state = open_clip.create_model("heads-of-64").state_dict()
+    archive = tmp_path / "own-openai.pt"
     torch.save({**state, **{name: torch.tensor(value) for name, value in numbers.items()}}, archive)
     with pytest.warns(UserWarning, match="QuickGELU mismatch"):
-        model = open_clip.create_model(NAME, str(archive))
+        model = open_clip.create_model("heads-of-64", str(archive))
     assert isinstance(model.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
     quick = open_clip.load_openai_model(str(archive), device="cpu")
     torch.testing.assert_close(features(quick), features(model), rtol=0, atol=1e-6)

@@ -55,9 +55,13 @@ def test_nothing_is_changed_by_default():
 
 def test_changes_come_in_their_order():
     options = ModelOptions(
-        pretrained="x", force_image_size=64, lock_text=True, force_patch_dropout=0.5, grad_checkpointing=True
-    )
-    assert names(options) == ["StretchedPositions", "Locks", "PatchDropout", "ActivationCheckpointing"]
+        pretrained="x", force_image_size=64, lock_text=True, force_patch_dropout=0.5, grad_checkpointing=True,
+        force_context_length=20, force_quick_gelu=True, image_mean=(0.5,),
+    )  # fmt: skip
+    assert names(options) == [
+        "StretchedPositions", "StretchedContext", "QuickGelu", "OwnPreprocess", "Locks", "PatchDropout",
+        "ActivationCheckpointing",
+    ]  # fmt: skip
     assert names(options) == [type(change).__name__ for change in CHANGES]
 
 
@@ -65,6 +69,11 @@ IMPOSSIBLE = [
     ({"lock_image": True, "lock_text": True}, "nothing to train"),
     ({"cache_features": True}, "--cache-features needs --lock-image"),
     ({"force_patch_dropout": 1.0}, "less than 1"),
+    ({"lock_image_unlocked_groups": 1}, "--lock-image-unlocked-groups goes with --lock-image"),
+    ({"lock_text_unlocked_layers": 1}, "--lock-text-unlocked-layers goes with --lock-text"),
+    ({"cache_features": True, "lock_image": True, "lock_image_unlocked_groups": 1}, "--cache-features needs"),
+    ({"image_mean": (0.5, 0.5)}, "three numbers, or one"),
+    ({"image_std": (0.5, 0.5, 0.0)}, "above 0"),
     ({"force_patch_dropout": 0.5, "lock_image": True, "pretrained": "x"}, "tower that is trained"),
 ]
 
@@ -173,3 +182,82 @@ def test_exports_are_undone_from_the_last_to_the_first():
             return {name + self.text: value for name, value in state.items()}
 
     assert list(exported((Suffix("a"), Suffix("b")), {"x": torch.zeros(1)})) == ["xba"]
+
+
+def test_pixels_are_prepared_as_the_flags_say_and_the_weights_keep_it(tmp_path):
+    options = ModelOptions(
+        image_mean=(0.5,), image_std=(0.1, 0.2, 0.3), image_interpolation="bilinear", image_resize_mode="squash"
+    )
+    model = changed(options)[0]
+    weights.save(tmp_path / "m.safetensors", model)
+    for built in (model, weights.load(tmp_path / "m.safetensors")):
+        preprocess = built.config.preprocess
+        assert preprocess.mean == (0.5, 0.5, 0.5)
+        assert (preprocess.std, preprocess.interpolation, preprocess.resize_mode) == (
+            (0.1, 0.2, 0.3),
+            "bilinear",
+            "squash",
+        )
+        assert weights.eval_transform(built.config).resize_mode == "squash"
+        size = built.config.vision.image_size
+        pixels = built.image.normalize(torch.full((1, 3, size, size), 255, dtype=torch.uint8))
+        torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([5.0, 2.5, 0.5 / 0.3]))
+
+
+def test_another_preprocessing_than_the_weights_had_is_said(tmp_path, capsys):
+    weights.save(tmp_path / "m.safetensors", create_model("tiny-test"))
+    options = ModelOptions(pretrained=str(tmp_path / "m.safetensors"), image_mean=(0.25,))
+    (change,) = changes_of(options, resumed=False)
+    model = weights.create("tiny-test", options.pretrained)
+    change.after_weights(model, options)
+    assert model.image.mean.flatten().tolist() == [0.25, 0.25, 0.25]
+    assert "trained with another preprocessing" in capsys.readouterr().err
+
+
+def test_another_context_stretches_the_positions_of_weights(tmp_path):
+    weights.save(tmp_path / "m.safetensors", create_model("tiny-test"))
+    options = ModelOptions(force_context_length=12)
+    (change,) = changes_of(options, resumed=False)
+    config = change.before_weights(model_config("tiny-test"), options)
+    model = weights.create(config, str(tmp_path / "m.safetensors"))
+    assert model.text.positional_embedding.shape[0] == config.text.context_length == 12
+    with pytest.raises(ConfigError, match="at least 3"):
+        change.before_weights(config, ModelOptions(force_context_length=2))
+
+
+def test_quick_gelu_is_built_and_never_into_weights_of_another(tmp_path):
+    options = ModelOptions(force_quick_gelu=True)
+    assert changed(options)[0].config.activation == "quickgelu"
+    own = dataclasses.replace(model_config("tiny-test").text, activation="gelu_tanh")
+    (change,) = changes_of(options, resumed=False)
+    with pytest.raises(ConfigError, match="has gelu_tanh"):
+        change.before_weights(dataclasses.replace(model_config("tiny-test"), text=own), options)
+    weights.save(tmp_path / "m.safetensors", create_model("tiny-test"))
+    (change,) = changes_of(options, resumed=False)
+    model = weights.create(change.before_weights(model_config("tiny-test"), options), str(tmp_path / "m.safetensors"))
+    with pytest.raises(ConfigError, match="was trained with gelu"):
+        change.after_weights(model, options)
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_the_last_groups_of_a_locked_tower_may_be_trained():
+    model = changed(ModelOptions(lock_image=True, lock_image_unlocked_groups=2))[0]
+    last = len(model.image.blocks()) - 1
+    image = {name.removeprefix("image.") for name in trained(model) if name.startswith("image.")}
+    assert {"projection.weight", "ln_post.weight"} < image
+    assert all(name.startswith(("projection.", "ln_post.", f"layers.{last}.")) for name in image)
+    assert {name for name in trained(model) if name.startswith("text.")} == {
+        name for name, _ in model.named_parameters() if name.startswith("text.")
+    }
+
+
+def test_the_last_groups_of_a_locked_text_tower_may_be_trained():
+    model = changed(ModelOptions(lock_text=True, lock_text_unlocked_layers=1))[0]
+    assert {name for name in trained(model) if name.startswith("text.")} == {"text.projection.weight"}
+    with pytest.raises(ConfigError, match="lock nothing"):
+        changed(ModelOptions(lock_text=True, lock_text_unlocked_layers=99))[0]
+    with pytest.raises(ConfigError, match="is a ResNet"):
+        changed(ModelOptions(lock_image=True, lock_image_unlocked_groups=1), "tiny-test-resnet")[0]

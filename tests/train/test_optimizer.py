@@ -50,6 +50,12 @@ def test_adamw_gets_its_options():
         assert group["eps"] == 1e-3
 
 
+@pytest.mark.parametrize(("model", "beta2", "eps"), [("tiny-test", 0.98, 1e-6), ("tiny-test-resnet", 0.999, 1e-8)])
+def test_what_is_not_given_is_clips_for_the_kind_of_image_tower(model, beta2, eps):
+    optimizer, _ = optimizer_for(OptimizerOptions(), model)
+    assert {(*group["betas"], group["eps"]) for group in optimizer.param_groups} == {(0.9, beta2, eps)}
+
+
 def test_the_specific_option_wins_over_the_general_one():
     groups = groups_by_name(OptimizerOptions(lr=1.0, wd=0.1, visual_lr=0.0, text_lr=3.0, visual_wd=0.4, text_wd=0.0))
     image, text = groups["image.patch_embedding.weight"], groups["text.token_embedding.weight"]

@@ -4,9 +4,10 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from diptych.errors import ConfigError
-from diptych.train.schedule import ScheduleOptions, learning_rate, total_steps, warmup_steps
+from diptych.train.schedule import ScheduleOptions, cooldown_steps, learning_rate, total_steps, warmup_steps
 
 
 def test_the_defaults_are_open_clips_with_a_warm_up_that_fits_short_runs():
@@ -17,6 +18,9 @@ def test_the_defaults_are_open_clips_with_a_warm_up_that_fits_short_runs():
         "lr_scheduler": "cosine",
         "min_lr": 0.0,
         "warmup_start_lr": 0.0,
+        "epochs_cooldown": 0,
+        "lr_cooldown_end": 0.0,
+        "lr_cooldown_power": 1.0,
     }
 
 
@@ -67,3 +71,49 @@ def test_a_warm_up_as_long_as_the_run_never_divides_by_nothing():
     options = ScheduleOptions(warmup=10)
     assert learning_rate(9, options, 1.0, 10) == 1.0
     assert learning_rate(10, options, 1.0, 10) == 1.0
+
+
+@pytest.mark.parametrize("step", [0, 6, 7, 50, 79, 80, 81, 99])
+@pytest.mark.parametrize(("end", "power"), [(0.0, 1.0), (0.25, 1.0), (0.25, 2.0)])
+def test_a_constant_that_cools_down_is_the_polynomial(step, end, power):
+    options = ScheduleOptions(
+        warmup=7, lr_scheduler="const-cooldown", epochs_cooldown=2, lr_cooldown_end=end, lr_cooldown_power=power
+    )
+    if step < 7:
+        expected = 2.0 * (step + 1) / 7
+    else:
+        expected = 2.0 if step < 80 else (1 - (step - 80) / 20) ** power * (2.0 - end) + end
+    cooldown = cooldown_steps(options, 10, 100)
+    assert cooldown == 20
+    assert learning_rate(step, options, 2.0, 100, cooldown) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_the_cool_down_is_open_clips_at_every_step(power):
+    scheduler = pytest.importorskip("open_clip_train.scheduler")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = scheduler.const_lr_cooldown(optimizer, 3e-4, 5, 60, 20, power, 1e-5)
+    options = ScheduleOptions(
+        warmup=5, lr_scheduler="const-cooldown", epochs_cooldown=1, lr_cooldown_end=1e-5, lr_cooldown_power=power
+    )
+    for step in range(60):
+        assert learning_rate(step, options, 3e-4, 60, 20) == pytest.approx(theirs(step), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"lr_scheduler": "const-cooldown"}, "go together"),
+        ({"epochs_cooldown": 1}, "go together"),
+        ({"lr_cooldown_end": 0.1}, "add it"),
+        ({"lr_scheduler": "const", "lr_cooldown_power": 2.0}, "add it"),
+    ],
+)
+def test_a_cool_down_that_would_not_happen_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        total_steps(ScheduleOptions(**values), 10)
+
+
+def test_a_cool_down_longer_than_the_run_is_refused():
+    with pytest.raises(ConfigError, match="--epochs-cooldown 3 are 30 steps, and the run has 20"):
+        cooldown_steps(ScheduleOptions(lr_scheduler="const-cooldown", epochs_cooldown=3), 10, 20)

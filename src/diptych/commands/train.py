@@ -1,4 +1,7 @@
-"""``diptych train``: pretrain or fine-tune from a recipe and flags; flags keep open_clip's names."""
+"""``diptych train``: pretrain or fine-tune from a recipe and flags; flags keep open_clip's names.
+
+Every flag of open_clip's own training program is taken, mapped or refused first (``_open_clip_flags``).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diptych.commands import command
-from diptych.train.config import TrainConfig, read
+from diptych.commands._open_clip_flags import translated
+from diptych.train.config import TrainConfig, known_flags, read
 
 if TYPE_CHECKING:
     from diptych.train.loop import Outcome
@@ -21,7 +25,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
         f"Example: {EXAMPLE}\n\n{(main.__doc__ or '').strip()}\n\n"
         "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options."
     )
-    return read(argv, program="diptych train", description=description)
+    return read(translated(argv, known_flags(argv)), program="diptych train", description=description)
 
 
 @command("train", example=EXAMPLE, parse=parse)

@@ -60,7 +60,13 @@ class Source(Protocol):
     """The contract of opened data: random access to records."""
 
     name: str
-    classes: tuple[str, ...] | None
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes that labels number; None where they are plain numbers, or there are none.
+
+        Raises ConfigError where parts that were joined number different ones.
+        """
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,8 +131,9 @@ def _written(text: str) -> list[Any] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            with warnings.catch_warnings(action="ignore"):  # of a backslash that escapes nothing
+                value = ast.literal_eval(text)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             return None
     is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     return list(value) if is_list else None

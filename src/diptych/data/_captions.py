@@ -18,7 +18,7 @@ class CaptionPerRecord:
     """A source whose records have one caption each."""
 
     def __init__(self, source: Source) -> None:
-        self.source, self.name, self.classes = source, source.name, source.classes
+        self.source, self.name = source, source.name
         self._ends = np.cumsum([len(source.record(index).captions) for index in range(len(source))], dtype=np.int64)
         if not len(self):
             raise SourceError(f"{source.name}: no record has a caption.")
@@ -35,6 +35,11 @@ class CaptionPerRecord:
         return dataclasses.replace(
             record, key=f"{record.key}@{number}", captions=(record.captions[number],), group=group
         )
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of the source."""
+        return self.source.classes
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

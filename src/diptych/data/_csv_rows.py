@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -26,13 +25,14 @@ from diptych.data._columns import (
     plain_name,
     split_name,
 )
-from diptych.data._line_index import Built, line_bounds
+from diptych.data._csv_standard import LINES, MARK, Layout, by_quotes, mark_of
+from diptych.data._folder_walk import HEIC
+from diptych.data._line_index import Built, check_encoding, line_bounds
 from diptych.errors import SourceError
+from diptych.image import image_endings
 
 SEPARATORS = "\t,;|"
-MARK = b"\xef\xbb\xbf"  # what spreadsheets put in front of UTF-8
-LINES = 400  # that one row may have
-PICTURE = re.compile(r"(?i)\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf]|jfif|jp2|ppm)$|^(https?|s3|gs)://")
+ADDRESSES = ("http://", "https://", "s3://", "gs://")
 NAMES = frozenset(map(plain_name, (*IMAGE_KEYS, *CAPTION_KEYS, *LABEL_KEYS, *LABEL_NAME_KEYS, SPLIT_KEY, "url", "id")))
 
 
@@ -70,9 +70,16 @@ def fields_of(text: str, separator: str) -> tuple[list[str], bool]:
         position = end + 1
 
 
+@cache
+def _endings() -> tuple[str, ...]:
+    """Those of all pictures; HEIC's too where no plug-in reads them, since a list names them nevertheless."""
+    return (*image_endings(), *(f".{ending}" for ending in HEIC))
+
+
 def is_picture(field: str) -> bool:
     """Whether a field is an image by its ending, or an address."""
-    return PICTURE.search(field.strip()) is not None
+    lowered = field.strip().lower()
+    return lowered.endswith(_endings()) or lowered.startswith(ADDRESSES)
 
 
 def is_header(fields: Sequence[str]) -> bool:
@@ -84,8 +91,7 @@ def first_row(path: Path) -> str:
     """The first line that is not blank. Raises SourceError for text of another encoding, naming what converts it."""
     with path.open("rb") as file:
         start = file.read(1 << 20)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or start[:200].count(b"\0") > len(start[:200]) // 3:
-        raise SourceError(f"{path}: not UTF-8 text but UTF-16; convert it: {conversion(path, 'UTF-16')}.")
+    check_encoding(path, start)
     if b"\n" not in start and b"\r" in start.rstrip(b"\r"):
         raise SourceError(
             f"{path}: its lines end in CR alone; convert it: tr '\\r' '\\n' < {path.name} > utf8-{path.name}."
@@ -111,11 +117,6 @@ def names_columns(path: Path) -> bool:
     return any(columns & images and columns & others for columns in names)
 
 
-def conversion(path: Path, encoding: str) -> str:
-    """The command that makes UTF-8 of a file."""
-    return f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
-
-
 def separator_of(path: Path, asked: str) -> str:
     """The separator, as asked or by the first row. Raises SourceError."""
     if asked:
@@ -132,15 +133,6 @@ def separator_of(path: Path, asked: str) -> str:
         return known, sum(map(is_picture, fields)) if len(fields) > 1 else 0, tabs, len(fields)
 
     return max(SEPARATORS, key=fit)
-
-
-class Layout(NamedTuple):
-    """How many columns a file has, whether its first row names them, and which one is the split (-1: none)."""
-
-    separator: str
-    width: int
-    header: bool
-    split: int
 
 
 def build(path: Path, built: Built, layout: Layout) -> None:
@@ -194,9 +186,16 @@ def _continued(bounds: np.ndarray, text: bytes, base: int, layout: Layout, *, la
     quotes = np.flatnonzero(np.frombuffer(text, dtype=np.uint8) == ord('"'))
     if not len(quotes):
         return continued, len(bounds)
+
+    def row_alone(line: bytes) -> bool:
+        return _is_row(_text(line).rstrip("\r"), separator, width)
+
+    if (decision := by_quotes(bounds, text, base, layout, row_alone)) and (decision[1] == len(bounds) or not last):
+        return decision
     begins = bounds[:, 0] - base
     marked = np.unique(np.searchsorted(begins, quotes, side="right") - 1).tolist()
     starts, ends = begins.tolist(), (begins + bounds[:, 1]).tolist()
+    starts[0] += mark_of(text, base)
 
     def line(number: int) -> str:
         return _text(text[starts[number] : ends[number]]).rstrip("\r")

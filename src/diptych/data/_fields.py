@@ -27,10 +27,9 @@ from diptych.data._columns import (
     plain_name,
     seen,
 )  # fmt: skip
-from diptych.data._label_values import all_differ, are_names, check_pairs
+from diptych.data._label_values import all_differ, are_names, check_pairs, is_missing
 from diptych.errors import RecordError, SourceError
 
-SAMPLE = 64  # rows from the beginning, and as many spread over the rest
 NUMBERED = re.compile(r"(.*?\D)[ _.-]?(\d{1,2})")
 ADDRESSES = ("url", "imageurl", "imgurl", "cocourl")
 Row = Mapping[str, Any]
@@ -95,7 +94,7 @@ class Fields:
         return Values(image, captions, label, name if isinstance(name, str) and name.strip() else None)
 
     def _label(self, value: Any, captioned: bool, key: str) -> int | None:
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_missing(value):
             if captioned:
                 return None
             raise RecordError(key, f"has no label under {self.label!r}", "give it one, or leave it out")
@@ -106,13 +105,6 @@ class Fields:
             return label
         what = "one of the classes" if self.numbers is not None else "a whole number, as the others are"
         raise RecordError(key, f"its {self.label} {str(value)[:40]!r} is not {what}", "correct it, or leave it out")
-
-
-def sample_rows(count: int) -> list[int]:
-    """The numbers of the rows that decide: the first 64, and 64 spread over the rest."""
-    first = list(range(min(SAMPLE, count)))
-    step = max((count - SAMPLE) // SAMPLE, 1)
-    return first + list(range(SAMPLE, count, step))[:SAMPLE]
 
 
 def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
@@ -140,7 +132,8 @@ def decide(rows: Sequence[Row], where: str, options: SourceOptions) -> Fields:
         say(f"{where}: images are those under {' or '.join(map(repr, map('.'.join, image)))}, whichever a row has")
     named = bool(label) and are_names(rows, label, where)
     if named and captions and all_differ(rows, label):
-        say(f"{where}: {label!r} is another text in nearly every row and is not taken for classes")
+        if (label,) not in captions:
+            say(f"{where}: {label!r} is another text in nearly every row and is not taken for classes")
         label, named = "", False
     if label and label_name:
         check_pairs(rows, label, label_name, where)

@@ -7,7 +7,8 @@ is in memory, its objects are not, except for COCO's captions. Knows texts, neit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,18 +38,24 @@ def items_of(text: str, path: Path) -> tuple[Iterator[Any], str]:
         if end == len(text):
             return map(_plain, _array(text, start, path)), ""
         return map(_plain, _values(text, start, path)), ""
-    members, end = _members(text, start, path)
-    arrays = {name: item for name, item in members.items() if item.first is not None}
+    if text[start : start + 1] != "{":
+        raise SourceError(f"{path}: begins with {text[start : start + 20]!r}, expected an array or an object.")
+    pairs, end = _members(text, start, path)
+    members = dict(pairs)
+    arrays = {name: item for name, item in pairs if item.first is not None}
     # Objects one after the other, over several lines each. An object with a list of images is Karpathy's or COCO's.
     if "images" not in arrays and (end < len(text) or _names_an_image(members)):
         return map(_plain, _values(text, start, path)), ""
+    counts = Counter(name for name, _ in pairs)
+    if twice := next((name for name in arrays if counts[name] > 1), None):
+        raise SourceError(f"{path}: its list {twice!r} stands there twice; join them, or give each a name.")
     if "images" in arrays and "image_id" in _keys(arrays.get("annotations")):
         return _coco(text, arrays, path)
     if arrays:
         return _chosen(text, arrays, path)
-    if len(members) == 1 and isinstance(only := next(iter(members.values())).value, list):
+    if len(pairs) == 1 and isinstance(only := pairs[0][1].value, list) and not is_picture(pairs[0][0]):
         return map(_plain, only), ""
-    return _mapping(members, path)
+    return _mapping(pairs, path)
 
 
 def _chosen(text: str, arrays: dict[str, Member], path: Path) -> tuple[Iterator[Any], str]:
@@ -81,10 +88,11 @@ def _coco(text: str, arrays: dict[str, Member], path: Path) -> tuple[Iterator[An
     captions: dict[Any, list[str]] = {}
     for note in _array(text, arrays["annotations"].position, path):
         if isinstance(note, dict) and "caption" in note:
-            captions.setdefault(note.get("image_id"), []).append(note["caption"])
+            captions.setdefault(_id(note.get("image_id")), []).append(note["caption"])
     rows, bare = [], 0
     for image in _array(text, arrays["images"].position, path):
-        texts = captions.pop(image.get("id"), None) if isinstance(image, dict) else None
+        known = _id(image.get("id")) if isinstance(image, dict) else None
+        texts = captions.pop(known, None) if known is not None else None
         if texts is None:
             bare += 1
             continue
@@ -100,22 +108,27 @@ def _coco(text: str, arrays: dict[str, Member], path: Path) -> tuple[Iterator[An
     )
 
 
-def _mapping(members: dict[str, Member], path: Path) -> tuple[Iterator[Any], str]:
+def _id(value: Any) -> int | str | None:
+    """An id by which COCO's arrays can be joined; None for what is none."""
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _mapping(members: Sequence[tuple[str, Member]], path: Path) -> tuple[Iterator[Any], str]:
     """{path: caption or captions}, {path: {...}} or {number: {"image": ...}}."""
     if not members:
         raise SourceError(f"{path}: an empty object, it holds no record.")
-    values = [member.value for member in members.values()]
+    names, values = [name for name, _ in members], [member.value for _, member in members]
     if all(isinstance(value, dict) for value in values) and any(
         {plain_name(key) for key in value} & IMAGES for value in values
     ):
         return map(_plain, values), "a mapping from keys to records"
-    image_names = sum(map(is_picture, members))
+    image_names = sum(map(is_picture, names))
     if 2 * image_names <= len(members):
         known = "neither an array of images nor an object with one, nor a mapping from images to captions"
-        raise SourceError(f"{path}: {known}; its keys: {seen(members)}.")
+        raise SourceError(f"{path}: {known}; its keys: {seen(names)}.")
     items = (
         {"image": name, **value} if isinstance(value, dict) else {"image": name, "captions": value}
-        for name, value in zip(members, values, strict=True)
+        for name, value in zip(names, values, strict=True)
     )
     return items, f"a mapping from {len(members):,} images to their captions"
 
@@ -152,20 +165,24 @@ def _names_an_image(members: Mapping[str, Member]) -> bool:
     return any(plain_name(name) in IMAGES and isinstance(member.value, str | list) for name, member in members.items())
 
 
-def _members(text: str, position: int, path: Path) -> tuple[dict[str, Member], int]:
-    """The keys of the object that begins at ``position``, and where what follows it begins."""
-    members: dict[str, Member] = {}
+def _members(text: str, position: int, path: Path) -> tuple[list[tuple[str, Member]], int]:
+    """The keys of the object that begins at ``position``, one that stands there twice twice, and where what follows begins."""
+    members: list[tuple[str, Member]] = []
     position = _skipped(text, position + 1, ",")
     while text[position : position + 1] != "}":
         name, position = _decoded(text, position, path)
-        position = _skipped(text, position, ":")
+        position = _skipped(text, position)
+        if not isinstance(name, str) or text[position : position + 1] != ":":
+            line = text.count("\n", 0, position) + 1
+            raise SourceError(f"{path}, line {line}: not valid JSON (expected a name in quotes and a colon).")
+        position = _skipped(text, position + 1)
         begin, inside = position, _skipped(text, position + 1)
         if text[position : position + 1] == "[" and text[inside : inside + 1] == "{":
-            members[str(name)] = Member(None, begin, next(_array(text, begin, path)))
+            members.append((name, Member(None, begin, next(_array(text, begin, path)))))
             position = _end(text, begin, path)
         else:
             value, position = _decoded(text, position, path)
-            members[str(name)] = Member(value, begin, None)
+            members.append((name, Member(value, begin, None)))
         position = _skipped(text, position, ",")
     return members, _skipped(text, position + 1)
 

@@ -5,6 +5,7 @@ Numbers count as such however they are spelled ("3", " 3", "3.0"). Knows values,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,16 @@ Row = Mapping[str, Any]
 ENOUGH = 20  # rows below which a share says nothing
 
 
+def is_missing(value: Any) -> bool:
+    """Whether a value stands for none: null, a blank text, or the NaN that pandas writes for both."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def class_names(values: Iterable[Any], where: str) -> tuple[str, ...]:
     """The classes that a column of names has, sorted. Raises SourceError where names and numbers are mixed."""
-    names = {str(value).strip() for value in values if value is not None} - {""}
+    names = {str(value).strip() for value in values if not is_missing(value)}
     number = next((name for name in sorted(names) if label_of(name) is not None), None)
     if number is not None and any(label_of(name) is None for name in names):
         name = next(name for name in sorted(names) if label_of(name) is None)
@@ -27,7 +35,7 @@ def class_names(values: Iterable[Any], where: str) -> tuple[str, ...]:
 
 def are_names(rows: Sequence[Row], label: str, where: str) -> bool:
     """Whether labels are names and not numbers. Raises SourceError for both in one column, and for what is neither."""
-    values = [row[label] for row in rows if row.get(label) not in (None, "")]
+    values = [row[label] for row in rows if not is_missing(row.get(label))]
     odd = next((value for value in values if isinstance(value, list | Mapping)), None)
     if odd is not None:
         raise SourceError(f"{where}: its {label!r} holds {str(odd)[:60]}, expected one class: a number or a name.")
@@ -42,7 +50,7 @@ def are_names(rows: Sequence[Row], label: str, where: str) -> bool:
 
 def all_differ(rows: Sequence[Row], label: str) -> bool:
     """Whether nearly every row has a label of its own: a text about the image, and no class."""
-    values = [str(row[label]) for row in rows if row.get(label) is not None]
+    values = [str(row[label]) for row in rows if not is_missing(row.get(label))]
     return len(values) >= ENOUGH and len(set(values)) > 0.8 * len(values)
 
 
@@ -55,7 +63,7 @@ def check_pairs(rows: Sequence[Row], label: str, label_name: str, where: str) ->
     known: dict[str, str] = {}
     for row in rows:
         number, name = row.get(label), row.get(label_name)
-        if isinstance(name, str) and number is not None and known.setdefault(str(number).strip(), name) != name:
+        if isinstance(name, str) and not is_missing(number) and known.setdefault(str(number).strip(), name) != name:
             raise SourceError(
                 f"{where}: {label} {str(number).strip()} is named both {known[str(number).strip()]!r} and {name!r} "
                 f"({label_name}); correct the list."

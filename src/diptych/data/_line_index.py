@@ -151,6 +151,19 @@ def _write(path: Path, index: Path, build: Callable[[Path, Built], None]) -> Non
             beside_codes.unlink(missing_ok=True)
 
 
+def check_encoding(path: Path, start: bytes) -> None:
+    """Raise SourceError for text that begins as UTF-16 or UTF-32, naming what converts it: lines are those of bytes."""
+    zeros, size = start[:400].count(b"\0"), len(start[:400])
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or zeros > size // 3:
+        encoding = "UTF-32" if zeros > 5 * size // 8 else "UTF-16"
+        raise SourceError(f"{path}: not UTF-8 text but {encoding}; convert it: {conversion(path, encoding)}.")
+
+
+def conversion(path: Path, encoding: str) -> str:
+    """The command that makes UTF-8 of a file."""
+    return f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
+
+
 def line_bounds(path: Path) -> Iterator[tuple[np.ndarray, bytes, int]]:
     """Lines of a file, some at a time: bounds int64 [k, 2] (blank lines too), the bytes they lie in, and those bytes' offset."""
     rest, base = b"", 0  # an unfinished line, and where it begins

@@ -16,6 +16,7 @@ from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions
 from diptych.data._left_out import reasons, say_left_out
 from diptych.data._missing import missing
 from diptych.errors import ConfigError, SourceError
+from diptych.files import StrPath
 from diptych.image import image_endings
 from diptych.types import Record
 
@@ -47,7 +48,7 @@ def known_data() -> str:
     return ", ".join(item.example for item in _formats(tuple(SOURCES.names())))
 
 
-def open_source(spec: str, *, split: str = "", options: SourceOptions | None = None) -> Source:
+def open_source(spec: StrPath, *, split: str = "", options: SourceOptions | None = None) -> Source:
     """Open what ``--train-data`` and its like name: a path, a pattern, or several joined by ``::``.
 
     ``split`` selects the records of that split only. Raises SourceError for what is missing, empty or of no known format,
@@ -58,7 +59,7 @@ def open_source(spec: str, *, split: str = "", options: SourceOptions | None = N
 
 
 def open_split(
-    spec: str, split: str, preferred: tuple[str, ...], options: SourceOptions, flag: str = "--split"
+    spec: StrPath, split: str, preferred: tuple[str, ...], options: SourceOptions, flag: str = "--split"
 ) -> Source:
     """Open a source; of each part that has several splits, where none was named, take the first of ``preferred`` and log it.
 
@@ -68,8 +69,8 @@ def open_split(
     return _joined([_open_part_split(part, split, preferred, options, flag) for part in _parts(spec)])
 
 
-def _parts(spec: str) -> list[str]:
-    parts = [part.strip() for part in spec.split("::") if part.strip()]
+def _parts(spec: StrPath) -> list[str]:
+    parts = [part.strip() for part in os.fspath(spec).split("::") if part.strip()]
     if not parts:
         raise SourceError(f"no data was named: give one of {known_data()}.")
     return parts
@@ -137,19 +138,14 @@ def _advice(spec: str) -> str:
 
 
 class ConcatSource:
-    """Several sources in sequence, as a single source."""
-
-    classes: tuple[str, ...] | None = None
+    """Several sources in sequence, as a single source. Labels are passed on where all parts number the same classes."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
         self.name = "::".join(source.name for source in sources)
         self.parts = [f"{number}/{source.name}" for number, source in enumerate(sources)]  # two may share a name
         self._ends = np.cumsum([len(source) for source in sources])
-        if any(source.classes for source in sources):
-            raise ConfigError(
-                "class folders cannot be joined with ::, since their labels would collide; name one folder."
-            )
+        self._numbered_alike = len({source.classes for source in sources}) == 1
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -160,7 +156,17 @@ class ConcatSource:
         record = self.sources[number].record(index - (int(self._ends[number - 1]) if number else 0))
         group = None if record.group is None else f"{number}/{record.group}"
         key, part = f"{number}/{record.key}", self.parts[number]
-        return Record(key, record.image, record.captions, record.label, group, record.extra, part)
+        label = record.label if self._numbered_alike else None
+        return Record(key, record.image, record.captions, label, group, record.extra, part)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of all parts. Raises ConfigError where parts have others: one number would mean two classes."""
+        if not self._numbered_alike:
+            raise ConfigError(
+                f"{self.name}: the parts joined with :: have other classes each, so their labels would collide; name one of them."
+            )
+        return self.sources[0].classes
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

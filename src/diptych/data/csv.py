@@ -16,7 +16,6 @@ from diptych.data._csv_rows import (
     MARK,
     Layout,
     build,
-    conversion,
     fields_of,
     first_row,
     is_header,
@@ -24,11 +23,12 @@ from diptych.data._csv_rows import (
     names_columns,
     separator_of,
 )
-from diptych.data._fields import decide, sample_rows, say, split_column
+from diptych.data._fields import decide, say, split_column
 from diptych.data._index import Reader, checked_file
 from diptych.data._label_values import class_names
-from diptych.data._line_index import Built, line_number, rows_of, selected_rows
+from diptych.data._line_index import Built, conversion, line_number, rows_of, selected_rows
 from diptych.data._roots import root_of
+from diptych.data._sample import sampled
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -63,7 +63,8 @@ class Csv:
             raise SourceError(f"{self.path}: holds a header at most and no row.")
         if self._rows.metadata["undecodable"] > MOST_WRONG * len(self._rows):
             raise SourceError(f"{self.path}: not UTF-8 text; if it is of Windows, convert it: {self._conversion()}.")
-        sample = self._sample()
+        question = f"; is the separator {separator!r} right (--csv-separator)?"
+        sample = sampled(len(self._rows), self._row, question)
         self._fields = decide(sample, str(self.path), options)
         self.root = root_of(self.path, options.image_root, self._fields.paths(sample))
         self._selected = selected_rows(self._rows, split, str(self.path))
@@ -128,18 +129,6 @@ class Csv:
             raise RecordError(self._where(number), error.reason, error.advice) from error
         extra = row if label_name is None else {**row, "label_name": label_name}
         return Record(f"{image}#{number}", image_of(image, self.root), captions, label, image, extra)
-
-    def _sample(self) -> list[dict[str, str]]:
-        """The rows that decide about columns. Raises SourceError where none of them fits the header."""
-        rows, failed = [], None
-        for row in sample_rows(len(self._rows)):
-            try:
-                rows.append(self._row(row))
-            except RecordError as error:
-                failed = failed or error
-        if failed is not None and not rows:
-            raise SourceError(f"{failed.line}; is the separator {self._separator!r} right (--csv-separator)?")
-        return rows
 
     def _find_classes(self, label: str, built: Built) -> None:
         """All names under the label, in one pass that the cache keeps."""

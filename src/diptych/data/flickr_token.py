@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._fields import sample_rows
 from diptych.data._index import Reader, checked_file
 from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of
 from diptych.data._roots import root_of
+from diptych.data._sample import sample_rows
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 

@@ -18,6 +18,7 @@ from diptych.data._base import SOURCES, Source, SourceOptions
 from diptych.data._fields import say
 from diptych.data._index import checked_file
 from diptych.data._json_layouts import items_of
+from diptych.data._line_index import check_encoding
 from diptych.errors import SourceError
 from diptych.files import cache_folder, replacing
 from diptych.registry import Registry
@@ -41,6 +42,8 @@ class JsonArray:
     def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
         """Turn into lines, once, and open those. A file that has lines under this name is opened as it is. Raises SourceError."""
         path = checked_file(spec)
+        with path.open("rb") as file:
+            check_encoding(path, file.read(1 << 12))
         kinds: Registry[Any] = SOURCES  # JSON Lines by its registered name: entries do not import each other
         lines, said = _as_lines(path)
         if said:

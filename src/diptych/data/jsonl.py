@@ -19,11 +19,12 @@ import numpy as np
 
 from diptych.data._base import SOURCES, LeftOut, Source, SourceOptions
 from diptych.data._columns import image_of, split_name
-from diptych.data._fields import decide, sample_rows, split_column
+from diptych.data._fields import decide, split_column
 from diptych.data._index import Reader, checked_file
-from diptych.data._label_values import class_names
-from diptych.data._line_index import Built, line_bounds, line_number, not_blank, rows_of, selected_rows
+from diptych.data._label_values import class_names, is_missing
+from diptych.data._line_index import Built, check_encoding, line_bounds, line_number, not_blank, rows_of, selected_rows
 from diptych.data._roots import root_of
+from diptych.data._sample import sampled
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
@@ -51,7 +52,7 @@ class JsonLines:
         self._rows = rows_of(self.path, "jsonl 2", _build)
         if not len(self._rows):
             raise SourceError(f"{shown or self.path}: holds no line.")
-        sample = self._sample()
+        sample = sampled(len(self._rows), self._line)
         self._fields = decide(sample, str(shown or self.path), options)
         self.root = root_of(shown or self.path, options.image_root, self._fields.paths(sample))
         self._selected = selected_rows(self._rows, split, str(shown or self.path))
@@ -69,38 +70,29 @@ class JsonLines:
     @classmethod
     def open(cls, spec: str, split: str, options: SourceOptions) -> Source:
         """Open a file; one that is no lines, but one text over several of them, as JSON. Raises SourceError."""
-        with checked_file(spec).open("rb") as file:
-            first = file.read(1 << 16).lstrip(MARK + b" \t\r\n").partition(b"\n")[0].strip()
+        path = checked_file(spec)
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+        check_encoding(path, start)
+        first = start.lstrip(MARK + b" \t\r\n").partition(b"\n")[0].strip()
         if first == b"{" or first.startswith(b"["):
             return SOURCES.get("json").open(spec, split, options)
         return cls(spec, split, options)
-
-    def _sample(self) -> list[Mapping[str, Any]]:
-        """The rows that decide about columns; lines that cannot be read are bad samples, unless all of them are."""
-        rows, failed = [], None
-        for row in sample_rows(len(self._rows)):
-            try:
-                rows.append(self._line(row))
-            except RecordError as error:
-                failed = failed or error
-        if failed is not None and not rows:
-            raise SourceError(failed.line)
-        return rows
 
     def _find_classes(self, label: str, built: Built) -> None:
         """All names under the label, in one pass that the cache keeps."""
         names = set()
         for row in range(len(self._rows)):
             with contextlib.suppress(RecordError):
-                value = self._line(row).get(label)
-                names.add(value if value is None or isinstance(value, str) else str(value))
+                if not is_missing(value := self._line(row).get(label)):
+                    names.add(str(value))
         built.metadata = {"classes": class_names(names, f"{self.shown or self.path}, column {label!r}")}
 
     def _line(self, row: int) -> Mapping[str, Any]:
         offset, size = map(int, self._rows.bounds[row])
         data = self._reader.read(offset, size)
         try:
-            value = json.loads(data.removeprefix(MARK))
+            value = json.loads(data.removeprefix(MARK).decode("utf-8"))  # of bytes, json would guess the encoding
         except (ValueError, RecursionError) as error:
             raise RecordError(self._where(row), f"not valid JSON ({str(error).splitlines()[0][:160]})") from error
         if not isinstance(value, dict):

@@ -18,15 +18,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diptych.data._base import SOURCES, LeftOut, SourceOptions
-from diptych.data._columns import OWN_GROUP, OWN_KEY, image_of, split_name
+from diptych.data._columns import OWN_GROUP, OWN_KEY, image_of, seen, split_name
 from diptych.data._fields import decide, known_name, split_column
 from diptych.data._label_values import class_names
+from diptych.data._parquet_columns import faults, is_caption, names_of, readable, reason, sample, texts
 from diptych.data._roots import root_of
 from diptych.errors import RecordError, SourceError
 from diptych.types import Record
 
 BYTES_KEYS = ("jpg", "jpeg", "png", "webp", "image", "img", "bytes", "image_bytes")
-SAMPLED = 64  # rows that decide about columns
 BUDGET = 1 << 28  # bytes of decoded row groups that a process keeps
 
 
@@ -46,13 +46,14 @@ class Parquet:
             raise SourceError(f"{spec}: no such file.")
         self.name = Path(spec).name
         files = [self._opened(arrow, path) for path in self.paths]
-        names = files[0].schema_arrow.names
+        names = names_of(files[0], self.paths[0])
         image = options.csv_img_key or known_name(names, BYTES_KEYS)
         chosen = dataclasses.replace(options, csv_img_key=image) if image else options
         # Columns that no format reads (a picture of another kind, an embedding) are not decoded.
-        sample = self._sample(files, names, image)
-        self._fields = decide(sample, spec, chosen)
-        self.root = root_of(Path(self.paths[0]), options.image_root, self._fields.paths(sample))
+        rows = sample(files, self.paths, names, image)
+        self._fields = decide(rows, spec, chosen)
+        self._check_columns(files)
+        self.root = root_of(Path(self.paths[0]), options.image_root, self._fields.paths(rows))
         self._split = split_column(names)
         # (file, row group) of each group, and where its rows end.
         self._groups = [
@@ -66,8 +67,8 @@ class Parquet:
         if self.classes is not None and self._fields.named:
             self._fields = self._fields.with_classes(self.classes)
         own = [name for name in (OWN_KEY, OWN_GROUP) if name in names]
-        texts = [name for name in names if self._is_plain(files[0].schema_arrow.field(name).type)]
-        self._columns = list(dict.fromkeys([*self._fields.columns(), *own, *texts]))
+        others = [name for name in names if is_caption(files[0].schema_arrow.field(name).type)]
+        self._columns = list(dict.fromkeys([*self._fields.columns(), *own, *others]))
         self._cached: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._process = os.getpid()
 
@@ -83,64 +84,51 @@ class Parquet:
 
     @staticmethod
     def _opened(arrow: Any, path: str) -> Any:
-        try:
+        with readable(path):
             return arrow.ParquetFile(path)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from error
 
-    def _sample(self, files: list[Any], names: list[str], image: str) -> list[dict[str, Any]]:
-        """The first rows of the first file that has some, as they decide about columns; bytes of images stand for themselves."""
-        blank = b"bytes"
-        for file in files:
-            kinds = {name: file.schema_arrow.field(name).type for name in names}
-            light = [name for name in names if name != image and not _holds_bytes(kinds[name])]
-            for batch in file.iter_batches(batch_size=SAMPLED, columns=light):
-                if batch.num_rows or not light:
-                    return [
-                        dict.fromkeys(names) | ({image: blank} if image in names else {}) | row
-                        for row in batch.to_pylist()
-                    ]
-        return [dict.fromkeys(names)]
-
-    @staticmethod
-    def _is_plain(kind: Any) -> bool:
-        """Whether a column is text, which --caption-weights may name."""
-        return str(kind) in {"string", "large_string", "string_view"} or (
-            str(kind).startswith("list<") and "string" in str(kind)
-        )
+    def _check_columns(self, files: list[Any]) -> None:
+        """Every file must have what the first one's columns were decided by. Raises SourceError."""
+        for path, file in zip(self.paths, files, strict=True):
+            names = names_of(file, path)
+            wanted = [[column[0] for column in group] for group in (self._fields.image, self._fields.captions) if group]
+            for group in [*wanted, *([[self._fields.label]] if self._fields.label else [])]:
+                if not set(group) & set(names):
+                    raise SourceError(
+                        f"{path}: has no column {group[0]!r}, as {Path(self.paths[0]).name} has; its columns: {seen(names)}."
+                    )
 
     def _split_rows(self, files: list[Any], split: str, spec: str) -> tuple[dict[str, int], np.ndarray | range]:
-        column = self._split
-        if not column:
-            if split:
-                raise SourceError(f"{spec}: no split {split!r}; splits seen: none.")
-            return {}, range(len(self))
-        try:
-            of_row = np.concatenate([file.read(columns=[column])[column].to_numpy() for file in files]).astype(str)
-        except (OSError, ValueError, TypeError) as error:
-            raise SourceError(
-                f"{spec}: its column {column!r} cannot be read ({str(error).splitlines()[0][:160]})."
-            ) from error
-        named = {name: split_name(name) for name in set(of_row.tolist())}
-        of_row = np.array([named[name] for name in of_row.tolist()])
-        sizes = {name: int((of_row == name).sum()) for name in sorted(set(named.values())) if name}
+        sizes: dict[str, int] = {}
+        if self._split:
+            of_row, written = texts(files, self.paths, self._split)
+            named = [split_name(name) for name in written]
+            counts = np.bincount(of_row, minlength=len(named)).tolist()
+            for name, count in sorted(zip(named, counts, strict=True)):
+                if name and count:
+                    sizes[name] = sizes.get(name, 0) + count
         if split and split not in sizes:
-            raise SourceError(f"{spec}: no split {split!r}; splits seen: {', '.join(sizes)}.")
-        return sizes, np.flatnonzero(of_row == split) if split else range(len(of_row))
+            raise SourceError(f"{spec}: no split {split!r}; splits seen: {', '.join(sizes) or 'none'}.")
+        if not split:
+            return sizes, range(len(self))
+        return sizes, np.flatnonzero(np.isin(of_row, [number for number, name in enumerate(named) if name == split]))
 
     def _leave_out_failed(self, files: list[Any], names: list[str]) -> None:
         """Rows that img2dataset itself marks as failed: they were never samples. Only their column is read."""
         if "status" not in names or not {"error_message", "url", "key"} & set(names):
             return
-        status = np.concatenate([file.read(columns=["status"])["status"].to_numpy() for file in files])
-        chosen = np.asarray(self._selected)
-        failed = status[chosen] != "success"
+        of_row, written = texts(files, self.paths, "status")
+        if "success" not in written:  # another meaning of "status": rows without an image are bad samples
+            return
+        chosen = np.asarray(self._selected, dtype=np.int64)
+        failed = of_row[chosen] != written.index("success")
         count = int(failed.sum())
-        if not count or count == len(chosen):  # another meaning of "status": rows without an image are bad samples
+        if not count or count == len(chosen):
             return
         first = int(chosen[failed][0])
         self._selected = chosen[~failed]
-        self.left_out = (LeftOut(count, f"download failed ({status[first]})", f"row {first}", bad=False),)
+        why = f"download failed ({written[int(of_row[first])]})"
+        self.left_out = (LeftOut(count, why, f"row {first}", bad=False),)
 
     def _class_names(self, files: list[Any]) -> tuple[str, ...] | None:
         """Names of the classes: those that Hugging Face wrote into the file, else those that the column of labels holds."""
@@ -150,13 +138,16 @@ class Parquet:
         try:
             written = json.loads((files[0].schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
             names = written["info"]["features"][label]["names"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             names = None
         if isinstance(names, list) and all(isinstance(name, str) for name in names) and not self._fields.named:
             return tuple(names)
         if not self._fields.named:
             return None
-        values = (value for file in files for value in file.read(columns=[label])[label].unique().to_pylist())
+        values: list[Any] = []
+        for file, path in zip(files, self.paths, strict=True):
+            with readable(path, f"its column {label!r} cannot be read"):
+                values += file.read(columns=[label])[label].unique().to_pylist()
         return class_names(values, f"{self.name}, column {label!r}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -179,8 +170,8 @@ class Parquet:
         try:
             table = self._table(group)
             values = {name: table[name][inside].as_py() for name in table.column_names}
-        except (OSError, ValueError, KeyError, IndexError) as error:  # pyarrow's errors are OSError and ValueError
-            raise RecordError(key, f"the row cannot be read ({str(error).splitlines()[0][:120]})") from error
+        except faults() as error:
+            raise RecordError(key, f"the row cannot be read ({reason(error)})") from error
         given, captions, label, label_name = self._fields.read(values, key)
         image = bytes(given) if isinstance(given, bytes | bytearray) else image_of(given, self.root)
         own_key, own_group = values.get(OWN_KEY), values.get(OWN_GROUP)
@@ -206,11 +197,6 @@ class Parquet:
         while len(self._cached) > 1 and sum(size for _, size in self._cached.values()) > BUDGET:
             self._cached.popitem(last=False)
         return table
-
-
-def _holds_bytes(kind: Any) -> bool:
-    """Whether a column holds encoded images, which deciding about columns needs not read."""
-    return "binary" in str(kind)
 
 
 def _library(spec: str) -> Any:

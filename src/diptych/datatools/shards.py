@@ -62,6 +62,7 @@ def write_shards(
     """
     if options.samples < 1:
         raise ConfigError(f"--samples-per-shard {options.samples}: expected at least 1.")
+    _ = source.classes  # raises for joined parts whose labels a shard could not keep
     _claim(source, folder, options)
     count = -(-len(source) // options.samples)
     done: list[Written] = []

@@ -130,6 +130,11 @@ def load(path: Path, parts: Collection[str] = ()) -> dict[str, Any]:
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, *BROKEN_ZIP) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a whole checkpoint ({reason[:160]}){_before(path)}") from error
+    if isinstance(state, dict) and parts and not set(parts) & set(state):
+        raise WeightsError(
+            f"{path}: not a checkpoint of a run of ours; if it holds another program's weights, start from them with "
+            f"--pretrained {path}"
+        )
     if not isinstance(state, dict) or not set(parts) <= set(state):
         lacking = sorted(set(parts) - set(state)) if isinstance(state, dict) else sorted(parts)
         raise WeightsError(f"{path}: not a checkpoint of a run, {', '.join(lacking)} is missing{_before(path)}")

@@ -7,6 +7,7 @@ The rules stand in docs/files.md. It reads lists of names; it opens no images.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from diptych import log
 from diptych.errors import ConfigError
 from diptych.evaluate._prompts import class_set, class_sets, lines_of, readable
+from diptych.files import StrPath
 
 SHOWN = 5  # names in a message
 
@@ -29,7 +31,7 @@ class NameList:
 
 
 def class_names(
-    folders: Sequence[str] | None, labels: str | Path | Sequence[str] | None = None, source: str = "source"
+    folders: Sequence[str] | None, labels: StrPath | Sequence[str] | None = None, source: str = "source"
 ) -> tuple[str, ...]:
     """Return one readable name per class, in the order of ``folders``, the source's classes (None: labels are plain numbers).
 
@@ -43,7 +45,7 @@ def class_names(
     return names
 
 
-def _joined(folders: Sequence[str] | None, labels: str | Path | Sequence[str] | None, source: str) -> tuple[str, ...]:
+def _joined(folders: Sequence[str] | None, labels: StrPath | Sequence[str] | None, source: str) -> tuple[str, ...]:
     if labels is None:
         if not folders:
             raise ConfigError(
@@ -146,11 +148,11 @@ def _warn_of_twins(names: Sequence[str], folders: Sequence[str] | None, source: 
         first[_plain(name)] = number
 
 
-def _read(labels: str | Path | Sequence[str]) -> NameList:
+def _read(labels: StrPath | Sequence[str]) -> NameList:
     if isinstance(labels, str) and labels in class_sets():
         listed = class_set(labels)
         return NameList(labels, tuple(listed.values()), tuple(listed))
-    if not isinstance(labels, str | Path):
+    if not isinstance(labels, str | os.PathLike):
         return NameList("labels", tuple(labels))
     if str(labels).lower().endswith(".json"):
         return _of_json(str(labels))

@@ -5,6 +5,7 @@ Folders are read as PaddleMIX lays them out. It opens sources and resolves texts
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, open_split
 from diptych.evaluate._class_names import class_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._prompts import load_templates
+from diptych.files import StrPath
 from diptych.types import Record
 
-Texts = str | Path | Sequence[str] | None
+Texts = StrPath | Sequence[str] | None
 
 
 class ClassFolder(NamedTuple):
@@ -32,12 +34,12 @@ LABEL_FILES = ("labels.txt", "classnames.txt")  # PaddleMIX, CLIP_benchmark
 TEMPLATE_FILES = ("templates.txt", "zeroshot_classification_templates.txt")
 
 
-def class_folder(spec: str) -> ClassFolder:
+def class_folder(spec: StrPath) -> ClassFolder:
     """Find ``images/`` and lists of names and prompts in a folder, as PaddleMIX and CLIP_benchmark have them.
 
     Shards (``root/test/{0..3}.tar``, or the folder ``root/test``) find them in their folder and the one around it.
     """
-    root = Path(spec)
+    root, spec = Path(spec), os.fspath(spec)
     if root.is_dir():
         around = [root, root.parent] if any(root.glob("*.tar")) else [root]
     else:
@@ -82,11 +84,11 @@ class LabeledImages:
 
 
 def open_labeled(
-    spec: str,
+    spec: StrPath,
     options: SourceOptions | None = None,
     *,
-    labels: str = "",
-    templates: str = "",
+    labels: StrPath = "",
+    templates: StrPath = "",
     preferred: tuple[str, ...] = VALIDATION_SPLITS,
 ) -> LabeledImages:
     """Open class folders, a list with labels, or a folder with ``images/``; ``labels`` and ``templates`` win over files there.
@@ -94,6 +96,7 @@ def open_labeled(
     Of a source with several splits the first of ``preferred`` is taken.
     Raises SourceError for what cannot be opened, ConfigError for texts that cannot be read or do not fit.
     """
+    spec = os.fspath(spec)
     folder = class_folder(spec)
     source = open_split(folder.images, "", preferred, options or SourceOptions(), "the path of its folder or file")
     opened = LabeledImages(source, labels or folder.labels, templates or folder.templates)
@@ -102,8 +105,9 @@ def open_labeled(
         log.info(f"{spec}: class names and prompts beside it are used: {', '.join(beside)}")
     if opened.templates:
         load_templates(opened.templates)
+    classes = source.classes  # raises for parts whose labels collide
     if opened.labels:
-        class_names(source.classes, opened.labels, source.name)
+        class_names(classes, opened.labels, source.name)
     return opened
 
 

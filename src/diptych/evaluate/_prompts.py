@@ -6,12 +6,14 @@ a name per line. Which name belongs to which folder is ``_class_names``'s affair
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.errors import ConfigError
+from diptych.files import StrPath
 from diptych.registry import did_you_mean
 
 PLACEHOLDER = re.compile(r"\{(0|c|class|classname|class_name|label)\}")
@@ -24,13 +26,13 @@ def template_sets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
+def load_templates(templates: StrPath | Sequence[str]) -> tuple[str, ...]:
     """Return templates: of a shipped set by name, of a text file with one per line, or those given.
 
     ``{0}``, ``{c}`` (CLIP_benchmark), ``{class}`` and ``{classname}`` are taken for ``{}``; empty lines of a file are skipped.
     Raises ConfigError for an unknown set, a missing file, no template at all, or a template that does not hold ``{}`` once.
     """
-    if isinstance(templates, str | Path):
+    if isinstance(templates, str | os.PathLike):
         where, lines = _by_name(templates)
     else:
         where, lines = "templates", list(templates)
@@ -43,8 +45,8 @@ def load_templates(templates: str | Path | Sequence[str]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _by_name(spec: str | Path) -> tuple[str, list[str]]:
-    name, path = str(spec), Path(spec)
+def _by_name(spec: StrPath) -> tuple[str, list[str]]:
+    name, path = os.fspath(spec), Path(spec)
     shipped = FOLDER / f"{name}.toml"
     if isinstance(spec, str) and name in template_sets():
         return name, list(tomllib.loads(shipped.read_text(encoding="utf-8"))["templates"])

@@ -108,11 +108,12 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         """
         beside = source if isinstance(source, LabeledImages) else None
         templates = load_templates(options.templates or (beside and beside.templates) or DEFAULT_TEMPLATES)
+        classes = source.classes
         bad = BadImages(source, encoder)
         indices, labels, known = labels_of(source, bad)
         record_names = _complete(known, int(labels.max()) + 1, source.name)
         given = options.labels or (beside and beside.labels) or None
-        names = class_names(source.classes or record_names, given, source.name)
+        names = class_names(classes or record_names, given, source.name)
         if int(labels.max()) >= len(names):
             raise ConfigError(
                 f"{source.name}: label {int(labels.max())} has no name; {len(names)} class names were given."

@@ -5,6 +5,7 @@ Normalizing is not done here: mean and std live in the image tower, so pixels an
 
 from diptych.image._endings import image_endings
 from diptych.image.decode import MAX_PIXELS, Decoded, decode, decode_image, decode_pixels
+from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import compile_kernels
 from diptych.image.strong import StrongTransform
 from diptych.image.transforms import EvalTransform, TrainTransform
@@ -13,6 +14,7 @@ from diptych.image.views import VIEWS, ImageView, ViewOptions
 __all__ = [
     "MAX_PIXELS",
     "VIEWS",
+    "AnyImage",
     "Decoded",
     "EvalTransform",
     "ImageView",
@@ -24,4 +26,5 @@ __all__ = [
     "decode_image",
     "decode_pixels",
     "image_endings",
+    "pixels_of",
 ]

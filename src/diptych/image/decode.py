@@ -8,6 +8,7 @@ before it costs memory. Plain JPEGs go through simplejpeg where it is installed,
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,16 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.errors import RecordError
+from diptych.files import StrPath
 from diptych.image._endings import register_heic
 
 MAX_PIXELS = 178_956_970  # as Pillow's own warning limit: a quarter of a gigabyte of RGB, more than any photo
 _EXIF_ORIENTATION = 0x0112
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+READ_ERRORS = (
+    OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError, RuntimeError,
+)  # fmt: skip
+"""What Pillow's readers raise on damaged files, by their documentation and by fuzzing."""
 JPEG, EXIF = b"\xff\xd8", b"Exif\0\0"
 
 
@@ -32,26 +38,26 @@ class Decoded(NamedTuple):
     damage: str = ""
 
 
-def decode_image(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(source: StrPath | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a file's path or bytes into an RGB image, upright. Raises RecordError, whose ``key`` names the file."""
-    name = key or (str(source) if not isinstance(source, bytes) else "image")
+    name = key or ("image" if isinstance(source, bytes) else os.fspath(source))
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
     return Image.fromarray(plain) if plain is not None else _by_pillow(data, name, max_pixels)[0]
 
 
-def decode_pixels(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_pixels(source: StrPath | bytes, key: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The same image as an array, uint8 [H, W, 3]: saves two copies when no Pillow image is needed."""
     return decode(source, key, max_pixels).pixels
 
 
-def decode(source: Path | str | bytes, key: str = "", max_pixels: int = MAX_PIXELS, strict: bool = False) -> Decoded:
+def decode(source: StrPath | bytes, key: str = "", max_pixels: int = MAX_PIXELS, strict: bool = False) -> Decoded:
     """The same array, and whether the file is damaged; ``strict`` makes that a RecordError.
 
     A JPEG with damaged data still decodes: libjpeg warns and fills in gray. Pillow does not pass the warning on, so it is seen
     only where simplejpeg is installed (``diptych[fast]``).
     """
-    name = key or (str(source) if not isinstance(source, bytes) else "image")
+    name = key or ("image" if isinstance(source, bytes) else os.fspath(source))
     data = _whole(source, name)
     plain = _plain_jpeg(data, max_pixels)
     if plain is not None:
@@ -80,7 +86,7 @@ def _jpeg_damage(data: bytes) -> str:
     return ""
 
 
-def _whole(source: Path | str | bytes, name: str) -> bytes:
+def _whole(source: StrPath | bytes, name: str) -> bytes:
     data = source if isinstance(source, bytes) else _read(Path(source), name)
     if not data:
         raise RecordError(name, "the image file is empty (0 bytes)", "download it again or remove it")
@@ -116,19 +122,7 @@ def _by_pillow(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, st
         ) from error
     except Image.DecompressionBombError as error:
         raise RecordError(name, f"larger than {max_pixels:,} pixels", "shrink it or remove it") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        MemoryError,
-        EOFError,
-        RuntimeError,
-    ) as error:
-        # These are what Pillow's readers raise on damaged files, by their documentation and by fuzzing.
+    except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecordError(name, f"damaged or truncated ({reason})", "download it again or remove it") from error
 
@@ -164,9 +158,7 @@ def _decode(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, str]:
         fast = _fast_jpeg(data, opened)
         if fast is not None:
             return fast if orientation == 1 else _upright(fast, orientation), ""
-        opened.load()
-        image = ImageOps.exif_transpose(opened) if orientation != 1 else opened
-        return _rgb(image), _jpeg_damage(data) if data.startswith(JPEG) else ""
+        return upright_rgb(opened), _jpeg_damage(data) if data.startswith(JPEG) else ""
 
 
 def _fast_jpeg(data: bytes, opened: Image.Image) -> Image.Image | None:
@@ -197,8 +189,15 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image of any mode, whose EXIF may say that it lies on its side, to RGB; transparent parts become white."""
+    image.load()
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return _rgb(image)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB; transparent parts become white, as on a page."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I") or image.mode == "F":
@@ -213,6 +212,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _gray_of_high_depth(image: Image.Image) -> Image.Image:
     # Pillow's own conversion clips at 255, which turns a 16-bit gray image white.
     values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("its gray values are not all finite")
     if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
         values = values / 257
     elif image.mode == "F" and values.max(initial=0) <= 1:

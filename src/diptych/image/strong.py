@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from diptych.image.pixels import AnyImage
 from diptych.image.resize import planar
-from diptych.image.transforms import TrainTransform
+from diptych.image.transforms import TrainTransform, shift_hue
 
 JITTER = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
@@ -41,8 +42,8 @@ class StrongTransform:
     flip_p: float = 0.5
     kernel: Literal["exact", "fast"] = "exact"
 
-    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]; all randomness from ``rng``."""
+    def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
+        """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]; all randomness from ``rng``."""
         crop = TrainTransform(self.size, self.scale, interpolation=self.interpolation, kernel=self.kernel)
         view = Image.fromarray(crop(image, rng).transpose(1, 2, 0))
         if rng.random() < self.jitter_p:
@@ -62,13 +63,3 @@ class StrongTransform:
         for number in order.tolist():
             view = JITTER[number](view).enhance(factors[number]) if number < len(JITTER) else shift_hue(view, shift)
         return view
-
-
-def shift_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue of an RGB image by ``shift`` of the color circle, -0.5 to 0.5, in Pillow's 8-bit HSV.
-
-    The same rounding as torchvision's ``adjust_hue`` of Pillow images, which published augmentations ran with.
-    """
-    hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # uint8 wraps around the circle
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

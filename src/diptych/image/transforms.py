@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from diptych.errors import ConfigError
+from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import Box, planar, resize, resize_fast
 
 
@@ -32,9 +33,12 @@ class EvalTransform:
     interpolation: str = "bicubic"
     resize_to: int = 0
 
-    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]."""
-        pixels = np.asarray(image)
+    def __call__(self, image: AnyImage) -> Tensor:
+        """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size].
+
+        Raises RecordError for what ``pixels_of`` does not take.
+        """
+        pixels = pixels_of(image)
         if self.resize_mode == "squash":
             return torch.from_numpy(resize(pixels, (self.size, self.size), self.interpolation))
         if self.resize_mode == "longest":
@@ -65,7 +69,8 @@ class TrainTransform:
 
     ``scale`` bounds the share of the area that the crop keeps, ``ratio`` its width over height (drawn on a logarithmic
     scale). ``flip`` and ``grayscale`` are probabilities; ``color_jitter`` j draws factors of brightness, contrast and
-    saturation from 1 - j to 1 + j. ``kernel`` "exact" gives Pillow's pixels; "fast" those of torch's vectorised form of the
+    saturation from 1 - j to 1 + j, and ``hue`` h turns the hue by up to h of the color circle; ``color_jitter_prob`` is the
+    probability of both. ``kernel`` "exact" gives Pillow's pixels; "fast" those of torch's vectorised form of the
     same kernel, which rounds between its two passes in another order: 0.04 gray levels apart on average.
     """
 
@@ -77,6 +82,8 @@ class TrainTransform:
     color_jitter: float = 0.0
     grayscale: float = 0.0
     kernel: Literal["exact", "fast"] = "exact"
+    hue: float = 0.0
+    color_jitter_prob: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -84,26 +91,35 @@ class TrainTransform:
                 f"--aug-scale {self.scale[0]:g} {self.scale[1]:g}: expected the least and the most share of an image that "
                 "a crop keeps, above 0 and at most 1."
             )
+        if self.color_jitter_prob != 1 and not (self.color_jitter or self.hue):
+            raise ConfigError("--aug-color-jitter-prob goes with --aug-color-jitter or --aug-hue; add one of them.")
 
-    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """RGB image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all randomness from ``rng``."""
-        pixels = np.asarray(image)
+    def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
+        """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size], all randomness from ``rng``.
+
+        Raises RecordError for what ``pixels_of`` does not take.
+        """
+        pixels = pixels_of(image)
         left, top, right, bottom = self._box(pixels.shape[1], pixels.shape[0], rng)
         crop = pixels[top:bottom, left:right]
         if self.kernel == "fast":
             square = resize_fast(crop, self.size, self.interpolation)
         else:
             square = resize(crop, (self.size, self.size), self.interpolation)
-        if not (self.flip or self.color_jitter or self.grayscale):
+        if not (self.flip or self.color_jitter or self.hue or self.grayscale):
             return square
         return planar(np.asarray(self._changed(Image.fromarray(square.transpose(1, 2, 0)), rng)))
 
     def _changed(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if self.flip and rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if self.color_jitter:
+        # A certain change draws nothing, so that runs from before the probability are what they were.
+        jitters = self.color_jitter_prob == 1 or rng.random() < self.color_jitter_prob
+        if self.color_jitter and jitters:
             for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 image = change(image).enhance(rng.uniform(max(0.0, 1 - self.color_jitter), 1 + self.color_jitter))
+        if self.hue and jitters:
+            image = shift_hue(image, float(rng.uniform(-self.hue, self.hue)))
         if self.grayscale and rng.random() < self.grayscale:
             image = image.convert("L").convert("RGB")
         return image
@@ -122,3 +138,13 @@ class TrainTransform:
         high = max(1, min(height, round(width / shape)))
         left, top = (width - wide) // 2, (height - high) // 2
         return left, top, left + wide, top + high
+
+
+def shift_hue(image: Image.Image, shift: float) -> Image.Image:
+    """Turn the hue of an RGB image by ``shift`` of the color circle, -0.5 to 0.5, in Pillow's 8-bit HSV.
+
+    The same rounding as torchvision's ``adjust_hue`` of Pillow images, which published augmentations ran with.
+    """
+    hue, saturation, value = image.convert("HSV").split()
+    turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # uint8 wraps around the circle
+    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")

@@ -20,8 +20,8 @@ from diptych.image.transforms import EvalTransform, TrainTransform
 class ViewOptions:
     """What a run says of its views: the square's ``size`` in pixels, the options of the training crop, the model's preprocess.
 
-    ``scale``, ``flip``, ``color_jitter``, ``grayscale`` as in TrainTransform; ``resize_mode``, ``resize_to`` as in
-    EvalTransform; ``interpolation`` for all views, ``kernel`` for the random ones.
+    ``scale``, ``flip``, ``color_jitter``, ``hue``, ``color_jitter_prob``, ``grayscale`` as in TrainTransform; ``resize_mode``,
+    ``resize_to`` as in EvalTransform; ``interpolation`` for all views, ``kernel`` for the random ones.
     """
 
     size: int
@@ -33,13 +33,15 @@ class ViewOptions:
     interpolation: str = "bicubic"
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
     resize_to: int = 0
+    hue: float = 0.0
+    color_jitter_prob: float = 1.0
 
     @property
     def train_transform(self) -> TrainTransform:
         """The training crop."""
         return TrainTransform(
             self.size, self.scale, interpolation=self.interpolation, flip=self.flip, color_jitter=self.color_jitter,
-            grayscale=self.grayscale, kernel=self.kernel,
+            grayscale=self.grayscale, kernel=self.kernel, hue=self.hue, color_jitter_prob=self.color_jitter_prob,
         )  # fmt: skip
 
     @property

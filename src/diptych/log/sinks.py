@@ -107,6 +107,11 @@ def _config(folder: Path) -> dict[str, Any]:
     return flat
 
 
+def _project(folder: Path) -> str:
+    """The dashboards' project that the run names, or our own."""
+    return str(_config(folder).get("wandb_project_name") or PROJECT)
+
+
 class TensorBoard:
     """Scalars for TensorBoard, under ``tensorboard/`` of the run's folder."""
 
@@ -136,8 +141,8 @@ class Wandb:
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         identity = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=8).hexdigest()
         self._run = _library("wandb").init(
-            project=PROJECT, name=folder.resolve().name, dir=str(folder), config=_config(folder),
-            id=identity, resume=None if resume_step is None else "allow",
+            project=_project(folder), name=folder.resolve().name, dir=str(folder), config=_config(folder),
+            id=identity, resume=None if resume_step is None else "allow", notes=_config(folder).get("wandb_notes") or None,
         )  # fmt: skip
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
@@ -155,7 +160,7 @@ class Trackio:
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         resume = "never" if resume_step is None else "allow"
         name = folder.resolve().name
-        self._run = _library("trackio").init(project=PROJECT, name=name, config=_config(folder), resume=resume)
+        self._run = _library("trackio").init(project=_project(folder), name=name, config=_config(folder), resume=resume)
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Log the numbers of the row at its step."""
@@ -174,7 +179,10 @@ class Swanlab:
         subfolder = folder / "swanlab"
         subfolder.mkdir(parents=True, exist_ok=True)
         self._library.init(
-            project=PROJECT, experiment_name=folder.resolve().name, logdir=str(subfolder), config=_config(folder)
+            project=_project(folder),
+            experiment_name=folder.resolve().name,
+            logdir=str(subfolder),
+            config=_config(folder),
         )
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower, Tower, lengths_of
 from diptych.models._config import ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
+from diptych.models._locks import parameter_groups
 from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
 from diptych.models._packing import FullAttention, PackedCausal
@@ -34,6 +35,7 @@ __all__ = [
     "list_models",
     "model_config",
     "model_config_from_dict",
+    "parameter_groups",
     "put_back",
     "restored_statistics",
     "statistics_of",

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.models._config import ModelConfig, TextConfig, VisionConfig
+from diptych.models._observed import recorded, traced
+from diptych.models._pixels import holds_pixels
 from diptych.registry import Registry
 from diptych.types import Encoded
 
@@ -69,21 +71,25 @@ class ImageTower(Tower):
         raise NotImplementedError
 
     def normalize(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> normalized, in the dtype of the weights; a floating-point tensor is taken as it is.
+        """Pixels, uint8 [B, 3, H, W], -> normalized; normalized floating-point ones as they are; in the dtype of the weights.
 
-        Raises ConfigError for another shape.
+        Pixels that were cast to another type are pixels still. Raises ConfigError for another shape, and for values that are
+        neither (``_pixels``); while a graph is recorded the type alone decides.
         """
         size = self.config.vision.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+        if images.ndim != 4 or (not recorded() and tuple(images.shape[1:]) != (3, size, size)):
             raise ConfigError(
                 f"images of shape {list(images.shape)} were given; {self.config.name} takes [B, 3, {size}, {size}]."
             )
-        if images.is_floating_point():
-            return images
+        dtype = next(self.parameters()).dtype
+        certain = images.dtype == torch.uint8 or traced(images)
+        pixels = not images.is_floating_point() if certain else holds_pixels(images, self.mean, self.std)
+        if not pixels:
+            return images.to(dtype)
         # In fp32 at least, also for weights of lower precision, in which 1/255 would be coarse.
         exact = torch.promote_types(self.mean.dtype, torch.float32)
         normalized = (images.to(exact) / 255 - self.mean.to(exact)) / self.std.to(exact)
-        return normalized.to(next(self.parameters()).dtype)
+        return normalized.to(dtype)
 
 
 class SharedPrefixes(NamedTuple):

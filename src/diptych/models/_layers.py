@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from diptych.models._cpu_attention import cpu_attention, small_products_are_slow
+from diptych.models._observed import recorded
 
 
 class Plan(Protocol):
@@ -79,13 +80,11 @@ class Attention(nn.Module):
         self.v = Linear(width, width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, plan: Plan) -> Tensor:
-        """Every token of the layout."""
+    def forward(self, x: Tensor, plan: Plan, only_pooled: bool = False) -> Tensor:
+        """Every token of the layout; ``only_pooled`` has queries of the pooled tokens alone, [B, D], keys and values of all."""
+        if only_pooled:
+            return self.out(plan.attend_pooled(self.q(plan.pooled(x)), self.k(x), self.v(x), self.heads))
         return self.out(plan.attend(self.q(x), self.k(x), self.v(x), self.heads))
-
-    def pooled(self, x: Tensor, plan: Plan) -> Tensor:
-        """Queries of the pooled tokens alone, [B, D]; keys and values of all."""
-        return self.out(plan.attend_pooled(self.q(plan.pooled(x)), self.k(x), self.v(x), self.heads))
 
 
 class Block(nn.Module):
@@ -126,7 +125,7 @@ class Block(nn.Module):
         leaves out about 20/24 of the block and is exact.
         """
         if only_pooled:
-            return self._mlp(self._attended(plan.pooled(x), self.attention.pooled(self.ln_1(x), plan)))
+            return self._mlp(self._attended(plan.pooled(x), self.attention(self.ln_1(x), plan, only_pooled=True)))
         return self._mlp(self._attended(x, self.attention(self.ln_1(x), plan)))
 
     @torch.no_grad()
@@ -162,7 +161,7 @@ def scaled_dot_product(
     In main memory, half precision is computed in fp32: torch's half kernel there is no faster forward and 1.1 (257 tokens) to 5
     times slower backward (14 tokens), and fp32 is nearer to the truth.
     """
-    if mask is None and small_products_are_slow(query):
+    if mask is None and not recorded() and small_products_are_slow(query):
         return cpu_attention(query, key, value, causal)
     if not (query.is_cpu and query.dtype in (torch.bfloat16, torch.float16)):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)

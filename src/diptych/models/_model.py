@@ -6,13 +6,16 @@ Towers are called (``model.image(x)``, ``model.text(t)``), because sharding hook
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower
-from diptych.models._config import ModelConfig
+from diptych.models._config import ModelConfig, PreprocessConfig
+from diptych.models._locks import lock_all_but
 from diptych.models._presets import model_config
 
 
@@ -79,12 +82,27 @@ class TwoTower(nn.Module):
         self.text.init_weights()
         return self
 
-    def lock(self, image: bool = False, text: bool = False) -> TwoTower:
-        """Freeze towers (Zhai et al. 2022, "LiT"): no gradient, and evaluation mode whatever ``train`` says."""
-        towers: tuple[tuple[nn.Module, bool], ...] = ((self.image, image), (self.text, text))
-        self.locked = tuple(tower for tower, chosen in towers if chosen)
-        for tower in self.locked:
-            tower.requires_grad_(False)
+    @torch.no_grad()
+    def set_preprocess(self, preprocess: PreprocessConfig) -> TwoTower:
+        """Give the model another preprocessing of images, in its config and in the image tower's mean and std."""
+        self.config = dataclasses.replace(self.config, preprocess=preprocess)
+        self.image.config = self.text.config = self.config
+        for buffer, values in ((self.image.mean, preprocess.mean), (self.image.std, preprocess.std)):
+            buffer.copy_(torch.tensor(values).view(3, 1, 1))
+        return self
+
+    def lock(
+        self, image: bool = False, text: bool = False, unlocked_image_groups: int = 0, unlocked_text_groups: int = 0
+    ) -> TwoTower:
+        """Freeze towers (Zhai et al. 2022, "LiT"): no gradient, and evaluation mode whatever ``train`` says.
+
+        The last groups of a locked tower (see ``parameter_groups``) may be left unlocked; such a tower follows ``train``.
+        """
+        towers = ((self.image, image, unlocked_image_groups), (self.text, text, unlocked_text_groups))
+        for tower, chosen, unlocked in towers:
+            if chosen:
+                lock_all_but(tower, unlocked)
+        self.locked = tuple(tower for tower, chosen, unlocked in towers if chosen and not unlocked)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> TwoTower:

@@ -16,14 +16,17 @@ HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backwa
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
+def recorded() -> bool:
+    """Whether a graph is being recorded whose sizes are not those of this call (``jit.trace``, ``torch.export``, compiling)."""
+    return torch.jit.is_tracing() or torch.jit.is_scripting() or torch.compiler.is_compiling()  # the last: export too
+
+
 def traced(*inputs: Tensor) -> bool:
     """Whether a graph is being recorded (``jit.trace``, ``torch.export``, ``torch.compile``, ``make_fx``, ``vmap``).
 
     So values of tensors must not decide about anything. True also for tensors without values, on the meta device.
     """
-    if torch.jit.is_tracing() or torch.jit.is_scripting() or torch.compiler.is_compiling():  # the last: export too
-        return True
-    if is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():
+    if recorded() or is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active():
         return True
     return any(tensor.is_meta for tensor in inputs)
 
@@ -31,20 +34,30 @@ def traced(*inputs: Tensor) -> bool:
 def hooked(*modules: nn.Module | None) -> bool:
     """Whether a hook is registered on one of these modules or inside of them, or on all modules of the process.
 
-    Hooks of torch's own sharding (FSDP2 registers some on every block) see parameters, not shapes, and do not count.
+    A ``forward`` that was put on a module itself (as accelerate's hooks do) counts too. Hooks of torch's own sharding (FSDP2
+    registers some on every block) see parameters, not shapes, and do not count.
     """
     if any(getattr(module_internals, name, None) for name in GLOBAL_HOOKS):
         return True
-    for outer in modules:
-        for module in outer.modules() if outer is not None else ():
-            state = module.__dict__
-            for name in HOOKS:
-                if state[name] and not all(_of_torch(hook) for hook in state[name].values()):
-                    return True
+    waiting, seen = [module for module in modules if module is not None], set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        state = module.__dict__
+        if "forward" in state or any(state.get(name) and not _of_torch(state[name]) for name in HOOKS):
+            return True
+        waiting.extend(child for child in state["_modules"].values() if child is not None)
     return False
 
 
-def _of_torch(hook: object) -> bool:
-    # A bound method, a function, or a functools.partial of one.
-    function = getattr(hook, "func", hook)
-    return str(getattr(function, "__module__", "")).startswith("torch.distributed")
+def observed(tower: nn.Module, inputs: Tensor) -> bool:
+    """Whether the tower's call on ``inputs`` is traced, or a hook is registered inside of it."""
+    return traced(inputs) or hooked(*tower.children())
+
+
+def _of_torch(hooks: dict[int, object]) -> bool:
+    # Each a bound method, a function, or a functools.partial of one.
+    functions = (getattr(hook, "func", hook) for hook in hooks.values())
+    return all(str(getattr(function, "__module__", "")).startswith("torch.distributed") for function in functions)

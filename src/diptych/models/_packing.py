@@ -67,7 +67,7 @@ class PaddedCausal:
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """The end token of each sequence."""
-        return tokens[torch.arange(len(tokens), device=tokens.device), self.lengths - 1]
+        return tokens[torch.arange(tokens.shape[0], device=tokens.device), self.lengths - 1]
 
 
 @dataclass(frozen=True)

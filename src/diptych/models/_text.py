@@ -12,6 +12,7 @@ from diptych.errors import ConfigError
 from diptych.models._base import TextTower
 from diptych.models._config import ModelConfig
 from diptych.models._layers import Block, Linear, Plan, run_blocks
+from diptych.models._observed import recorded, traced
 
 
 class BlockText(TextTower):
@@ -39,12 +40,23 @@ class BlockText(TextTower):
         return self.projection(tokens)
 
     def check_ids(self, tokens: Tensor) -> None:
-        """Raise ConfigError unless the ids are [B, at most the context]."""
+        """Raise ConfigError unless the ids are integers [B, 1 to the context]; not of their values while a graph is recorded."""
         context = self.config.text.context_length
-        if tokens.ndim != 2 or tokens.shape[1] > context:
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise ConfigError(
+                f"token ids of type {tokens.dtype} were given; expected int64, as a tokenizer gives them."
+            )
+        if tokens.ndim != 2 or (not recorded() and not 1 <= tokens.shape[1] <= context):
             raise ConfigError(
                 f"token ids of shape {list(tokens.shape)} were given; expected [captions, at most {context}]."
             )
+        if not traced(tokens) and tokens.is_cpu and tokens.numel():  # elsewhere it would wait for the device
+            low, high = (int(item) for item in tokens.aminmax())
+            if low < 0 or high >= self.config.text.vocab_size:
+                raise ConfigError(
+                    f"token ids from {low} to {high} were given; {self.config.name} has a vocabulary of"
+                    f" {self.config.text.vocab_size:,}: use its own tokenizer."
+                )
 
     def run(self, x: Tensor, plan: Plan, only_pooled: bool) -> Tensor:
         """Embedded tokens through the blocks and the last norm; only the pooled tokens where nothing else is asked for."""

@@ -72,6 +72,16 @@ class Bottleneck(nn.Module):
         return torch.relu(self.expand(self.pool(self.spatial(self.reduce(x)))) + self.shortcut(x))
 
 
+class Stage(nn.Sequential):
+    """Blocks of one resolution, the first of which may halve it."""
+
+    def forward(self, x: Tensor, checkpointing: bool = False) -> Tensor:
+        """[B, C, H, W] through every block; ``checkpointing`` computes each again in the backward pass."""
+        for block in self:
+            x = _checkpointed(block, x) if checkpointing else block(x)
+        return x
+
+
 class AttentionPool(nn.Module):
     """The mean over the map, with a position of its own, attends to every position of the map."""
 
@@ -115,7 +125,7 @@ class ResNet(ImageTower):
         for number, blocks in enumerate(vision.layers):
             planes, stride = width * 2**number, 1 if number == 0 else 2
             stages.append(
-                nn.Sequential(
+                Stage(
                     *(Bottleneck(inward if first else planes * EXPANSION, planes, stride if first else 1)
                       for first in [index == 0 for index in range(blocks)])
                 )
@@ -142,8 +152,8 @@ class ResNet(ImageTower):
         """
         # Channels last: 1.4x as fast through the convolutions of a CPU, and the layout that tensor cores want.
         x = self.stem(self.normalize(images).contiguous(memory_format=torch.channels_last))
-        for block in self.blocks():
-            x = _checkpointed(block, x) if self.checkpointing and self.training else block(x)
+        for stage in self.stages:
+            x = stage(x, self.checkpointing and self.training)
         state = self.pool(x)
         pooled = self.pool.out(state)
         if not return_tokens:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from diptych.models._base import TOWERS, ImageTower
 from diptych.models._config import ModelConfig, VisionConfig
 from diptych.models._layers import ACTIVATIONS, Block, Linear, attention, run_blocks
+from diptych.models._observed import hooked
 from diptych.models._packing import FullAttention
 from diptych.types import Encoded
 
@@ -57,7 +58,9 @@ class MAPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width]."""
-        query = self.q(self.probe.to(x.dtype)).expand(len(x), 1, -1)
+        query, batch = self.probe.to(x.dtype), (x.shape[0], 1, -1)
+        # The query is the same for every image: computed once, unless a hook wants to see it beside each.
+        query = self.q(query.expand(batch)) if hooked(self.q) else self.q(query).expand(batch)
         pooled = self.out(attention(query, self.k(x), self.v(x), self.heads))[:, 0]
         return pooled + self.mlp_out(self.activation(self.mlp_in(self.norm(pooled))))
 

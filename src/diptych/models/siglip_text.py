@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.models._base import TOWERS, SharedPrefixes
+from diptych.models._observed import observed, traced
 from diptych.models._packing import LastTokenPool, lengths_on_cpu
 from diptych.models._text import BlockText
 from diptych.types import Encoded
@@ -40,11 +41,15 @@ class SiglipText(BlockText):
         context = self.config.text.context_length
         tokens = F.pad(tokens, (0, context - tokens.shape[1]), value=self.config.text.pad_id)
         x = self.token_embedding(tokens) + self.positional_embedding
-        x = self.run(x, LastTokenPool(), only_pooled=not return_tokens)
+        in_full = return_tokens or observed(self, tokens)
+        x = self.run(x, LastTokenPool(), only_pooled=not in_full)
+        state = x[:, -1] if in_full else x
+        pooled = self.projection(state)
+        if lengths is not None and not traced(tokens):
+            lengths_on_cpu(lengths, context)
         if not return_tokens:
-            return Encoded(self.projection(x), x)
+            return Encoded(pooled, state)
         real = torch.ones_like(tokens, dtype=torch.bool)
         if lengths is not None:
-            lengths_on_cpu(lengths, context)
             real = torch.arange(context, device=tokens.device) < lengths[:, None]
-        return Encoded(self.projection(x[:, -1]), x[:, -1], x, real)
+        return Encoded(pooled, state, x, real)

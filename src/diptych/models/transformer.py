@@ -1,6 +1,8 @@
 """CLIP's text tower: a causal transformer over BPE ids, pooled at the end token (Radford et al. 2021).
 
-Runs packed: only real tokens are computed (see ``_packing``). Not a bidirectional encoder, and no padding mask is ever needed.
+Runs packed: only real tokens are computed (see ``_packing``). Where somebody looks inside (``_observed``) it runs padded, every
+token in full: a hook would see other shapes, and a recorded graph would know the lengths of one batch only. Not a
+bidirectional encoder, and no padding mask is ever needed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.models._base import TOWERS, SharedPrefixes, lengths_of
+from diptych.models._observed import hooked, traced
 from diptych.models._packing import PackedCausal, PaddedCausal, lengths_on_cpu
 from diptych.models._shared_prefix import PrefixSharing
 from diptych.models._text import BlockText
@@ -41,12 +44,15 @@ class Transformer(BlockText):
         self.check_ids(tokens)
         if lengths is None:
             lengths = lengths_of(tokens, self.config.text.end_id)
-        if self.layout == "padded" or return_tokens:
-            if prefix is not None:
-                PrefixSharing.of(
-                    tokens, lengths, prefix
-                )  # the whole texts are computed, but a wrong prefix is an error
-            return self._padded(tokens, lengths, return_tokens)
+        recording = traced(tokens)
+        in_full = return_tokens or recording or hooked(*self.children())
+        if in_full or self.layout == "padded" or tokens.shape[0] == 0:
+            if not recording:
+                lengths_on_cpu(lengths, tokens.shape[1])
+                if prefix is not None and tokens.shape[0]:
+                    # The whole texts are computed, but a wrong prefix is an error.
+                    PrefixSharing.of(tokens, lengths, prefix)
+            return self._padded(tokens, lengths, in_full, return_tokens)
         plan: PackedCausal | PrefixSharing
         plan = (
             PackedCausal.of(lengths, tokens.shape[1]) if prefix is None else PrefixSharing.of(tokens, lengths, prefix)
@@ -57,13 +63,13 @@ class Transformer(BlockText):
         state = plan.unsorted(self.run(x, plan, only_pooled=True))
         return Encoded(self.projection(state), state)
 
-    def _padded(self, tokens: Tensor, lengths: Tensor, return_tokens: bool) -> Encoded:
-        lengths_on_cpu(lengths, tokens.shape[1])
+    def _padded(self, tokens: Tensor, lengths: Tensor, in_full: bool, return_tokens: bool) -> Encoded:
+        """Padding included; ``in_full`` computes every token in the last block too."""
         plan = PaddedCausal(lengths)
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = self.run(x, plan, only_pooled=not return_tokens)
+        x = self.run(x, plan, only_pooled=not in_full)
+        state = plan.pooled(x) if in_full else x
         if not return_tokens:
-            return Encoded(self.projection(x), x)
+            return Encoded(self.projection(state), state)
         real = torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None]
-        state = plan.pooled(x)
         return Encoded(self.projection(state), state, x, real)

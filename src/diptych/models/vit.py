@@ -17,6 +17,7 @@ from diptych.models import _seeded
 from diptych.models._base import TOWERS, ImageTower
 from diptych.models._config import ModelConfig, VisionConfig
 from diptych.models._layers import Block, Linear, run_blocks
+from diptych.models._observed import observed
 from diptych.models._packing import FullAttention
 from diptych.types import Encoded
 
@@ -88,22 +89,27 @@ class Vit(ImageTower):
         N counts the patches that patch dropout left, in training. ``seeds`` int64 [B] decide which; see ``ImageTower``.
         """
         x = self.patch_embedding(self.normalize(images)).flatten(2).transpose(1, 2)  # [B, N, width]
-        classes = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        classes = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([classes, x], dim=1) + self.positional_embedding.to(x.dtype)
         if self.training and self.patch_dropout:
             x = self._drop_patches(x, seeds)
-        only_pooled = self.pool == "class" and not return_tokens
+        only_pooled = self.pool == "class" and not return_tokens and not observed(self, images)
         checkpointing = self.checkpointing and self.training
         x = run_blocks(
             self.layers, self.ln_pre(x), FullAttention(), only_pooled=only_pooled, checkpointing=checkpointing
         )
-        if not only_pooled:
-            first = x[:, 0] if self.pool == "class" else x[:, 1:].mean(dim=1)
-        state = self.ln_post(x if only_pooled else first)
+        if only_pooled:
+            state = self.ln_post(x)
+            return Encoded(self.projection(state), state)
+        if self.pool == "class":
+            normed = self.ln_post(x)
+            state, tokens = normed[:, 0], normed[:, 1:]
+        else:
+            state = self.ln_post(x[:, 1:].mean(dim=1))
+            tokens = self.ln_post(x[:, 1:]) if return_tokens else x
         pooled = self.projection(state)
         if not return_tokens:
             return Encoded(pooled, state)
-        tokens = self.ln_post(x[:, 1:])
         return Encoded(pooled, state, tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device))
 
     def _drop_patches(self, x: Tensor, seeds: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,6 +111,20 @@ class AttentionalPooler(nn.Module):
         return self.attn(queries, keys, keys, need_weights=False)[0]  # type: ignore[no-any-return]
 
 
+@contextmanager
+def _exportable() -> Iterator[None]:
+    """While a trace is recorded: without torch's fused attention of inference, which ONNX has no operator for."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    if not (fused and torch.jit.is_tracing()):
+        yield
+        return
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def _mlp(width: int, hidden: int, activation: Callable[[], nn.Module], norm: nn.Module | None = None) -> nn.Sequential:
     parts: list[tuple[str, nn.Module]] = [("c_fc", nn.Linear(width, hidden)), ("gelu", activation())]
     if norm is not None:
@@ -155,7 +170,8 @@ class ResidualAttentionBlock(nn.Module):
         """[B, L, width] queries, and keys and values where they are others; ``attn_mask`` as in ``nn.MultiheadAttention``."""
         keys, values = q_x if k_x is None else k_x, q_x if v_x is None else v_x
         mask = None if attn_mask is None else attn_mask.to(q_x.dtype)
-        return self.attn(q_x, keys, values, need_weights=False, attn_mask=mask)[0]  # type: ignore[no-any-return]
+        with _exportable():
+            return self.attn(q_x, keys, values, need_weights=False, attn_mask=mask)[0]  # type: ignore[no-any-return]
 
     def forward(
         self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Tensor | None = None

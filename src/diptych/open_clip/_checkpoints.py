@@ -26,6 +26,7 @@ from diptych.open_clip.model import (
 from diptych.tensorfiles.read import read
 from diptych.weights import open_clip_state
 
+POSITIONS = "positional_embedding"
 PREFERRED = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
@@ -66,9 +67,12 @@ def load_checkpoint(
 def load_tensors(model: nn.Module, tensors: dict[str, Any], where: str, strict: bool = True) -> Any:
     """As ``load_checkpoint``, of tensors that are read already."""
     tensors = _fitted(model, convert_state_dict(model, dict(tensors)))
-    resize_pos_embed(tensors, model)
-    resize_text_pos_embed(tensors, model)
     own = model.state_dict()
+    resize_pos_embed(tensors, model)
+    if all(
+        own[name].shape[1:] == tensors[name].shape[1:] for name in own if name in tensors and name.endswith(POSITIONS)
+    ):
+        resize_text_pos_embed(tensors, model)
     odd = [name for name, item in tensors.items() if name in own and own[name].shape != item.shape]
     missing, left_over = (
         sorted(first - second) for first, second in ((set(own), set(tensors)), (set(tensors), set(own)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def _names(width: str, heads: str, layers: str, context: str = "max_position_embeddings", **parts: str) -> dict[str, str]:
+def _names(
+    width: str, heads: str, layers: str, context: str = "max_position_embeddings", **parts: str
+) -> dict[str, str]:
     sizes = {"context_length": context, "vocab_size": "vocab_size", "width": width, "heads": heads, "layers": layers}
     return {**sizes, **{name: value for name, value in parts.items() if value}}
 

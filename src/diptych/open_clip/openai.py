@@ -58,7 +58,8 @@ def load_openai_model(
     model = build_model_from_openai_state_dict(state, cast_dtype=get_cast_dtype(wanted) or torch.float32)
     model.to(target.torch_device)
     if wanted != "fp16":
-        model.float()
+        # Once more from the file: in fp32 it may hold more than the half precision that this model was built in.
+        model.float().load_state_dict(state)
         if wanted == "bf16":
             convert_weights_to_lp(model, dtype=torch.bfloat16)
     model.visual.image_mean, model.visual.image_std = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # type: ignore[assignment]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.errors import OutputError
-from diptych.files import write_text
+from diptych.files import StrPath, write_text
 from diptych.report.compare import comparison
 from diptych.report.page import page
 from diptych.report.png import write_pngs
@@ -21,7 +21,7 @@ from diptych.report.summary import HEADS, Summary, columns, summary
 __all__ = ["HEADS", "Summary", "columns", "read_run", "summary", "write_comparison", "write_report"]
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: StrPath) -> Path:
     """Make ``report.html``, ``loss.png`` and ``recall.png`` in the folder from what is there; return the page's path.
 
     Reads ``config.toml``, ``metrics.jsonl``, ``results.json`` and ``gallery.json``; each may be absent or truncated.
@@ -35,7 +35,7 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def write_comparison(run_folders: Sequence[Path], path: Path) -> Path:
+def write_comparison(run_folders: Sequence[StrPath], path: StrPath) -> Path:
     """Make one page of several runs at ``path``, and return it. Raises OutputError as ``write_report`` does."""
     _write(Path(path), comparison([_read(Path(folder)) for folder in run_folders]))
     return Path(path)

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from diptych.files import StrPath
 from diptych.log import read_rows
 
 Row = Mapping[str, Any]
@@ -72,8 +73,9 @@ class RunFiles:
         return sum(gap for gap in gaps if gap <= pause)
 
 
-def read_run(folder: Path) -> RunFiles:
+def read_run(folder: StrPath) -> RunFiles:
     """Read all that there is."""
+    folder = Path(folder)
     notes: list[str] = []
     text = _text(folder / "config.toml", notes)
     try:

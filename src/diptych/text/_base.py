@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError
+from diptych.files import StrPath
 from diptych.registry import Registry
 
 
@@ -119,7 +120,7 @@ TOKENIZERS: Registry[type[Tokenizer]] = Registry("diptych.text", "tokenizer")
 
 
 def get_tokenizer(
-    name: str = "bpe", context_length: int = 77, vocabulary: Path | None = None, **special: int
+    name: str = "bpe", context_length: int = 77, vocabulary: StrPath | None = None, **special: int
 ) -> Tokenizer:
     """The tokenizer called ``name`` (a file of this folder, or module:Class).
 
@@ -128,7 +129,7 @@ def get_tokenizer(
     """
     entry = TOKENIZERS.get(name)
     if vocabulary is not None:
-        return entry(context_length, vocabulary, **special)  # type: ignore[call-arg]
+        return entry(context_length, Path(vocabulary), **special)  # type: ignore[call-arg]
     if getattr(entry, "needs_vocabulary", False):
         files = " or ".join(entry.vocabulary_files)  # type: ignore[attr-defined]
         raise ConfigError(

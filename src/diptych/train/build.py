@@ -38,7 +38,7 @@ from diptych.train.locked_features import with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
 from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run_folder import Identity, Run, open_run
-from diptych.train.schedule import total_steps
+from diptych.train.schedule import cooldown_steps, total_steps
 from diptych.train.step import Step, create_step
 from diptych.train.validate import ValidationData, Validator
 
@@ -117,7 +117,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     check_step_size(loader.options, loader.count, objective.min_pairs)
     per_epoch = _steps_per_epoch(config, loader)
     total = total_steps(config.schedule, per_epoch)
-    rate = LearningRate(config.schedule, config.optimizer.lr, total)
+    rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
     check_learning(step, rate)
     return Job(
         run, world, step, changes, loader, _validator(config, pipeline, layout, step),
@@ -204,9 +204,10 @@ def _events(output: OutputOptions, evaluate: EvaluateOptions, per_epoch: int, to
         return lambda done: period > 0 and done % period == 0
 
     pairs, labeled = every(evaluate.val_every_steps, evaluate.val_frequency), every(0, evaluate.zeroshot_frequency)
+    saved = every(output.save_every_steps, output.save_frequency)
     return EventSchedule(
         log=lambda done: done % max(1, output.log_every_n_steps) == 0 or done in (1, total),
         pairs=lambda done: pairs(done) or done == total,
         labeled=lambda done: labeled(done) or done == total,
-        save=every(output.save_every_steps, output.save_frequency),
+        save=lambda done: saved(done) or (output.save_most_recent and done % per_epoch == 0),
     )

@@ -7,15 +7,17 @@ and how the result is exported, so that a run's own ``model.safetensors`` can al
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
 from diptych import log
 from diptych.config import Count, Share
 from diptych.errors import ConfigError
-from diptych.models import ModelConfig, TwoTower, model_config_from_dict
+from diptych.models import ModelConfig, TwoTower, model_config_from_dict, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,42 @@ class ModelOptions:
     """Weights to start from, in any format: a file, a folder, a run, a name of the catalog; empty starts from random weights."""
     force_image_size: Count = 0
     """Train at another image size, in pixels; learned positions are stretched to it. 0 leaves the architecture's own."""
+    force_context_length: Count = 0
+    """Train on captions of at most this many tokens; learned positions are stretched to it. 0 leaves the architecture's own."""
+    force_quick_gelu: bool = False
+    """Build the model with QuickGELU; weights that were certainly trained with another activation are refused."""
+    image_mean: tuple[float, ...] = ()
+    """Mean of the pixels in 0..1, three numbers or one for all colors; none takes the architecture's or the weights' own."""
+    image_std: tuple[float, ...] = ()
+    """Standard deviation of the pixels, likewise."""
+    image_interpolation: Literal["", "bicubic", "bilinear"] = ""
+    """How images are resized; empty takes the architecture's or the weights' own."""
+    image_resize_mode: Literal["", "shortest", "longest", "squash"] = ""
+    """What evaluation does with an image that is no square: cropped, padded with black, or squashed; likewise."""
     lock_image: bool = False
     """Leave the image tower as it is, and train the text tower only (LiT)."""
+    lock_image_unlocked_groups: Count = 0
+    """With --lock-image: train its last so many groups: projection, last block with its norm, further blocks, embeddings."""
     lock_text: bool = False
     """Leave the text tower as it is."""
+    lock_text_unlocked_layers: Count = 0
+    """With --lock-text: train its last so many groups: projection, last block with its norm, further blocks, embeddings."""
     force_patch_dropout: Share = 0.0
     """Share of patches that a ViT leaves out of every training image (FLIP); another recipe, about twice as fast at 0.5."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     cache_features: bool = False
     """With --lock-image: encode every image once, preprocessed as in evaluation, and never decode it again."""
+
+    @property
+    def locks_whole_image(self) -> bool:
+        """Whether nothing of the image tower is trained."""
+        return self.lock_image and not self.lock_image_unlocked_groups
+
+    @property
+    def locks_whole_text(self) -> bool:
+        """Whether nothing of the text tower is trained."""
+        return self.lock_text and not self.lock_text_unlocked_layers
 
 
 class ModelChange:
@@ -76,22 +104,107 @@ class StretchedPositions(ModelChange):
         return model_config_from_dict(values, f"--force-image-size {size}")
 
 
+class StretchedContext(ModelChange):
+    """``--force-context-length``: another number of tokens; loading stretches the table of positions."""
+
+    def applies(self, options: ModelOptions) -> bool:
+        """Where a length is given."""
+        return options.force_context_length > 0
+
+    def before_weights(self, config: ModelConfig, options: ModelOptions) -> ModelConfig:
+        """The config with that length. Raises ConfigError for less than two tokens, which mark a caption's ends."""
+        length, values = options.force_context_length, config.to_dict()
+        if length < 3:
+            raise ConfigError(f"--force-context-length {length}: expected at least 3, two of which mark the ends.")
+        values["text"]["context_length"] = length
+        return model_config_from_dict(values, f"--force-context-length {length}")
+
+
+class QuickGelu(ModelChange):
+    """``--force-quick-gelu``: the activation of OpenAI's weights, which a bare name does not have."""
+
+    def applies(self, options: ModelOptions) -> bool:
+        """Where it is asked for."""
+        return options.force_quick_gelu
+
+    def before_weights(self, config: ModelConfig, options: ModelOptions) -> ModelConfig:
+        """The config with that activation. Raises ConfigError for a text tower with an activation of its own."""
+        if config.text.activation is not None:
+            raise ConfigError(
+                f"--force-quick-gelu: the text tower of {config.name} has {config.text.activation}; leave it out."
+            )
+        return dataclasses.replace(config, activation="quickgelu")
+
+    def after_weights(self, model: TwoTower, options: ModelOptions) -> None:
+        """Raise ConfigError where the weights brought another activation."""
+        if model.config.activation != "quickgelu":
+            raise ConfigError(
+                f"--force-quick-gelu: {options.pretrained} was trained with {model.config.activation}; leave it out."
+            )
+
+
+class OwnPreprocess(ModelChange):
+    """``--image-mean`` and its like: pixels prepared otherwise than the architecture or the weights say."""
+
+    def applies(self, options: ModelOptions) -> bool:
+        """Where one of them is given. Raises ConfigError for another number of values than 1 or 3, and for a std of 0."""
+        for flag, values in (("--image-mean", options.image_mean), ("--image-std", options.image_std)):
+            if len(values) not in (0, 1, 3):
+                raise ConfigError(
+                    f"{flag} {' '.join(map(str, values))}: expected three numbers, or one for all colors."
+                )
+        if any(value <= 0 for value in options.image_std):
+            raise ConfigError(f"--image-std {' '.join(map(str, options.image_std))}: expected numbers above 0.")
+        return bool(_preprocess_of(options))
+
+    def after_weights(self, model: TwoTower, options: ModelOptions) -> None:
+        """Change the config of the model and the statistics in its image tower."""
+        before = model.config.preprocess
+        preprocess = dataclasses.replace(before, **_preprocess_of(options))
+        if options.pretrained and preprocess != before:
+            log.warn(f"{options.pretrained}: trained with another preprocessing ({before}); now {preprocess}.")
+        model.set_preprocess(preprocess)
+
+
+def _preprocess_of(options: ModelOptions) -> dict[str, Any]:
+    """What the options say of preprocessing, by field of ``PreprocessConfig``."""
+    values: dict[str, Any] = {"interpolation": options.image_interpolation, "resize_mode": options.image_resize_mode}
+    for name, numbers in (("mean", options.image_mean), ("std", options.image_std)):
+        values[name] = numbers * 3 if len(numbers) == 1 else numbers
+    return {name: value for name, value in values.items() if value}
+
+
 class Locks(ModelChange):
     """``--lock-image`` and ``--lock-text``: no gradient, and evaluation mode (Zhai et al. 2022, "LiT")."""
 
     def applies(self, options: ModelOptions) -> bool:
         """Where a tower is locked. Raises ConfigError when nothing is left to train, or features of a moving tower are cached."""
-        if options.lock_image and options.lock_text:
+        if options.lock_image_unlocked_groups and not options.lock_image:
+            raise ConfigError("--lock-image-unlocked-groups goes with --lock-image; add it.")
+        if options.lock_text_unlocked_layers and not options.lock_text:
+            raise ConfigError("--lock-text-unlocked-layers goes with --lock-text; add it.")
+        if options.locks_whole_image and options.locks_whole_text:
             raise ConfigError("--lock-image and --lock-text together leave nothing to train; give one of them.")
-        if options.cache_features and not options.lock_image:
+        if options.cache_features and not options.locks_whole_image:
             raise ConfigError(
                 "--cache-features needs --lock-image: features of a tower that is trained change every step."
             )
         return options.lock_image or options.lock_text
 
     def after_weights(self, model: TwoTower, options: ModelOptions) -> None:
-        """Lock the towers."""
-        model.lock(options.lock_image, options.lock_text)
+        """Lock the towers. Raises ConfigError where so many groups are left that nothing is locked, and for a ResNet's."""
+        image, text = options.lock_image_unlocked_groups, options.lock_text_unlocked_layers
+        if image and model.config.vision.family == "resnet":
+            raise ConfigError(
+                f"--lock-image-unlocked-groups: {model.config.name} is a ResNet, which is locked as a whole; leave it out."
+            )
+        for flag, tower, unlocked in (("--lock-image", model.image, image), ("--lock-text", model.text, text)):
+            count = len(parameter_groups(tower))
+            if unlocked >= count:
+                raise ConfigError(
+                    f"{flag}: {unlocked} of {count} groups unlocked lock nothing; give less, or leave it out."
+                )
+        model.lock(options.lock_image, options.lock_text, image, text)
 
 
 class PatchDropout(ModelChange):
@@ -102,7 +215,7 @@ class PatchDropout(ModelChange):
         share = options.force_patch_dropout
         if share >= 1:
             raise ConfigError(f"--force-patch-dropout {share}: expected at least 0 and less than 1.")
-        if share and options.lock_image:
+        if share and options.locks_whole_image:
             raise ConfigError("--force-patch-dropout goes with an image tower that is trained; --lock-image locks it.")
         return share > 0
 
@@ -127,7 +240,10 @@ class ActivationCheckpointing(ModelChange):
         model.checkpoint_activations()
 
 
-CHANGES: tuple[ModelChange, ...] = (StretchedPositions(), Locks(), PatchDropout(), ActivationCheckpointing())
+CHANGES: tuple[ModelChange, ...] = (
+    StretchedPositions(), StretchedContext(), QuickGelu(), OwnPreprocess(), Locks(), PatchDropout(),
+    ActivationCheckpointing(),
+)  # fmt: skip
 
 
 def changes_of(options: ModelOptions, resumed: bool) -> tuple[ModelChange, ...]:

@@ -8,6 +8,7 @@ defaults, recipe, the resumed run's own config.toml, flags.
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,10 @@ class DataOptions:
     """Probability of mirroring a training image."""
     aug_color_jitter: Share = 0.0
     """Strength of random brightness, contrast and saturation; 0 for none."""
+    aug_hue: typing.Annotated[float, Range(0, 0.5)] = 0.0
+    """Most that the hue is turned at random, in turns of the color circle; 0 for none."""
+    aug_color_jitter_prob: Share = 1.0
+    """Probability of --aug-color-jitter and --aug-hue for a training image."""
     aug_grayscale: Share = 0.0
     """Probability of dropping a training image's colors."""
 
@@ -110,6 +115,8 @@ class OutputOptions:
     """Name of the run under --logs; empty takes the date and the model."""
     save_frequency: Count = 1
     """Epochs between checkpoints."""
+    save_most_recent: bool = False
+    """A checkpoint after every epoch, whatever --save-frequency and --save-every-steps say."""
     save_every_steps: Count = 0
     """Steps between checkpoints; overrides --save-frequency."""
     keep_checkpoints: Count = 3
@@ -122,6 +129,10 @@ class OutputOptions:
     """Steps between rows of the metric log."""
     report_to: str = ""
     """More metric sinks beside metrics.jsonl: tensorboard, wandb, trackio, swanlab, joined by commas; or all."""
+    wandb_project_name: str = ""
+    """Project of wandb, trackio and swanlab; empty is diptych."""
+    wandb_notes: str = ""
+    """Notes of the run at wandb."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,18 @@ def build(values: Mapping[str, Any], where: str) -> TrainConfig:
     return config.from_dict(tree_for(_objective_of(values)), values, where)
 
 
+def with_texts(tree: Any) -> Any:
+    """The same options, each path among them as text, which is how a run's config.toml and every comparison have it."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(tree):
+        value = getattr(tree, item.name)
+        if dataclasses.is_dataclass(value):
+            changes[item.name] = with_texts(value)
+        elif isinstance(value, os.PathLike):
+            changes[item.name] = os.fspath(value)
+    return dataclasses.replace(tree, **changes) if changes else tree
+
+
 def _objective_of(values: Mapping[str, Any]) -> str:
     table = values.get("objective", {})
     return (
@@ -170,6 +193,20 @@ def _objective_of(values: Mapping[str, Any]) -> str:
 
 def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainConfig:
     """A config from a command line; ``--recipe`` and ``--resume`` bring the values that flags then change."""
+    values, where, flags = _start(argv)
+    tree = tree_for(_objective_of(values))
+    default = config.from_dict(tree, values, where)
+    return config.parse(tree, flags, program=program, description=description, default=default)
+
+
+def known_flags(argv: Sequence[str]) -> set[str]:
+    """The flags that this command line may have: those of its objective, of the sigmoid loss, and what every command has."""
+    names = {_objective_of(_start(argv)[0]), "siglip"}
+    return {"--recipe", "--help"}.union(*(config.flags(tree_for(name)) for name in names))
+
+
+def _start(argv: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
+    """The values of the recipe and of the resumed run, the objective among them; where they stand; the other arguments."""
     recipe, flags = _take(argv, "--recipe")
     values, where = saved_values(_take(flags, "--resume")[0], _take(flags, "--output")[0])
     if recipe:
@@ -178,9 +215,7 @@ def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainCo
     objective = _take(flags, "--objective")[0] or _objective_of(values)
     if objective != _objective_of(values):
         values = {**values, "objective": {"objective": objective}}
-    tree = tree_for(objective)
-    default = config.from_dict(tree, values, where)
-    return config.parse(tree, flags, program=program, description=description, default=default)
+    return values, where, flags
 
 
 def saved_values(resume: str, output: str) -> tuple[dict[str, Any], str]:

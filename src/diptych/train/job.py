@@ -44,15 +44,17 @@ class EventSchedule:
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The schedule of a run of ``total_steps``, whose general peak rate is ``peak``."""
+    """The schedule of a run of ``total_steps``, whose general peak rate is ``peak``; ``cooldown`` steps at its end."""
 
     options: ScheduleOptions
     peak: float
     total_steps: int
+    cooldown: int = 0
 
     def at(self, step: int, peak: float | None = None) -> float:
         """The rate of a step, counted from 0, of parameters with their own peak (None: the general one)."""
-        return learning_rate(step, self.options, self.peak if peak is None else peak, self.total_steps)
+        highest = self.peak if peak is None else peak
+        return learning_rate(step, self.options, highest, self.total_steps, self.cooldown)
 
 
 @dataclass(frozen=True)

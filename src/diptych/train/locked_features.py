@@ -21,7 +21,7 @@ class FeatureSource:
     """A source whose records carry the features of their images, fp32 [D], so that nothing is decoded."""
 
     def __init__(self, source: Source, features: np.ndarray, row: np.ndarray) -> None:
-        self.source, self.name, self.classes = source, source.name, source.classes
+        self.source, self.name = source, source.name
         self._features, self._row = features, row
         if hasattr(source, "sources"):  # what mixtures ask for
             self.sources = source.sources
@@ -36,6 +36,11 @@ class FeatureSource:
         if np.isnan(features[0]):
             raise RecordError(record.key, "the image could not be read when features were computed")
         return dataclasses.replace(record, extra={**record.extra, PRECOMPUTED_FEATURES: features})
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Those of the source."""
+        return self.source.classes
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:

@@ -19,7 +19,7 @@ from diptych import log
 from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.train.build import prepared
-from diptych.train.config import TrainConfig
+from diptych.train.config import TrainConfig, with_texts
 from diptych.train.job import Job
 
 
@@ -39,8 +39,11 @@ class Outcome:
 
 
 def train(config: TrainConfig) -> Outcome:
-    """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can fix."""
-    with prepared(config) as job, interruptible() as interrupted:
+    """Run the job that ``config`` describes, to its end or to an interrupt. Raises DiptychError for what a user can fix.
+
+    A path among the options may be a text or any ``os.PathLike``.
+    """
+    with prepared(with_texts(config)) as job, interruptible() as interrupted:
         with log.progress("train", job.total_steps, job.first_step) as report:
             left = _steps_left(job)
             done = _loop(job, config.output.stop_after, interrupted, report) if left else job.first_step

@@ -17,6 +17,9 @@ from diptych.devices import Device
 from diptych.errors import ConfigError
 from diptych.models import Tower, TwoTower
 
+# AdamW's beta2 and epsilon (Radford et al. 2021, table 18).
+DEFAULTS, RESNET_DEFAULTS = (0.98, 1e-6), (0.999, 1e-8)
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -40,10 +43,10 @@ class OptimizerOptions:
     """Factor on the learning rate from each block of the text tower to the one below it; 1 for none."""
     beta1: Share = 0.9
     """Decay of AdamW's first moment."""
-    beta2: Share = 0.98
-    """Decay of AdamW's second moment (open_clip: 0.98 for ViT, 0.999 for ResNet)."""
-    eps: NotNegative = 1e-6
-    """AdamW's epsilon (open_clip: 1e-6 for ViT, 1e-8 for ResNet)."""
+    beta2: Share | None = None
+    """Decay of AdamW's second moment; without it 0.98, for ResNets 0.999, as in CLIP's paper."""
+    eps: NotNegative | None = None
+    """AdamW's epsilon; without it 1e-6, for ResNets 1e-8, as in CLIP's paper."""
     grad_clip_norm: NotNegative = 0.0
     """Clip the global gradient norm to this; 0 leaves it alone."""
     on_nonfinite: str = "stop"
@@ -102,10 +105,11 @@ def create_optimizer(
         groups.setdefault((lr, wd if decays(parameter) else 0.0), []).append(parameter)
     if not groups:
         raise ConfigError("every parameter is locked; leave something to train.")
+    beta2, eps = RESNET_DEFAULTS if model.config.vision.family == "resnet" else DEFAULTS
     return torch.optim.AdamW(
         [{"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), items in groups.items()],
-        betas=(options.beta1, options.beta2),
-        eps=options.eps,
+        betas=(options.beta1, beta2 if options.beta2 is None else options.beta2),
+        eps=eps if options.eps is None else options.eps,
         fused=device.abilities.fused_adamw or None,
     )
 

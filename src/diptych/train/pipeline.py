@@ -121,11 +121,13 @@ def build_pipeline(
 ) -> Pipeline:
     """Open the sources, and check the views that are wanted. Raises ConfigError and SourceError before the first step."""
     if not data.train_data:
-        raise ConfigError(f"--train-data is missing: give one of {known_data()}.")
+        alone = " To measure a model and train nothing: diptych evaluate." if data.val_data or data.imagenet_val else ""
+        raise ConfigError(f"--train-data is missing: give one of {known_data()}.{alone}")
     preprocess = model.preprocess
     views = ViewOptions(
         model.vision.image_size, data.aug_scale, data.aug_flip, data.aug_color_jitter, data.aug_grayscale,
-        data.resize_kernel, preprocess.interpolation, preprocess.resize_mode, preprocess.resize_to,
+        data.resize_kernel, preprocess.interpolation, preprocess.resize_mode, preprocess.resize_to, data.aug_hue,
+        data.aug_color_jitter_prob,
     )  # fmt: skip
     for wanted in (wants, validation_wants):
         build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now

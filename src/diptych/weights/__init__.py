@@ -12,6 +12,7 @@ import torch
 
 from diptych.devices import get_device
 from diptych.errors import WeightsError
+from diptych.files import StrPath
 from diptych.models import ModelConfig, TwoTower, create_model
 from diptych.text import Tokenizer
 from diptych.text import get_tokenizer as tokenizer_by_name
@@ -29,7 +30,7 @@ from diptych.weights._vocabulary import check_size, copy_vocabulary
 
 def create_model_and_transforms(
     model_name: str,
-    pretrained: str | Path | None = None,
+    pretrained: StrPath | None = None,
     device: str | torch.device = "cpu",
     precision: Precision = "fp32",
 ) -> tuple[TwoTower, Preprocess, Preprocess]:
@@ -48,7 +49,7 @@ def create_model_and_transforms(
     return (model, *transforms(model.config))
 
 
-def get_tokenizer(source: str | Path) -> Tokenizer:
+def get_tokenizer(source: StrPath) -> Tokenizer:
     """The tokenizer of an architecture (by name) or of weights (a path, or a name of the catalog): texts -> int64 [B, L].
 
     SigLIP's vocabularies come with the weights: give the folder that holds them. Raises ConfigError, WeightsError.
@@ -56,7 +57,7 @@ def get_tokenizer(source: str | Path) -> Tokenizer:
     return tokenizer_of(config_at(source), source)
 
 
-def tokenizer_of(config: ModelConfig, source: str | Path = "") -> Tokenizer:
+def tokenizer_of(config: ModelConfig, source: StrPath = "") -> Tokenizer:
     """The tokenizer that a model of this config needs; its vocabulary is beside the weights at ``source``.
 
     Raises WeightsError when the vocabulary is another model's, ConfigError when it is not there.
@@ -80,10 +81,10 @@ def tokenizer_of(config: ModelConfig, source: str | Path = "") -> Tokenizer:
     return tokenizer
 
 
-def save_vocabulary(config: ModelConfig, source: str | Path, folder: Path) -> None:
+def save_vocabulary(config: ModelConfig, source: StrPath, folder: StrPath) -> None:
     """Copy the vocabulary beside the weights at ``source`` into a run's folder; OpenAI's is everywhere already."""
     if config.text.tokenizer != "bpe":
-        copy_vocabulary(vocabulary_file(source), folder)
+        copy_vocabulary(vocabulary_file(source), Path(folder))
 
 
 def list_pretrained() -> list[tuple[str, str]]:

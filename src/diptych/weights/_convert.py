@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import ConfigError, OutputError, WeightsError
+from diptych.files import StrPath
 from diptych.models import ModelConfig, TwoTower
 from diptych.registry import did_you_mean
 from diptych.weights._base import CHECKPOINT_FORMATS
@@ -55,9 +56,9 @@ def format_names() -> list[str]:
 
 
 def convert(
-    source: str | Path,
+    source: StrPath,
     to: str,
-    folder: Path,
+    folder: StrPath,
     *,
     model: str = "",
     precision: Precision = "file",
@@ -68,7 +69,7 @@ def convert(
     ``model``, ``precision`` and ``allow`` are those of ``load``. Raises ConfigError for an unknown format, WeightsError when
     the format cannot hold this model or the proof fails (nothing is left then), OutputError when the folder is taken.
     """
-    name = ALIASES.get(to, to)
+    name, folder = ALIASES.get(to, to), Path(folder)
     if name != "diptych" and name not in CHECKPOINT_FORMATS.names():
         raise ConfigError(did_you_mean(to, format_names(), "checkpoint format"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from diptych.errors import WeightsError
+from diptych.files import StrPath
 from diptych.models import PreprocessConfig, list_models
 from diptych.weights._base import Description
 from diptych.weights._describe import describe
@@ -19,7 +20,7 @@ from diptych.weights._state_dict import read_model
 NOTES = ("epoch", "name", "last_iter", "global_step")
 
 
-def inspect_file(source: str | Path) -> dict[str, str | int | float]:
+def inspect_file(source: StrPath) -> dict[str, str | int | float]:
     """Facts about a file, a folder or a hub's name, in the order to show them. Raises WeightsError when it is no weight file."""
     location = locate(source)
     file = location.path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 from diptych import log
 from diptych.devices import get_device
 from diptych.errors import ConfigError
+from diptych.files import StrPath
 from diptych.models import ModelConfig, ModelNeeds, TwoTower, create_model, model_config
 from diptych.weights._assemble import BUFFERS, pixel_statistics
 from diptych.weights._catalog import HUB
@@ -23,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, 
 
 
 def load(
-    source: str | Path,
+    source: StrPath,
     *,
     model: str = "",
     device: str | torch.device = "cpu",
@@ -48,7 +50,7 @@ def load(
     return _moved(loaded, get_device(device).torch_device).eval()
 
 
-def create(model: str | ModelConfig, pretrained: str = "", needs: ModelNeeds | None = None) -> TwoTower:
+def create(model: str | ModelConfig, pretrained: StrPath = "", needs: ModelNeeds | None = None) -> TwoTower:
     """A model to train, in fp32 on the CPU: an architecture with random weights, or with those of ``pretrained``.
 
     ``pretrained`` is what ``load`` takes; position tables are resized to the architecture's sizes. ``needs`` is what a loss
@@ -64,7 +66,7 @@ def create(model: str | ModelConfig, pretrained: str = "", needs: ModelNeeds | N
     return converted(model_in_file, torch.float32).train()
 
 
-def _located(source: str | Path, model: str) -> Location:
+def _located(source: StrPath, model: str) -> Location:
     """Where the weights are; what there is to say of the choice is said."""
     location = locate(source, model)
     for remark in location.remarks:
@@ -72,9 +74,9 @@ def _located(source: str | Path, model: str) -> Location:
     return location
 
 
-def is_source(model: str) -> bool:
+def is_source(model: StrPath) -> bool:
     """Whether ``--model`` names a folder or repository in place of a preset."""
-    return model.startswith((LOCAL, HUB))
+    return os.fspath(model).startswith((LOCAL, HUB))
 
 
 def requested_config(model: str) -> ModelConfig:
@@ -92,12 +94,13 @@ def requested_config(model: str) -> ModelConfig:
         raise
 
 
-def choose(model: str, pretrained: str, default: str = DEFAULT_MODEL) -> tuple[ModelConfig, str]:
+def choose(model: str, pretrained: StrPath, default: str = DEFAULT_MODEL) -> tuple[ModelConfig, str]:
     """The architecture and the weights that ``--model`` and ``--pretrained`` mean together.
 
     Without a model the architecture is the weights' own; without weights too it is ``default``. ``local-dir:FOLDER`` and
     ``hf-hub:OWNER/NAME`` as the model bring their weights, as in open_clip, unless others are given; that is said.
     """
+    pretrained = os.fspath(pretrained)
     if is_source(model):
         if not pretrained:
             log.info(f"--model {model}: its architecture and its weights; --pretrained takes others.")

@@ -5,9 +5,11 @@ A path always wins over a name. What the file holds is for ``_open``, but for th
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
+from diptych.files import StrPath
 from diptych.models import ModelConfig, model_config
 from diptych.weights._adapter import base_of, is_adapter
 from diptych.weights._base import Description
@@ -30,21 +32,21 @@ class Location(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def split_source(source: str | Path) -> tuple[str, str]:
+def split_source(source: StrPath) -> tuple[str, str]:
     """A source without ``local-dir:``, and what stands after ``#``: ``FILE#ema`` is (FILE, ema). A path with a # is a path."""
-    plain = str(source).removeprefix(LOCAL)
+    plain = os.fspath(source).removeprefix(LOCAL)
     name, mark, which = plain.rpartition("#")
     return (name, which) if mark and name and not Path(plain).expanduser().exists() else (plain, "")
 
 
-def locate(source: str | Path, model: str = "") -> Location:
+def locate(source: StrPath, model: str = "") -> Location:
     """The weight file of ``source``, fetched if it has to be; ``model`` completes a tag.
 
     Raises WeightsError when nothing is known under that name.
     """
     name, which = split_source(source)
     path = Path(name).expanduser()
-    if path.exists() or str(source).startswith(LOCAL):
+    if path.exists() or os.fspath(source).startswith(LOCAL):
         choice = weight_file(path)
         return Location(choice.path, _known_zoo_folder(path), which, choice.remarks)
     entry = entry_for(name, model)
@@ -65,19 +67,19 @@ def _known_zoo_folder(path: Path) -> Description | None:
     return None if entry is None else entry.description
 
 
-def config_at(source: str | Path, model: str = "") -> ModelConfig:
+def config_at(source: StrPath, model: str = "") -> ModelConfig:
     """The architecture of a path, a name of the catalog or hub, or a preset's. Raises ConfigError, WeightsError."""
     name, which = split_source(source)
     entry = None if Path(name).expanduser().exists() else entry_for(name, model)
     if entry is not None:
         return entry.config
-    if Path(name).expanduser().exists() or name.startswith(HUB) or which or str(source).startswith(LOCAL):
+    if Path(name).expanduser().exists() or name.startswith(HUB) or which or os.fspath(source).startswith(LOCAL):
         location = locate(source, model)
         return describe(read_model(location.path, location.which).stored)[1].config
     return model_config(name)
 
 
-def own_config(source: str | Path) -> ModelConfig:
+def own_config(source: StrPath) -> ModelConfig:
     """The architecture of weights, to build it by them alone. Raises WeightsError when nothing says their activation."""
     location = locate(source)
     if location.known is not None:
@@ -86,7 +88,7 @@ def own_config(source: str | Path) -> ModelConfig:
     return target_config(description, None, str(location.path))
 
 
-def vocabulary_folder(source: str | Path) -> Path | None:
+def vocabulary_folder(source: StrPath) -> Path | None:
     """The folder on this machine that holds the vocabulary of weights: beside them, or the run's of a checkpoint."""
     name, _ = split_source(source)
     path = Path(name).expanduser()
@@ -99,7 +101,7 @@ def vocabulary_folder(source: str | Path) -> Path | None:
     return next((folder for folder in folders if any((folder / known).is_file() for known in VOCABULARIES)), None)
 
 
-def vocabulary_file(source: str | Path) -> Path | None:
+def vocabulary_file(source: StrPath) -> Path | None:
     """The vocabulary beside weights, fetched for a name of the catalog or hub; None when there is none."""
     folder = vocabulary_folder(source)
     if folder is not None:

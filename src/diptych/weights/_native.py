@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError, WeightsError
-from diptych.files import replacing
+from diptych.files import StrPath, replacing
 from diptych.models import ModelConfig, TwoTower, create_model, model_config_from_dict
 from diptych.tensorfiles.read import Stored
 from diptych.weights._rename import listed
@@ -25,13 +25,13 @@ VERSION = 1
 WEIGHT_FILE = "model.safetensors"
 
 
-def save(path: Path, model: TwoTower, notes: Mapping[str, str] | None = None) -> None:
-    """Write a model's weights as ``save_state`` does."""
+def save(path: StrPath, model: TwoTower, notes: Mapping[str, str] | None = None) -> None:
+    """Write a model's weights to the file ``path`` as ``save_state`` does."""
     save_state(path, model.config, model.state_dict(), notes)
 
 
 def save_state(
-    path: Path, config: ModelConfig, state: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
+    path: StrPath, config: ModelConfig, state: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
 ) -> None:
     """Write a state dict with everything needed to use it in the file's metadata: beside ``path``, then renamed.
 
@@ -39,6 +39,7 @@ def save_state(
     Raises WeightsError, and writes nothing, when it does not: such a file could not be read back. Raises OutputError when
     the disk refuses.
     """
+    path = Path(path).expanduser()
     _check_state(path, config, state)
     metadata = {
         "layout": VERSION, "config": config.to_dict(), "tokenizer": config.text.tokenizer, "notes": dict(notes or {}),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from diptych import log
 from diptych.errors import ConfigError
+from diptych.files import StrPath
 from diptych.models import ModelConfig, model_config
 from diptych.tensorfiles.read import Stored
 from diptych.weights._base import Description, UndescribedError
@@ -42,7 +42,7 @@ class OpenClipState(NamedTuple):
     preprocess: dict[str, object] | None
 
 
-def open_clip_state(source: str | Path, model: str = "") -> OpenClipState:
+def open_clip_state(source: StrPath, model: str = "") -> OpenClipState:
     """The tensors of ``source`` (what ``load`` takes) by open_clip's names; ``model`` is the preset, where the file needs it.
 
     Raises WeightsError for what is no model, or none that open_clip has names for.

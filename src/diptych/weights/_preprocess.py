@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from diptych.image import EvalTransform, TrainTransform
+from diptych.image import AnyImage, EvalTransform, TrainTransform
 from diptych.models import ModelConfig
 
 
@@ -22,13 +21,16 @@ class Preprocess:
 
     transform: EvalTransform | TrainTransform
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """``image`` of any mode. A training transform draws its crop from torch's global random state."""
-        rgb = image.convert("RGB")
+    def __call__(self, image: AnyImage) -> Tensor:
+        """A Pillow image of any mode, a path, encoded bytes, an array [H, W, 3] or a tensor [3, H, W], as ``pixels_of`` takes it.
+
+        The pixels of a file are those that ``diptych train`` and ``diptych evaluate`` see: upright by its EXIF, transparent
+        parts white. A training transform draws its crop from torch's global random state. Raises RecordError.
+        """
         if isinstance(self.transform, EvalTransform):
-            return self.transform(rgb)
+            return self.transform(image)
         seed = int(torch.randint(2**62, ()).item())
-        return torch.from_numpy(self.transform(rgb, np.random.default_rng(seed)))
+        return torch.from_numpy(self.transform(image, np.random.default_rng(seed)))
 
 
 def eval_transform(config: ModelConfig) -> EvalTransform:
