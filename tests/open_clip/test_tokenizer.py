@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.errors import ConfigError, WeightsError
+from diptych.open_clip import _reductions
 from diptych.open_clip import tokenizer as ours
 from tests.photos import FLICKR, needs_photos
 
@@ -107,6 +109,19 @@ def test_masks_leave_out_the_tokens_that_open_clips_do(peer, mask):
         random.seed(4)
         ids.append(tokenizer(TEXTS, 9))
     assert torch.equal(*ids)
+
+
+def test_the_syntax_mask_prefers_the_words_that_open_clips_does(peer, monkeypatch):
+    tagger = types.ModuleType("nltk")  # its data cannot be had here: a stand-in that tags by the last letter
+    tagger.tokenize = types.SimpleNamespace(word_tokenize=str.split)
+    tagger.download = lambda name: True
+    tagger.pos_tag = lambda vocab: [(word, {"s": "NNS", "d": "JJ", "g": "VBG"}.get(word[-1], "DT")) for word in vocab]
+    monkeypatch.setitem(sys.modules, "nltk", tagger)
+    monkeypatch.setattr(_reductions, "_nltk", _reductions._nltk.__wrapped__)
+    texts = ["two dogs and three cats running over the red hills behind old houses", "a", "", *TEXTS[-30:]]
+    for length in (5, 9):
+        theirs, own = (module.SimpleTokenizer(reduction_mask="syntax") for module in (peer, ours))
+        assert torch.equal(own(texts, length), theirs(texts, length))
 
 
 def test_small_functions_are_open_clips(peer):

@@ -231,6 +231,8 @@ def test_mistakes_are_one_line(call):
 def test_unused_fields_are_said():
     with pytest.warns(UserWarning, match="ratio, re_prob, color_jitter"):
         ours.image_transform(32, True, aug_cfg={"ratio": (0.5, 2.0), "re_prob": 0.3, "color_jitter": 0.4})
+    with pytest.warns(UserWarning, match="for evaluation"):
+        ours.image_transform(32, False, aug_cfg={"scale": (0.5, 1.0)})
 
 
 def test_torchvision_is_not_imported():
