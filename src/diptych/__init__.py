@@ -6,7 +6,8 @@
     tokenizer = diptych.get_tokenizer("ViT-B-32")
 
 The public interface: these names stay. They are imported when they are first used, so that importing the package costs
-nothing; ``create_model_and_transforms`` and ``get_tokenizer`` take and return what open_clip's do.
+nothing. They are the library's own (images are uint8, texts run packed); code that was written for open_clip wants
+``from diptych import open_clip``.
 """
 
 from __future__ import annotations

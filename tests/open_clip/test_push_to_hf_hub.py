@@ -14,7 +14,8 @@ from diptych.open_clip import factory
 from diptych.open_clip.tokenizer import SimpleTokenizer
 from tests.open_clip._hub import running_hub
 
-ours = importlib.import_module("diptych.open_clip.push_to_hf_hub")  # the package has a function of that name
+# A function of the package has the module's name, in open_clip too.
+ours = importlib.import_module("diptych.open_clip.push_to_hf_hub")
 NAME = "tiny-test"
 CARD = {
     "tags": ["clip", "zero-shot"],
@@ -89,10 +90,12 @@ def test_a_card_is_a_header_and_sections():
 PUSH = """
 import json, sys
 from diptych import open_clip
-model = open_clip.create_model("tiny-test", pretrained=sys.argv[1])
+import importlib
+from diptych.open_clip import factory
+p = importlib.import_module('diptych.open_clip.push_to_hf_hub')
+model = factory.create_model("tiny-test", pretrained=sys.argv[1])
 card = json.loads(sys.argv[2])
-config = open_clip.factory.get_model_config("tiny-test")
-info = open_clip.push_to_hf_hub(model, open_clip.get_tokenizer("tiny-test"), config, "someone/x",
+info = p.push_to_hf_hub(model, factory.get_tokenizer("tiny-test"), factory.get_model_config("tiny-test"), "someone/x",
     commit_message="First", token="hf_secret", model_card=card)
 print(info.commit_url if hasattr(info, "commit_url") else info)
 """
