@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DiptychError
 from diptych.open_clip import tokenizer as ours
 
 TEXTS = ["a photo of a Cat!", "", "dog " * 30, "  photo   &amp; cat "]
@@ -70,3 +70,13 @@ def test_mistakes_are_one_line(folder, monkeypatch):
     for make in (ours.HFTokenizer, ours.SigLipTokenizer):
         with pytest.raises(ConfigError, match="pip install transformers"):
             make(folder)
+
+
+def test_a_tokenizer_that_cannot_be_opened_is_one_line(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "empty").mkdir()
+    for make, path in ((ours.HFTokenizer, tmp_path / "empty"), (ours.SigLipTokenizer, tmp_path / "spiece.model")):
+        with pytest.raises(DiptychError) as caught:
+            make(str(path))
+        assert path.name in caught.value.line
+        assert "\n" not in str(caught.value)

@@ -5,6 +5,8 @@ import gzip
 import json
 import pickle
 import random
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.errors import ConfigError, WeightsError
+from diptych.open_clip import _reductions
 from diptych.open_clip import tokenizer as ours
 from tests.photos import FLICKR, needs_photos
 
@@ -108,6 +111,19 @@ def test_masks_leave_out_the_tokens_that_open_clips_do(peer, mask):
     assert torch.equal(*ids)
 
 
+def test_the_syntax_mask_prefers_the_words_that_open_clips_does(peer, monkeypatch):
+    tagger = types.ModuleType("nltk")  # its data cannot be had here: a stand-in that tags by the last letter
+    tagger.tokenize = types.SimpleNamespace(word_tokenize=str.split)
+    tagger.download = lambda name: True
+    tagger.pos_tag = lambda vocab: [(word, {"s": "NNS", "d": "JJ", "g": "VBG"}.get(word[-1], "DT")) for word in vocab]
+    monkeypatch.setitem(sys.modules, "nltk", tagger)
+    monkeypatch.setattr(_reductions, "_nltk", _reductions._nltk.__wrapped__)
+    texts = ["two dogs and three cats running over the red hills behind old houses", "a", "", *TEXTS[-30:]]
+    for length in (5, 9):
+        theirs, own = (module.SimpleTokenizer(reduction_mask="syntax") for module in (peer, ours))
+        assert torch.equal(own(texts, length), theirs(texts, length))
+
+
 def test_small_functions_are_open_clips(peer):
     for name in ("lower", "whitespace", "canonicalize"):
         mine, other = ours.get_clean_fn(name), peer.tokenizer.get_clean_fn(name)
@@ -197,3 +213,23 @@ def test_a_file_of_merges_that_is_none_is_said(tmp_path):
     for path in (plain, wrong):
         with pytest.raises(ConfigError, match=path.name):
             ours.SimpleTokenizer(str(path))
+
+
+def test_the_mask_that_needs_taggers_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    with pytest.raises(ConfigError, match="pip install nltk"):
+        ours.SimpleTokenizer(reduction_mask="syntax")("a photo")
+
+
+def test_masks_keep_order_and_length():
+    ids = ours.SimpleTokenizer(context_length=9).encode("one two three four five six seven eight nine ten")
+    for mask in ("simple", "random", "shuffle"):
+        row = ours.SimpleTokenizer(reduction_mask=mask, context_length=9)(
+            "one two three four five six seven eight nine ten"
+        )[0]
+        chosen = [ids.index(number) for number in row.tolist()[1:-1]]
+        assert (row[0], row[-1], len(set(chosen))) == (49406, 49407, 7)
+        if mask != "shuffle":
+            assert chosen == sorted(chosen)
+        if mask == "simple":
+            assert chosen == list(range(chosen[0], chosen[0] + 7))

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from diptych.errors import ConfigError
+from diptych.image import EvalTransform
 from diptych.open_clip import transform as ours
-from diptych.open_clip.constants import INCEPTION_MEAN, INCEPTION_STD
+from diptych.open_clip.constants import INCEPTION_MEAN, INCEPTION_STD, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from tests.photos import needs_photos, some_photos
 
 MODES = ["RGB", "L", "LA", "RGBA", "P", "CMYK", "I;16", "1", "I", "F", "YCbCr"]
@@ -110,6 +111,29 @@ def test_a_seed_gives_the_same_training_image_as_in_open_clip(peer, augmentation
         assert all(torch.equal(a, b) for a, b in zip(*images, strict=True))
 
 
+@pytest.mark.parametrize(
+    "values", [(0.4, 0.3, 0.5, 0.2), (0, 0, 0, 0.5), (0.9, 0, 0, 0), ((0.1, 2), (0.5, 3), (0, 4), (-0.1, 0.3))]
+)
+def test_colors_of_tensors_and_images_are_torchvisions(peer, values):
+    import torchvision.transforms as theirs
+
+    floats = torch.rand(2, 3, 9, 11, generator=torch.Generator().manual_seed(2))
+    floats[0, :, :3] = floats[0, :1, :3]  # gray
+    floats[0, :, 3] = 0
+    floats[0, :2, 4] = 1
+    images = [floats, floats[0], (floats * 255).byte(), floats[:, :1], floats.double()]
+    images += [image_of(mode, (12, 9)) for mode in ("RGB", "L", "YCbCr")]
+    for image in images:
+        results = []
+        for module in (theirs, ours):
+            torch.manual_seed(8)
+            jitter, gray = module.ColorJitter(*values), module.Grayscale(3)
+            results.append([jitter(image) for _ in range(6)] + [gray(image)])
+        for expected, given in zip(*results, strict=True):
+            assert type(given) is type(expected)
+            assert np.array_equal(np.asarray(given), np.asarray(expected))
+
+
 def test_attributes_and_prints_are_open_clips(peer):
     for is_train in (False, True):
         for recipe in RECIPES:
@@ -168,6 +192,17 @@ def test_a_list_of_callables_ends_in_a_normalized_float():
     assert torch.equal(pickle.loads(pickle.dumps(preprocess))(image), step_by_step)
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+def test_evaluation_is_the_librarys_own_normalized(mode, size):
+    for kernel in ("bicubic", "bilinear"):
+        image = image_of("RGB", size)
+        pixels = EvalTransform(32, mode, kernel)(image).float() / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+        own = ours.image_transform(32, is_train=False, resize_mode=mode, interpolation=kernel)
+        assert torch.equal(own(image), (pixels - mean) / std)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -181,6 +216,9 @@ def test_a_list_of_callables_ends_in_a_normalized_float():
         lambda: ours.Normalize((0.5,) * 3, (0.5,) * 3)(torch.zeros(3, 2, 2, dtype=torch.uint8)),
         lambda: ours.Resize((1, 2, 3)),
         lambda: ours.ColorJitter(brightness=-1),
+        lambda: ours.ColorJitter(hue=0.6),
+        lambda: ours.ColorJitter(0.5)(torch.zeros(3, 2, 2, dtype=torch.int32)),
+        lambda: ours.ColorJitter(0.5)(np.zeros((2, 2, 3))),
         lambda: ours.gray_scale(1.5),
     ],
 )
@@ -193,6 +231,8 @@ def test_mistakes_are_one_line(call):
 def test_unused_fields_are_said():
     with pytest.warns(UserWarning, match="ratio, re_prob, color_jitter"):
         ours.image_transform(32, True, aug_cfg={"ratio": (0.5, 2.0), "re_prob": 0.3, "color_jitter": 0.4})
+    with pytest.warns(UserWarning, match="for evaluation"):
+        ours.image_transform(32, False, aug_cfg={"scale": (0.5, 1.0)})
 
 
 def test_torchvision_is_not_imported():

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from numbers import Number
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 from torch import Tensor, nn
 
+from diptych.open_clip._colors import changed, gray
 from diptych.open_clip._errors import InvalidError
 from diptych.open_clip._pixels import (
     InterpolationMode,
@@ -28,6 +28,7 @@ from diptych.open_clip._pixels import (
 )
 
 Range = tuple[float, float]
+CHANGES = ("brightness", "contrast", "saturation", "hue")
 
 
 def _uniform(low: Any, high: Any) -> float:
@@ -111,17 +112,16 @@ class ColorJitter(nn.Module):
         return order, drawn[0], drawn[1], drawn[2], drawn[3]
 
     def forward(self, img: Any) -> Any:
-        """PIL image -> PIL image."""
+        """PIL image, or tensor [..., 1 or 3, H, W] of uint8 or of floats from 0 to 1 -> the same type."""
         order, *factors = self.get_params(self.brightness, self.contrast, self.saturation, self.hue)
         for number in order.tolist():
             factor = factors[number]
             if factor is not None:
-                img = _changed(img, number, factor)
+                img = changed(img, CHANGES[number], factor)
         return img
 
     def __repr__(self) -> str:
-        names = ("brightness", "contrast", "saturation", "hue")
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)}' for name in CHANGES)})"
 
 
 def _factors(name: str, value: Any) -> Range | None:
@@ -147,22 +147,6 @@ def _range(name: str, value: Any, bounds: Range, neutral: float) -> Range | None
     return None if low == high == neutral else (low, high)
 
 
-def _changed(img: Any, number: int, factor: float) -> Any:
-    if not isinstance(img, Image.Image):
-        raise InvalidTypeError(
-            f"{type(img).__name__} was given; colors are changed in PIL images, before MaybeToTensor."
-        )
-    if number < 3:
-        enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[number]
-        return enhancer(img).enhance(factor)
-    if img.mode in {"L", "1", "I", "F"}:
-        return img  # without color there is no hue
-    hue, saturation, value = img.convert("HSV").split()
-    # A full turn is 256 steps that wrap around; the number of steps is cut towards zero.
-    turned = np.asarray(hue) + np.int32(factor * 255).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert(img.mode)
-
-
 class Grayscale(nn.Module):
     """Luma of an image: one channel, or three that are equal."""
 
@@ -175,16 +159,12 @@ class Grayscale(nn.Module):
         if self.num_output_channels not in (1, 3):
             raise InvalidError(f"num_output_channels {self.num_output_channels} was given; expected 1 or 3.")
         if isinstance(img, Image.Image):
-            luma = img.convert("L")
-            return luma if self.num_output_channels == 1 else Image.merge("RGB", (luma, luma, luma))
+            channel = img.convert("L")
+            return channel if self.num_output_channels == 1 else Image.merge("RGB", (channel,) * 3)
         if not isinstance(img, Tensor) or img.ndim < 3 or img.shape[-3] not in (1, 3):
             raise InvalidTypeError("Grayscale takes a PIL image or a tensor [..., 1 or 3 channels, height, width].")
-        gray = img.clone()
-        if img.shape[-3] == 3:
-            red, green, blue = img.unbind(dim=-3)
-            # ITU-R BT.601's weights, to the digits that torchvision uses.
-            gray = (0.2989 * red + 0.587 * green + 0.114 * blue).to(img.dtype).unsqueeze(-3)
-        return gray.expand(img.shape) if self.num_output_channels == 3 else gray
+        luma = gray(img)
+        return luma.expand(img.shape) if self.num_output_channels == 3 else luma
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_output_channels={self.num_output_channels})"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.open_clip._cleaning import clean_canonicalize, get_clean_fn
-from diptych.open_clip._errors import InvalidError
+from diptych.open_clip._errors import InvalidError, MissingError
 
 DEFAULT_CONTEXT_LENGTH = 77
 
@@ -67,7 +67,11 @@ class HFTokenizer:
         self.context_length, self.strip_sep_token = context_length, strip_sep_token
         self.clean_fn = get_clean_fn(clean)
         automatic = _transformers().AutoTokenizer
-        self.tokenizer = automatic.from_pretrained(tokenizer_name, cache_dir=cache_dir, **kwargs)
+        try:
+            self.tokenizer = automatic.from_pretrained(tokenizer_name, cache_dir=cache_dir, **kwargs)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise MissingError(f"{tokenizer_name}: transformers could not open this tokenizer ({reason}).") from error
         setter = getattr(self.tokenizer, "set_src_lang_special_tokens", None)
         if callable(setter):
             self.set_lang_fn = setter
@@ -131,9 +135,9 @@ class SigLipTokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "sentencepiece.model"
                 path.write_bytes(_download(self.VOCAB_FILES[tokenizer_name]))
-                self.tokenizer = make(str(path), legacy=False)
+                self.tokenizer = _opened(make, str(path))
         else:
-            self.tokenizer = make(tokenizer_name, legacy=False)
+            self.tokenizer = _opened(make, tokenizer_name)
         self.tokenizer.pad_token_id = 0 if gemma else 1
         self.tokenizer.eos_token_id = 1
         self.context_length = context_length
@@ -146,6 +150,17 @@ class SigLipTokenizer:
         """int64 [texts, context_length]."""
         length = _length(context_length, self.context_length)
         return _padded(self.tokenizer, [clean_canonicalize(text) for text in _texts(texts)], length)
+
+
+def _opened(make: Any, path: str) -> Any:
+    try:
+        return make(path, legacy=False)
+    except (TypeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path}: this release of transformers cannot open the vocabulary ({reason}); Diptych's own tokenizer does:"
+            " diptych.text.get_tokenizer('siglip', 64, PATH)."
+        ) from error
 
 
 def _download(address: str) -> bytes:

@@ -193,6 +193,10 @@ def image_transform(
     if is_train:
         steps = _training_steps(image_size, aug_cfg or AugmentationCfg())
         return Compose([*steps, MaybeToTensor(), Normalize(means, stds)])
+    if aug_cfg is not None:
+        warnings.warn(
+            "aug_cfg was given for evaluation, which changes no image; it is for is_train=True.", stacklevel=2
+        )
     mode = InterpolationMode.BILINEAR if kernel == "bilinear" else InterpolationMode.BICUBIC
     steps = _evaluation_steps(image_size, fit, mode, fill_color)
     return Compose([*steps, MaybeConvertMode(), MaybeToTensor(), Normalize(means, stds)])
