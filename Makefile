@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 PEERS ?= .venv-peers
 DATA ?= ../shared/data
 
-.PHONY: demo test test-all mutants check lint docs bench clean
+.PHONY: demo test test-peers test-all mutants check lint docs bench clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,8 +63,12 @@ check: lint test docs
 $(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast]' -r benchmarks/peers.txt
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0 clip-benchmark==1.6.2 all-clip==1.3.0 torchmetrics==1.9.0
 	@touch $@
+
+# The package open_clip beside the real one, in the peers' environment: names, models, tokens, pixels, losses, and programs that use it.
+test-peers: $(PEERS)/installed
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -n auto --dist loadfile tests/open_clip
 
 # C1 to C10 against the peers, about ten minutes; DATA is a folder with flickr8k/.
 bench: $(PEERS)/installed
