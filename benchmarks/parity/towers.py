@@ -96,6 +96,10 @@ def table(rows: list[dict[str, object]]) -> str:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--page"]:  # from what was measured last
+        result = json.loads((ROOT / "benchmarks" / "results" / "parity.json").read_text(encoding="utf-8"))
+        write(result["rows"], result)
+        return
     base = sys.argv[1] if len(sys.argv) > 1 else None
     rows = []
     for name in MODELS:
@@ -103,15 +107,32 @@ def main() -> None:
             rows.append(compared(name, Path(folder)))
         print(json.dumps(rows[-1]), flush=True)
     result = {"rows": rows, "machine": machine("torch", "open_clip_torch", "timm", "safetensors")}
+    write(rows, result)
+
+
+def write(rows: list[dict[str, object]], result: dict[str, object]) -> None:
+    """The raw results and the page."""
     (ROOT / "benchmarks" / "results" / "parity.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     page = [
         "# Parity with open_clip", "",
         "Written by `benchmarks/parity/towers.py`: open_clip's own models with random weights, saved as its users save them, "
         "opened by `diptych.load`; unit features of the same images and texts, fp32. The last column is the other way round: "
         "open_clip opens what `diptych convert --to openclip` wrote from them.", "",
-        table(rows), "", f"Versions: {json.dumps(result['machine']['versions'])}.", "",
+        table(rows), "", f"Versions: {json.dumps(result['machine']['versions'])}.", "", *drop_in_section(),
     ]  # fmt: skip
     (ROOT / "docs" / "parity.md").write_text("\n".join(page), encoding="utf-8")
+
+
+def drop_in_section() -> list[str]:
+    """What ``drop_in.py`` measured last."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "drop_in.json").read_text(encoding="utf-8"))
+    rows = [{key: f"{value:.2f}x" if "speed" in key else value for key, value in row.items()} for row in result["rows"]]
+    return [
+        "## The package open_clip", "",
+        "Written by `benchmarks/parity/drop_in.py`: the same weights in `diptych.open_clip` and in open_clip; unit features, "
+        f"fp32, and how much faster the same call is here (load at the end: {result['machine']['load_average'][0]:.1f}).", "",
+        table(rows), "",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
