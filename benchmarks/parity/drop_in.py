@@ -1,4 +1,4 @@
-"""The package diptych.open_clip against the real open_clip, on its random weights: features, state dicts, speed of the same calls.
+"""The package diptych.open_clip against the real open_clip, on its random weights: features, state dicts, speed of equal calls.
 
     .venv-peers/bin/python benchmarks/parity/drop_in.py        (environment: benchmarks/peers.txt)
 
