@@ -133,7 +133,7 @@ GIVEN = {
 def test_every_option_is_used_by_some_format_and_every_format_says_which():
     fields = {field.name for field in dataclasses.fields(SourceOptions)} - {"dataset_type"}
     assert fields == set(GIVEN)
-    assert {name for kind in SOURCES.names() for name in SOURCES.get(kind).uses} == fields
+    assert {name for kind in FORMATS for name in SOURCES.get(kind).uses} == fields
 
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))
