@@ -241,5 +241,7 @@ def test_a_name_that_stands_twice_loses_no_record(tmp_path):
         opened(tmp_path / "t.json", f'{{"data": [{row}], "data": [{row}]}}')
     with pytest.raises(SourceError, match=r"c\.json, line 1: not valid JSON \(expected a name in quotes and a colon"):
         opened(tmp_path / "c.json", '{"a.jpg" "one dog"}')
+    with pytest.raises(SourceError, match=r"e\.json, line 2: not valid JSON \('\[\]' after the end of the array\)"):
+        opened(tmp_path / "e.json", f"[{row}]\n[]")
     with pytest.raises(SourceError, match=r"x\.json: begins with"):
         opened(tmp_path / "x.json", 'callback({"a.jpg": "one dog"})')

@@ -20,7 +20,7 @@ from diptych.data._open import _format_of
 from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import open_labeled
 
-from .world import FORMATS, write_images
+from .world import FORMATS, image_bytes, write_images
 
 
 def test_every_format_declares_a_priority_and_an_example():
@@ -133,7 +133,7 @@ GIVEN = {
 def test_every_option_is_used_by_some_format_and_every_format_says_which():
     fields = {field.name for field in dataclasses.fields(SourceOptions)} - {"dataset_type"}
     assert fields == set(GIVEN)
-    assert {name for kind in SOURCES.names() for name in SOURCES.get(kind).uses} == fields
+    assert {name for kind in FORMATS for name in SOURCES.get(kind).uses} == fields
 
 
 @pytest.mark.parametrize("kind", sorted(FORMATS))
@@ -158,3 +158,24 @@ def test_one_source_that_uses_an_option_is_enough(tmp_path):
         check_options([Opened(folder, columns)])
     with pytest.raises(ConfigError, match="--val-image-root y: of no use"):
         check_options([Opened(table, columns), Opened(folder, SourceOptions(image_root="y"), "--val-image-root")])
+
+
+def test_the_type_of_pairs_does_not_change_what_labeled_images_are(tmp_path, said):
+    for name in ("bee", "ant"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        (tmp_path / "classes" / name / "0.png").write_bytes(image_bytes(0))
+    (tmp_path / "list.csv").write_text("image,label\nclasses/bee/0.png,1\n")
+    (tmp_path / "list.data").write_text("image,label\nclasses/bee/0.png,1\n")
+    pairs = SourceOptions(dataset_type="webdataset")
+    assert open_labeled(str(tmp_path / "classes"), pairs).classes == ("ant", "bee")
+    assert len(open_labeled(str(tmp_path / "list.csv"), pairs)) == 1
+    assert sum("is read as what it is; --dataset-type webdataset is for pairs" in line for line in said) == 2
+    assert len(open_labeled(str(tmp_path / "list.data"), SourceOptions(dataset_type="csv"))) == 1
+    with pytest.raises(SourceError, match="no such file"):
+        open_labeled(str(tmp_path / "none"), pairs)
+    with pytest.raises(
+        SourceError,
+        match=r"not a readable tar .*--dataset-type webdataset was given; without it, this is read as csv\.",
+    ):
+        open_source(str(tmp_path / "list.csv"), options=pairs)
+    assert open_labeled(str(tmp_path / "classes"), SourceOptions(dataset_type="folder")).classes == ("ant", "bee")

@@ -4,7 +4,7 @@ A new format adds a function ``write_NAME(folder) -> spec`` here and a line to `
 ``src/diptych/data`` registers. It writes ``COUNT`` records in order: the image of record n is ``image_bytes(n)``, its caption
 ``caption(n)``. The contract tests of ``test_sources.py``, ``test_mixing.py`` and ``test_open.py`` then run over it: opening by
 its name and by --dataset-type, equal records and batches in every format, other ranks and loader processes, resuming anywhere.
-Its class also declares ``priority`` and ``example`` (``data/_base.py``).
+Its class also declares ``priority``, ``example`` and ``uses`` (``data/_base.py``).
 """
 
 import base64

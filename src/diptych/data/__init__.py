@@ -12,7 +12,15 @@ from diptych.data._columns import OWN_GROUP, OWN_KEY
 from diptych.data._fingerprint import fingerprint, spread
 from diptych.data._left_out import check_left_out, say_left_out
 from diptych.data._loader import Loader, TruncationStats
-from diptych.data._open import TRAIN_SPLITS, VALIDATION_SPLITS, ConcatSource, known_data, open_source, open_split
+from diptych.data._open import (
+    TRAIN_SPLITS,
+    VALIDATION_SPLITS,
+    ConcatSource,
+    known_data,
+    open_source,
+    open_split,
+    own_type,
+)
 from diptych.data._order import ORDER_VERSION, Mixture, draw, permute
 from diptych.data._prepare import PRECOMPUTED_FEATURES, Prepare, build_prepare, image_id
 from diptych.data._steps import START, LoaderOptions, Position
@@ -51,6 +59,7 @@ __all__ = [
     "known_data",
     "open_source",
     "open_split",
+    "own_type",
     "permute",
     "say_left_out",
     "spread",

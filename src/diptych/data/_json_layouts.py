@@ -34,6 +34,9 @@ def items_of(text: str, path: Path) -> tuple[Iterator[Any], str]:
     """The items, and what is said of the layout ("" for a plain one). Raises SourceError naming ``path``."""
     start = _skipped(text, 0)
     if text[start : start + 1] == "[":
+        inside = _skipped(text, start + 1)
+        if text[inside : inside + 1] == "{":  # decoded once; of other arrays, there may be one after the other
+            return map(_plain, _array(text, start, path, whole=True)), ""
         end = _end(text, start, path)
         if end == len(text):
             return map(_plain, _array(text, start, path)), ""
@@ -187,13 +190,18 @@ def _members(text: str, position: int, path: Path) -> tuple[list[tuple[str, Memb
     return members, _skipped(text, position + 1)
 
 
-def _array(text: str, position: int, path: Path) -> Iterator[Any]:
-    """The items of the array that begins at ``position``."""
+def _array(text: str, position: int, path: Path, whole: bool = False) -> Iterator[Any]:
+    """The items of the array that begins at ``position``. Raises SourceError where it is not the ``whole`` text."""
     position = _skipped(text, position + 1, ",")
     while text[position : position + 1] != "]":
         item, position = _decoded(text, position, path)
         position = _skipped(text, position, ",")
         yield item
+    if whole and (rest := _skipped(text, position + 1)) < len(text):
+        line = text.count("\n", 0, rest) + 1
+        raise SourceError(
+            f"{path}, line {line}: not valid JSON ({text[rest : rest + 20]!r} after the end of the array)."
+        )
 
 
 def _end(text: str, position: int, path: Path) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -107,8 +108,17 @@ def _open_part_split(spec: str, split: str, preferred: tuple[str, ...], options:
 
 
 def _open_part(spec: str, split: str, options: SourceOptions) -> Source:
-    known = options.dataset_type != "auto"
-    source = (SOURCES.get(options.dataset_type) if known else _format_of(spec)).open(spec, split, options)
+    asked = options.dataset_type
+    form = _format_of(spec) if asked == "auto" else SOURCES.get(asked)
+    try:
+        source = form.open(spec, split, options)
+    except SourceError as error:
+        if asked == "auto" or not os.path.exists(spec) or not _is_recognized(spec) or _format_of(spec) is form:
+            raise
+        own = next(name for name in SOURCES.names() if SOURCES.get(name) is _format_of(spec))
+        raise SourceError(
+            f"{error.line} --dataset-type {asked} was given; without it, this is read as {own}."
+        ) from error
     if not hasattr(source, "left_out"):  # a format from outside that was written before this was asked for
         vars(source)["left_out"] = ()
     if len(source) == 0:
@@ -116,6 +126,27 @@ def _open_part(spec: str, split: str, options: SourceOptions) -> Source:
         raise SourceError(f"{spec}: holds no record that can be used.{why}")
     say_left_out(spec, len(source), source.left_out)
     return source
+
+
+def own_type(spec: str, options: SourceOptions) -> SourceOptions:
+    """The options without ``dataset_type`` where the data shows by itself what it is; that is logged.
+
+    For labeled images: open_clip's --dataset-type names the format of pairs, and class folders stand beside them. Where a
+    name says nothing, or a folder is to be read as one, the type stays.
+    """
+    asked = options.dataset_type
+    if asked == "auto" or (asked == "folder" and os.path.isdir(spec)) or not all(map(_is_recognized, _parts(spec))):
+        return options
+    if os.path.exists(spec) and SOURCES.get(asked) is not _format_of(spec):
+        log.info(f"{spec}: is read as what it is; --dataset-type {asked} is for pairs")
+    return replace(options, dataset_type="auto")
+
+
+def _is_recognized(spec: str) -> bool:
+    matching = [item for item in _formats(tuple(SOURCES.names())) if item.matches(spec)]
+    return (
+        sum(item.priority == matching[0].priority for item in matching) == 1 if matching else not os.path.exists(spec)
+    )
 
 
 def _format_of(spec: str) -> type[Format]:

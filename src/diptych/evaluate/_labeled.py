@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych import log
-from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, open_split
+from diptych.data import VALIDATION_SPLITS, Source, SourceOptions, open_split, own_type
 from diptych.evaluate._class_names import joined_names
 from diptych.evaluate._decode import Records
 from diptych.evaluate._prompts import load_templates
@@ -98,7 +98,8 @@ def open_labeled(
     """
     spec = os.fspath(spec)
     folder = class_folder(spec)
-    source = open_split(folder.images, "", preferred, options or SourceOptions(), "the path of its folder or file")
+    chosen = own_type(folder.images, options or SourceOptions())
+    source = open_split(folder.images, "", preferred, chosen, "the path of its folder or file")
     opened = LabeledImages(source, labels or folder.labels, templates or folder.templates)
     beside = [path for path, given in ((folder.labels, labels), (folder.templates, templates)) if path and not given]
     if beside:
