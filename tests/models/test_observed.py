@@ -241,3 +241,21 @@ def test_vmap_over_a_tower_gives_the_features_of_each():
     given = pixels_of(model, 4).unflatten(0, (2, 2))
     mapped = torch.func.vmap(model.encode_image)(given)
     assert torch.allclose(mapped.flatten(0, 1), model.encode_image(given.flatten(0, 1)), atol=1e-5)
+
+
+def test_an_attention_of_somebody_else_is_called_with_every_token():
+    class Other(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, plan):
+            return self.inner(x, plan)
+
+    model = create_model("tiny-test").eval()
+    images, ids = pixels_of(model, 3), ids_of(model, 3, 7, 5)
+    expected = model.encode_image(images), model.encode_text(ids)
+    for tower in (model.image, model.text):
+        tower.layers[-1].attention = Other(tower.layers[-1].attention)
+    assert torch.allclose(model.encode_image(images), expected[0], atol=1e-6)
+    assert torch.allclose(model.encode_text(ids), expected[1], atol=1e-6)

@@ -148,3 +148,13 @@ def test_gradients_reach_pixels_that_were_cast():
     images = photo().float().requires_grad_()
     model.encode_image(images).sum().backward()
     assert images.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "given", ["a dog", [photo()[0]], photo().numpy(), None], ids=["text", "list", "array", "nothing"]
+)
+def test_what_is_no_tensor_is_one_line(given):
+    model = create_model("tiny-test")
+    for encode in (model.encode_image, model.encode_text):
+        with pytest.raises(ConfigError, match=r"^a \w+ was given; expected "):
+            encode(given)

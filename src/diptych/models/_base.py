@@ -76,6 +76,10 @@ class ImageTower(Tower):
         Pixels that were cast to another type are pixels still. Raises ConfigError for another shape, and for values that are
         neither (``_pixels``); while a graph is recorded the type alone decides.
         """
+        if not isinstance(images, Tensor):
+            raise ConfigError(
+                f"a {type(images).__name__} was given; expected images as a tensor, as preprocess gives them."
+            )
         size = self.config.vision.image_size
         if images.ndim != 4 or (not recorded() and tuple(images.shape[1:]) != (3, size, size)):
             raise ConfigError(

@@ -124,8 +124,10 @@ class Block(nn.Module):
         The last block of a tower needs nothing but its pooled tokens: their queries, and the keys and values of all. That
         leaves out about 20/24 of the block and is exact.
         """
-        if only_pooled:
+        if only_pooled and type(self.attention) is Attention:
             return self._mlp(self._attended(plan.pooled(x), self.attention(self.ln_1(x), plan, only_pooled=True)))
+        if only_pooled:  # somebody's own attention knows a plan, and gives every token
+            return self._mlp(self._attended(plan.pooled(x), plan.pooled(self.attention(self.ln_1(x), plan))))
         return self._mlp(self._attended(x, self.attention(self.ln_1(x), plan)))
 
     @torch.no_grad()

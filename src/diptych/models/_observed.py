@@ -13,6 +13,7 @@ from torch.nn.modules import module as module_internals
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+OWN = ("torch.distributed", "torch.utils.module_tracker")
 GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
@@ -35,9 +36,10 @@ def hooked(*modules: nn.Module | None) -> bool:
     """Whether a hook is registered on one of these modules or inside of them, or on all modules of the process.
 
     A ``forward`` that was put on a module itself (as accelerate's hooks do) counts too. Hooks of torch's own sharding (FSDP2
-    registers some on every block) see parameters, not shapes, and do not count.
+    registers some on every block) see parameters, and those of its counters see names: they do not count.
     """
-    if any(getattr(module_internals, name, None) for name in GLOBAL_HOOKS):
+    everywhere = (getattr(module_internals, name, None) for name in GLOBAL_HOOKS)
+    if any(hooks and not _of_torch(hooks) for hooks in everywhere):
         return True
     waiting, seen = [module for module in modules if module is not None], set()
     while waiting:
@@ -60,4 +62,4 @@ def observed(tower: nn.Module, inputs: Tensor) -> bool:
 def _of_torch(hooks: dict[int, object]) -> bool:
     # Each a bound method, a function, or a functools.partial of one.
     functions = (getattr(hook, "func", hook) for hook in hooks.values())
-    return all(str(getattr(function, "__module__", "")).startswith("torch.distributed") for function in functions)
+    return all(str(getattr(function, "__module__", "")).startswith(OWN) for function in functions)

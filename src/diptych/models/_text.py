@@ -41,6 +41,8 @@ class BlockText(TextTower):
 
     def check_ids(self, tokens: Tensor) -> None:
         """Raise ConfigError unless the ids are integers [B, 1 to the context]; not of their values while a graph is recorded."""
+        if not isinstance(tokens, Tensor):
+            raise ConfigError(f"a {type(tokens).__name__} was given; expected token ids, as the tokenizer gives them.")
         context = self.config.text.context_length
         if tokens.dtype not in (torch.int64, torch.int32):
             raise ConfigError(
