@@ -17,6 +17,8 @@ RUN_TIME = {"fast", "logs", "plots", "hub", "parquet", "remote", "siglip"}
 PACKAGE_OF = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
 # Plug-ins of accelerators come with their vendor's torch; modelscope only where DIPTYCH_MODELSCOPE asks for it.
 PLUGINS = {"torch_npu", "torch_sdaa", "intel_extension_for_pytorch", "sdaa", "modelscope"}
+# What open_clip's own interface takes from a program that has it: tokenizers of transformers, taggers, progress bars.
+PLUGINS |= {"transformers", "nltk", "tqdm"}
 
 
 def normalized(requirement: str) -> str:
