@@ -63,7 +63,8 @@ check: lint test docs
 $(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fast]' -r benchmarks/peers.txt
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0 clip-benchmark==1.6.2 all-clip==1.3.0 torchmetrics==1.9.0
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torchvision==0.29.2 timm==1.0.31 open_clip_torch==3.3.0 \
+		clip-benchmark==1.6.2 all-clip==1.3.0
 	@touch $@
 
 # The package open_clip beside the real one, in the peers' environment: names, models, tokens, pixels, losses, and programs that use it.

@@ -11,9 +11,8 @@ from diptych.open_clip import tokenizer as ours
 TEXTS = ["a photo of a Cat!", "", "dog " * 30, "  photo   &amp; cat "]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Word pieces as BERT's, with a start and an end token too."""
+def write_tokenizer(path):
+    """Word pieces as BERT's, with a start and an end token too, in the folder ``path``."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[BOS]", "[EOS]", "a", "photo", "of", "cat", "dog", "!", "&", "##s"]
@@ -26,9 +25,13 @@ def folder(tmp_path_factory):
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     special = {f"{name.lower()}_token": f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "BOS", "EOS")}
-    path = tmp_path_factory.mktemp("hf")
     transformers.PreTrainedTokenizerFast(tokenizer_object=pieces, **special).save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("hf"))
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,7 @@ class CustomResidualAttentionBlock(nn.Module):
         batch_first: bool = True,
     ) -> None:
         super().__init__()
-        if not batch_first:
-            raise ValueError("batch_first=False was given; this block takes [batch, tokens, width] only.")
+        assert batch_first, "batch_first=False was given; this block takes [batch, tokens, width] only."
         self.ln_1 = norm_layer(d_model)
         options = {"qk_norm": qk_norm, "scaled_cosine": scale_cosine_attn, "scale_heads": scale_heads}
         self.attn = Attention(d_model, n_head, **options, inner_norm=scale_attn_inner, norm_layer=norm_layer)  # type: ignore[arg-type]

@@ -19,3 +19,7 @@ class MissingError(WeightsError, FileNotFoundError):
 
 class InvalidError(ConfigError, ValueError):
     """A config that cannot be read; open_clip raises ValueError."""
+
+
+class MissingPackageError(ConfigError, ModuleNotFoundError):
+    """A package that is not installed; open_clip's import of it raises ModuleNotFoundError."""

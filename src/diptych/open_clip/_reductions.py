@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.errors import ConfigError
-from diptych.open_clip._errors import InvalidError
+from diptych.open_clip._errors import InvalidError, MissingPackageError
 
 Encode = Callable[[str], list[int]]
 
@@ -94,7 +93,9 @@ def _nltk() -> ModuleType:
     try:
         import nltk
     except ImportError as error:
-        raise ConfigError("the reduction mask 'syntax' needs the package nltk; install it: pip install nltk") from error
+        raise MissingPackageError(
+            "the reduction mask 'syntax' needs the package nltk; install it: pip install nltk"
+        ) from error
     for name in ("punkt", "averaged_perceptron_tagger"):
         nltk.download(name)
     return nltk  # type: ignore[no-any-return]

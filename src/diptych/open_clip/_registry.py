@@ -77,6 +77,8 @@ def open_clip_values(name: str) -> dict[str, Any]:
         for key, default in defaults.items():
             if table.get(key) == default:
                 del table[key]
+    for part in ("vision_cfg", "text_cfg"):
+        values[part] = values.pop(part)  # last, as in open_clip's files
     if isinstance(values["vision_cfg"]["layers"], list):
         values["vision_cfg"]["patch_size"] = None  # a ResNet has none
     return values

@@ -19,6 +19,7 @@ from diptych import log
 from diptych.files import replacing
 from diptych.models import model_config
 from diptych.open_clip._errors import MissingError, ModelError
+from diptych.open_clip._releases import first_release
 from diptych.open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from diptych.weights import catalog
 
@@ -34,8 +35,9 @@ def _listed() -> dict[str, dict[str, dict[str, Any]]]:
         if config.vision.family == "siglip":
             continue
         preprocess = entry.preprocess
+        url = entry.original or first_release(entry.architecture, _clean_tag(entry.tag))
         values: dict[str, Any] = {
-            "url": entry.original, "hf_hub": f"{entry.repo}/", "mean": preprocess.mean, "std": preprocess.std,
+            "url": url, "hf_hub": f"{entry.repo}/", "mean": preprocess.mean, "std": preprocess.std,
             "interpolation": preprocess.interpolation, "resize_mode": preprocess.resize_mode,
         }  # fmt: skip
         if config.activation == "quickgelu":
@@ -43,7 +45,8 @@ def _listed() -> dict[str, dict[str, dict[str, Any]]]:
         names = {entry.model, entry.architecture}  # open_clip lists OpenAI's under both names
         for name in sorted(names):
             models.setdefault(name, {})[_clean_tag(entry.tag)] = values
-    return models
+    # Names with another activation stand last, as in open_clip.
+    return {name: models[name] for name in sorted(models, key=lambda name: name.endswith("-quickgelu"))}
 
 
 def _clean_tag(tag: str) -> str:

@@ -38,10 +38,9 @@ def to_4tuple(x: Any) -> Any:
     return _repeated(4, x)
 
 
-def to_ntuple(n: int, x: Any) -> Callable[[Any], Any]:
-    """A function that repeats its argument ``n`` times; ``x`` is not used, as in open_clip."""
-    del x
-    return lambda value: _repeated(n, value)
+def to_ntuple(n: int, x: Any) -> Any:
+    """``x`` repeated ``n`` times; an iterable stays as it is."""
+    return _repeated(n, x)
 
 
 def feature_take_indices(
