@@ -121,7 +121,8 @@ def test_clip_retrieval(both, weights, jit, tmp_path):
         model.eval()
         with torch.no_grad():
             images = model.encode_image(torch.stack([preprocess(picture) for picture in pictures()]))
-            return images, model.encode_text(tokenizer(CLASSES))
+            texts = model.encode_text(tokenizer(CLASSES))
+        return [rows / rows.norm(dim=-1, keepdim=True) for rows in (images, texts)]
 
     for left, right in zip(*both(run), strict=True):
         torch.testing.assert_close(right, left, rtol=0, atol=1e-6)

@@ -20,6 +20,18 @@ from diptych.open_clip._stacks import Transformer
 
 NORMS = (LayerNorm, LayerNormFp32, nn.LayerNorm)
 ACTIVATIONS = (nn.GELU, QuickGELU)
+# What the fast form does not call. Programs put functions of their own on these classes, to read or change attention.
+METHODS = {
+    (kind, name): getattr(kind, name)
+    for kind, names in (
+        (Transformer, ("forward",)),
+        (ResidualAttentionBlock, ("forward", "attention")),
+        (nn.MultiheadAttention, ("forward",)),
+        (nn.Linear, ("forward",)),
+        (nn.Module, ("__call__",)),
+    )
+    for name in names
+}
 
 
 def intact(stack: Any, *around: nn.Module | None, inputs: Tensor) -> bool:
@@ -27,6 +39,8 @@ def intact(stack: Any, *around: nn.Module | None, inputs: Tensor) -> bool:
 
     ``around`` are the tower's other modules whose inputs the fast form changes.
     """
+    if any(getattr(kind, name) is not method for (kind, name), method in METHODS.items()):
+        return False
     if type(stack) is not Transformer or not len(stack.resblocks) or not stack.batch_first:
         return False
     if traced(inputs) or hooked(stack, *around):
@@ -35,7 +49,11 @@ def intact(stack: Any, *around: nn.Module | None, inputs: Tensor) -> bool:
 
 
 def _intact_block(block: Any) -> bool:
-    if type(block) is not ResidualAttentionBlock or "forward" in block.__dict__ or hasattr(block, "ln_1_kv"):
+    if (
+        type(block) is not ResidualAttentionBlock
+        or hasattr(block, "ln_1_kv")
+        or {"forward", "attention"} & set(block.__dict__)
+    ):
         return False
     attention, mlp = block.attn, block.mlp
     if type(attention) is not nn.MultiheadAttention or type(mlp) is not nn.Sequential or len(mlp) != 3:
@@ -52,6 +70,11 @@ def _intact_block(block: Any) -> bool:
         and type(block.ls_1) in (nn.Identity, LayerScale) and type(block.ls_2) in (nn.Identity, LayerScale)
         and type(mlp[0]) is nn.Linear and type(mlp[2]) is nn.Linear and type(mlp[1]) in ACTIVATIONS
     )  # fmt: skip
+
+
+def each_token_alone(norm: nn.Module) -> bool:
+    """Whether a norm after the blocks may see only the pooled tokens; one that programs put there may mix tokens."""
+    return type(norm) in (*NORMS, nn.Identity) and "forward" not in norm.__dict__
 
 
 def run_stack(stack: Transformer, x: Tensor, plan: FullAttention | PackedCausal, only_pooled: bool) -> Tensor:
@@ -74,7 +97,8 @@ def _block(block: Any, x: Tensor, plan: FullAttention | PackedCausal, only_poole
     else:
         query, key, value = F.linear(normed, weight, bias).chunk(3, dim=-1)
         mixed = plan.attend(query, key, value, heads)
-    x = x + block.ls_1(attention.out_proj(mixed))
+    # The projection's weight and not its forward: torch's own attention does not call it either.
+    x = x + block.ls_1(F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias))
     return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
 
 

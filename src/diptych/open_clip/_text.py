@@ -7,13 +7,14 @@ traces take the full form; plain calls of causal towers that pool an end token t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.open_clip._fast import intact, packed_text
+from diptych.open_clip._fast import each_token_alone, intact, packed_text
 from diptych.open_clip._locks import lock_text_tower
 from diptych.open_clip._norms import LayerNorm
 from diptych.open_clip._stacks import Transformer
@@ -253,7 +254,7 @@ def pooled_if_packed(holder: Any, text: Tensor, pool_type: str, eos_id: int | No
     embedding, norm, positions = holder.token_embedding, holder.ln_final, holder.positional_embedding
     if pool_type not in ("argmax", "eos") or type(embedding) is not nn.Embedding or text.ndim != 2 or not text.numel():
         return None
-    if "forward" in embedding.__dict__ or "forward" in norm.__dict__ or text.shape[1] > positions.shape[0]:
+    if "forward" in embedding.__dict__ or not each_token_alone(norm) or text.shape[1] > positions.shape[0]:
         return None
     if not intact(holder.transformer, embedding, norm, inputs=text) or not _is_causal(holder.attn_mask):
         return None
@@ -262,15 +263,25 @@ def pooled_if_packed(holder: Any, text: Tensor, pool_type: str, eos_id: int | No
 
 
 def _is_causal(mask: Tensor | None) -> bool:
-    """Whether nobody exchanged the mask; its values are compared once, for they cannot change without torch counting it."""
-    if mask is None or mask.ndim != 2:
+    """Whether nobody exchanged the mask, or wrote into it.
+
+    On the CPU its values are compared each time: through ``mask.data`` or numpy they change without torch counting it. Elsewhere
+    that would wait for the device, so there they are compared once for each version.
+    """
+    if mask is None or mask.ndim != 2 or mask.shape[0] != mask.shape[1]:
         return False
-    version = (
-        -1 if mask.is_inference() else mask._version
-    )  # tensors of inference mode are not counted, and cannot be changed
+    if mask.device.type == "cpu":
+        return torch.equal(mask.float(), _causal_on_cpu(mask.shape[0]))
+    # Tensors of inference mode are not counted, and cannot be changed.
+    version = -1 if mask.is_inference() else mask._version
     known: tuple[int, bool] | None = getattr(mask, "_causal_at_version", None)
     if known is None or known[0] != version:
-        rows, columns = mask.shape
-        known = (version, rows == columns and torch.equal(mask.float().cpu(), causal_mask(rows)))
+        known = (version, torch.equal(mask.float().cpu(), _causal_on_cpu(mask.shape[0])))
         mask._causal_at_version = known  # type: ignore[attr-defined]
     return known[1]
+
+
+@lru_cache(maxsize=16)
+def _causal_on_cpu(length: int) -> Tensor:
+    with torch.device("cpu"):
+        return causal_mask(length)

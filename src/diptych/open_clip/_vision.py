@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diptych.errors import ConfigError
 from diptych.models import FullAttention
 from diptych.open_clip._attention import AttentionalPooler
-from diptych.open_clip._fast import intact, run_stack
+from diptych.open_clip._fast import each_token_alone, intact, run_stack
 from diptych.open_clip._locks import lock_groups
 from diptych.open_clip._norms import LayerNorm, PatchDropout
 from diptych.open_clip._stacks import Transformer
@@ -160,10 +160,7 @@ class VisionTransformer(nn.Module):
         return self._global_pool(self.ln_post(x))
 
     def _pools_one_token(self) -> bool:
-        norm = self.ln_post
-        plain = (
-            self.attn_pool is None and isinstance(norm, nn.LayerNorm | nn.Identity) and "forward" not in norm.__dict__
-        )
+        plain = self.attn_pool is None and each_token_alone(self.ln_post)
         return plain and self.pool_type == "tok" and not self.output_tokens
 
     def forward_intermediates(
