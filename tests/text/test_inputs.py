@@ -72,7 +72,8 @@ def test_ids_of_one_text_decode_from_any_kind_of_array():
 
 @pytest.mark.parametrize(
     "given",
-    [BPE(TEXTS), [0.5], [-1], [49408], torch.zeros(2), [[320, 1929]]], ids=["batch", "float", "negative", "unknown", "floats", "rows"],
+    [BPE(TEXTS), [0.5], [-1], [49408], torch.zeros(2), [[320, 1929]], [[1], [2, 3]], None],
+    ids=["batch", "float", "negative", "unknown", "floats", "rows", "ragged", "none"],
 )  # fmt: skip
 def test_ids_that_are_not_of_one_text_are_one_line(given):
     with pytest.raises(ConfigError, match=r"^ids [^\n]* were given; "):

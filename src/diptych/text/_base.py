@@ -51,7 +51,10 @@ def texts_of(texts: str | Iterable[str]) -> list[str]:
 
 def ids_of(ids: Sequence[int] | np.ndarray | Tensor, known: int) -> list[int]:
     """The ids of one text as a list. Raises ConfigError for several texts, and for ids outside of a vocabulary of ``known``."""
-    given = np.asarray(ids.cpu() if isinstance(ids, Tensor) else list(ids))
+    try:
+        given = np.asarray(ids.cpu() if isinstance(ids, Tensor) else list(ids))
+    except (TypeError, ValueError) as error:  # rows of several lengths; nothing to go through
+        raise ConfigError("ids that are no numbers were given; expected whole numbers of one text.") from error
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise ConfigError(
             f"ids of shape {list(given.shape)} and type {given.dtype} were given; expected whole numbers of one text."

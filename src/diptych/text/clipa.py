@@ -55,6 +55,5 @@ class Clipa(WholeContext):
 
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of the ids, without [CLS] and padding."""
-        return self._engine.decode(
-            [number for number in ids_of(ids, self.vocab_size) if number not in (self.start_id, self.pad_id)]
-        )
+        skipped = (self.start_id, self.pad_id)
+        return self._engine.decode([number for number in ids_of(ids, self.vocab_size) if number not in skipped])
