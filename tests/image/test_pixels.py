@@ -81,7 +81,8 @@ def test_arrays_of_one_image_in_many_types_are_one_image():
         COLORS.astype(np.int64), COLORS.astype(np.float32), COLORS / 255, (COLORS / 255).astype(np.float32),
         COLORS[:, ::-1][:, ::-1],
         torch.from_numpy(COLORS).permute(2, 0, 1), torch.from_numpy(COLORS).permute(2, 0, 1).float() / 255,
-        COLORS.astype(np.uint16) * 257, COLORS / 255 * 1.0001 - 5e-5, torch.from_numpy(COLORS).permute(2, 0, 1).bfloat16(), np.dstack([COLORS, np.full_like(GRAY, 255)]),
+        COLORS.astype(np.uint16) * 257, COLORS / 255 * 1.0001 - 5e-5,
+        torch.from_numpy(COLORS).permute(2, 0, 1).bfloat16(), np.dstack([COLORS, np.full_like(GRAY, 255)]),
     ):  # fmt: skip
         assert np.array_equal(pixels_of(same), COLORS)
     gray = np.dstack([GRAY] * 3)
