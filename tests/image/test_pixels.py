@@ -81,6 +81,7 @@ def test_arrays_of_one_image_in_many_types_are_one_image():
         COLORS.astype(np.int64), COLORS.astype(np.float32), COLORS / 255, (COLORS / 255).astype(np.float32),
         COLORS[:, ::-1][:, ::-1],
         torch.from_numpy(COLORS).permute(2, 0, 1), torch.from_numpy(COLORS).permute(2, 0, 1).float() / 255,
+        COLORS.astype(np.uint16) * 257, COLORS / 255 * 1.0001 - 5e-5,
         torch.from_numpy(COLORS).permute(2, 0, 1).bfloat16(), np.dstack([COLORS, np.full_like(GRAY, 255)]),
     ):  # fmt: skip
         assert np.array_equal(pixels_of(same), COLORS)
@@ -149,3 +150,22 @@ def test_random_transforms_take_any_image(transform, tmp_path):
     expected = transform(np.asarray(decode_image(tmp_path / "a.png")), np.random.default_rng(1))
     with Image.open(tmp_path / "a.png") as opened:
         assert np.array_equal(transform(opened, np.random.default_rng(1)), expected)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        GRAY.astype(np.float32) * 300,
+        GRAY.astype(np.float32) - 300,
+        np.full((8, 8), np.nan, np.float32),
+        GRAY.astype(np.int32) * 70000,
+    ],
+    ids=["floats over 255", "negative", "not a number", "32 bits"],
+)
+def test_gray_values_that_are_none_are_one_line_by_every_way_in(values, tmp_path):
+    """Neither white nor black without a word."""
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(RecordError, match=r"a\.tif: gray values from .* and they end at (255|65535)"):
+        decode_image(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as opened, pytest.raises(RecordError, match=r"a\.tif: gray values from "):
+        pixels_of(opened)

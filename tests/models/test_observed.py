@@ -259,3 +259,29 @@ def test_an_attention_of_somebody_else_is_called_with_every_token():
         tower.layers[-1].attention = Other(tower.layers[-1].attention)
     assert torch.allclose(model.encode_image(images), expected[0], atol=1e-6)
     assert torch.allclose(model.encode_text(ids), expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@torch.no_grad()
+def test_a_whole_model_is_exported_with_both_sizes_dynamic(model, strict):
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2, max=model.config.text.context_length)
+    given = pixels_of(model, 3), ids_of(model, 3, 7, 5, width=9)
+    program = torch.export.export(model, given, dynamic_shapes=({0: batch}, {0: batch, 1: length}), strict=strict)
+    other = pixels_of(model, 5, seed=3), ids_of(model, 3, 11, 5, 2, 4, width=12)
+    for got, expected in zip(program.module()(*other), model(*other), strict=True):
+        assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_a_compiled_model_trains():
+    model = create_model("tiny-test").train()
+    graph = torch.compile(model, backend="aot_eager", fullgraph=True)
+    given = pixels_of(model, 3), ids_of(model, 3, 7, 5)
+    gradients = []
+    for call in (graph, model):
+        model.zero_grad()
+        images, texts, scale = call(*given)
+        (scale * (images @ texts.T)).square().sum().backward()
+        gradients.append({name: item.grad.clone() for name, item in model.named_parameters()})
+    largest = max(float(item.abs().max()) for item in gradients[1].values())
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-3, atol=1e-5 * largest), name

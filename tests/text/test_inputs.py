@@ -61,3 +61,20 @@ def test_each_text_has_the_ids_that_it_has_alone(texts):
     assert rows.shape == (len(texts), 16)
     for row, text in zip(rows, texts, strict=True):
         assert torch.equal(row, BPE(text)[0])
+
+
+def test_ids_of_one_text_decode_from_any_kind_of_array():
+    row = BPE(["a dog runs"])[0]
+    for same in (row, row.numpy(), row.tolist(), row.int(), iter(row.tolist())):
+        assert BPE.decode(same) == "a dog runs"
+    assert BPE.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    "given",
+    [BPE(TEXTS), [0.5], [-1], [49408], torch.zeros(2), [[320, 1929]], [[1], [2, 3]], None],
+    ids=["batch", "float", "negative", "unknown", "floats", "rows", "ragged", "none"],
+)  # fmt: skip
+def test_ids_that_are_not_of_one_text_are_one_line(given):
+    with pytest.raises(ConfigError, match=r"^ids [^\n]* were given; "):
+        BPE.decode(given)

@@ -48,6 +48,7 @@ def class_names(
     names as files spell them (``clean_names``); a shipped list is left as it is. Classes of one name are said. Raises
     ConfigError when they do not fit, or when ``clean`` would make one name of two.
     """
+    folders = None if folders is None else texts_of(folders)
     names, shipped = joined_names(folders, labels, source)
     if clean and not shipped:
         names = clean_names(names)

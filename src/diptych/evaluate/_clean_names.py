@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from diptych.errors import ConfigError
+from diptych.text import texts_of
 
 WORDNET = re.compile(r"^(n\d{8}[-_. ]+)+(?=\S)", re.IGNORECASE)
 NUMBER = re.compile(r"^(\d+[-_. ]+)+(?=[^\W\d])")
@@ -23,6 +24,7 @@ def clean_names(names: Sequence[str]) -> tuple[str, ...]:
     capitals inside is several. A name of which nothing would be left stays. Raises ConfigError when two different names would
     become one.
     """
+    names = texts_of(names)
     cleaned = tuple(names)
     while (again := _once(cleaned)) != cleaned:
         cleaned = again

@@ -15,6 +15,7 @@ from pathlib import Path
 from diptych.errors import ConfigError
 from diptych.files import StrPath
 from diptych.registry import did_you_mean
+from diptych.text import texts_of
 
 PLACEHOLDER = re.compile(r"\{(0|c|class|classname|class_name|label)\}")
 FOLDER = Path(__file__).parent / "prompts"
@@ -35,7 +36,7 @@ def load_templates(templates: StrPath | Sequence[str]) -> tuple[str, ...]:
     if isinstance(templates, str | os.PathLike):
         where, lines = _by_name(templates)
     else:
-        where, lines = "templates", list(templates)
+        where, lines = "templates", texts_of(templates)
     lines = [PLACEHOLDER.sub("{}", line) for line in lines]
     wrong = [line for line in lines if line.count("{}") != 1]
     if wrong:

@@ -28,7 +28,12 @@ READ_ERRORS = (
     OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, EOFError, RuntimeError,
 )  # fmt: skip
 """What Pillow's readers raise on damaged files, by their documentation and by fuzzing."""
+SLACK = 1e-3  # how far resizing in floating point leaves a range
 JPEG, EXIF = b"\xff\xd8", b"Exif\0\0"
+
+
+class GrayError(ValueError):
+    """Gray values that no rule makes pixels of."""
 
 
 class Decoded(NamedTuple):
@@ -122,6 +127,8 @@ def _by_pillow(data: bytes, name: str, max_pixels: int) -> tuple[Image.Image, st
         ) from error
     except Image.DecompressionBombError as error:
         raise RecordError(name, f"larger than {max_pixels:,} pixels", "shrink it or remove it") from error
+    except GrayError as error:
+        raise RecordError(name, str(error), "write it with 8 or 16 bits, or as floats of 0 to 1") from error
     except READ_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecordError(name, f"damaged or truncated ({reason})", "download it again or remove it") from error
@@ -212,10 +219,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _gray_of_high_depth(image: Image.Image) -> Image.Image:
     # Pillow's own conversion clips at 255, which turns a 16-bit gray image white.
     values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("its gray values are not all finite")
-    if image.mode.startswith("I;16") or (image.mode == "I" and values.max(initial=0) > 255):
+    low, high = values.min(initial=0), values.max(initial=0)
+    most = 65535 if image.mode.startswith("I") else 255
+    if not (np.isfinite(low) and np.isfinite(high)) or low < -SLACK or high > most + SLACK:
+        raise GrayError(f"gray values from {low:.5g} to {high:.5g}, and they end at {most}")
+    if image.mode.startswith("I;16") or (image.mode == "I" and high > 255):
         values = values / 257
-    elif image.mode == "F" and values.max(initial=0) <= 1:
+    elif image.mode == "F" and high <= 1 + SLACK:
         values = values * 255
     return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")

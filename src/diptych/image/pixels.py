@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.errors import RecordError
-from diptych.image.decode import READ_ERRORS, decode_pixels, upright_rgb
+from diptych.image.decode import READ_ERRORS, SLACK, GrayError, decode_pixels, upright_rgb
 
 KNOWN = "a Pillow image, a path, encoded bytes, an array [H, W, 3] or a tensor [3, H, W]"
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
@@ -52,6 +52,8 @@ def _of_pillow(image: Image.Image) -> np.ndarray:
     name = str(getattr(image, "filename", "") or "image")
     try:
         return np.asarray(upright_rgb(image))
+    except GrayError as error:
+        raise RecordError(name, str(error), "give 8 or 16 bits, or floats of 0 to 1") from error
     except READ_ERRORS as error:  # a file that was opened, and is read only now
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RecordError(name, f"damaged or truncated ({reason})", "download it again or remove it") from error
@@ -71,13 +73,11 @@ def _of_array(values: np.ndarray) -> np.ndarray:
     channels = values.shape[2] if values.ndim == 3 else 1
     plane = values.reshape(*values.shape[:2], channels)
     levels = _levels(plane)
-    return _of_pillow(
-        Image.fromarray(levels[..., 0] if channels == 1 else levels, MODES[channels] if channels > 1 else None)
-    )
+    return _of_pillow(Image.fromarray(levels[..., 0] if channels == 1 else levels))
 
 
 def _levels(values: np.ndarray) -> np.ndarray:
-    """The numbers as bytes, [H, W, channels]; a gray of 16 bits stays one, for ``decode``'s rule."""
+    """The numbers as bytes, [H, W, channels]; 16 bits are scaled as ``decode`` scales a gray image's."""
     kind = values.dtype.kind
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
@@ -86,22 +86,22 @@ def _levels(values: np.ndarray) -> np.ndarray:
     if kind not in "iuf":
         raise RecordError("image", f"an array of {values.dtype} was given", "expected uint8, or floats of 0 to 1")
     low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)) or low < 0:
+    if not (np.isfinite(low) and np.isfinite(high)) or low < (-SLACK if kind == "f" else 0):
         raise _outside(values, low, high)
     if kind == "f":
         return _of_floats(values, low, high)
-    if high > 255:
-        if high > 65535 or values.shape[2] != 1:
+    # Small numbers of a 16-bit type are a dark image of 16 bits; in a wider type, only large ones can be of 16 bits.
+    if values.dtype != np.uint16 and (high <= 255 or high > 65535 or values.shape[2] != 1):
+        if high > 255:
             raise _outside(values, low, high)
-        return values.astype(np.uint16)
-    # Small numbers of a 16-bit type are a dark image of 16 bits: only the type can say so.
-    return values.astype(np.uint16 if values.dtype == np.uint16 and values.shape[2] == 1 else np.uint8)
+        return values.astype(np.uint8)
+    return np.rint(values / 257).astype(np.uint8)
 
 
 def _of_floats(values: np.ndarray, low: Any, high: Any) -> np.ndarray:
-    if high <= 1:
-        return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-    if high <= 255 and bool((values == np.rint(values)).all()):
+    if high <= 1 + SLACK:
+        return np.rint(values.clip(0, 1).astype(np.float64) * 255).astype(np.uint8)
+    if low >= 0 and high <= 255 and bool((values == np.rint(values)).all()):
         return values.astype(np.uint8)  # bytes that were cast
     raise _outside(values, low, high)
 

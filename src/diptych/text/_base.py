@@ -49,6 +49,21 @@ def texts_of(texts: str | Iterable[str]) -> list[str]:
     return given
 
 
+def ids_of(ids: Sequence[int] | np.ndarray | Tensor, known: int) -> list[int]:
+    """The ids of one text as a list. Raises ConfigError for several texts, and for ids outside of a vocabulary of ``known``."""
+    try:
+        given = np.asarray(ids.cpu() if isinstance(ids, Tensor) else list(ids))
+    except (TypeError, ValueError) as error:  # rows of several lengths; nothing to go through
+        raise ConfigError("ids that are no numbers were given; expected whole numbers of one text.") from error
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ConfigError(
+            f"ids of shape {list(given.shape)} and type {given.dtype} were given; expected whole numbers of one text."
+        )
+    if given.size and (given.min() < 0 or given.max() >= known):
+        raise ConfigError(f"ids from {given.min()} to {given.max()} were given; the vocabulary has {known:,}.")
+    return given.tolist()
+
+
 class Tokenizer:
     """The contract. A tokenizer gives the attributes, ``packed`` and ``decode``; the rest follows.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError, WeightsError
-from diptych.text._base import Tokenized, Tokenizer, texts_of
+from diptych.text._base import Tokenized, Tokenizer, ids_of, texts_of
 
 
 class Engine(NamedTuple):
@@ -90,7 +90,7 @@ class WholeContext(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of ids up to the end token."""
-        text = [int(number) for number in ids]
+        text = ids_of(ids, self.vocab_size)
         return self._engine.decode(text[: text.index(self.end_id)] if self.end_id in text else text)
 
 

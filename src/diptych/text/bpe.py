@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from diptych.text._base import TOKENIZERS, Tokenizer
+from diptych.text._base import TOKENIZERS, Tokenizer, ids_of
 from diptych.text._clean import fix_text
 from diptych.text._merges import END, START, WORD_END, byte_symbols, merged, splitter
 
@@ -100,8 +100,11 @@ class Bpe(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of ids, words apart by one space; start, end and padding are left out."""
         names, values = _inverse()
-        skipped = (self.start_id, self.end_id, self.pad_id)
-        symbols = "".join(names[number] for number in map(int, ids) if number not in skipped).replace(WORD_END, " ")
+        skipped = (self.start_id, self.end_id, self.pad_id, self.mask_id)
+        known = max(self.vocab_size, (self.mask_id or 0) + 1)
+        symbols = "".join(names[number] for number in ids_of(ids, known) if number not in skipped).replace(
+            WORD_END, " "
+        )
         spelled = bytes(values[symbol] if symbol != " " else 32 for symbol in symbols)
         return spelled.decode("utf-8", errors="replace").strip()
 

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from diptych.errors import WeightsError
-from diptych.text._base import TOKENIZERS, Tokenized
+from diptych.text._base import TOKENIZERS, Tokenized, ids_of
 from diptych.text._clean import fix_text
 from diptych.text._pieces import WholeContext
 
@@ -55,4 +55,5 @@ class Clipa(WholeContext):
 
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of the ids, without [CLS] and padding."""
-        return self._engine.decode([int(number) for number in ids if int(number) not in (self.start_id, self.pad_id)])
+        skipped = (self.start_id, self.pad_id)
+        return self._engine.decode([number for number in ids_of(ids, self.vocab_size) if number not in skipped])

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from diptych.errors import ConfigError, WeightsError
-from diptych.text._base import TOKENIZERS, Tokenizer
+from diptych.text._base import TOKENIZERS, Tokenizer, ids_of
 from diptych.text._merges import END, START
 from diptych.text._own_bpe import MERGES, VOCABULARY, is_own_bpe, own_bpe
 from diptych.text._pieces import Engine, engine
@@ -89,4 +89,4 @@ class Own(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray | Tensor) -> str:
         """The text of ids; start, end and padding are left out."""
         skipped = (self.start_id, self.end_id, self.pad_id)
-        return self._engine.decode([number for number in map(int, ids) if number not in skipped]).strip()
+        return self._engine.decode([number for number in ids_of(ids, self.vocab_size) if number not in skipped]).strip()
