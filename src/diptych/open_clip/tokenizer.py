@@ -198,7 +198,7 @@ class SimpleTokenizer:
             ends = {"sot_token_id": self.sot_token_id, "eot_token_id": self.eot_token_id}
             return self.reduction_fn(strings, context_length=length, encode_fn=self.encode, **ends)  # type: ignore[no-any-return]
         engine = self._engine()
-        if engine is not None and length >= 2 and type(self).encode is SimpleTokenizer.encode:
+        if engine is not None and length >= 3 and type(self).encode is SimpleTokenizer.encode:
             return engine(strings, length)
         return rows([self.encode(text) for text in strings], length, self.sot_token_id, self.eot_token_id)
 
