@@ -92,6 +92,19 @@ def test_loaded_models_can_be_trained(weights):
     assert not torch.allclose(before, features(model))
 
 
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+def test_a_model_does_not_depend_on_its_file(weights, tmp_path, name):
+    _, state, _ = weights
+    path, write = tmp_path / name, save_file if name.endswith("safetensors") else torch.save
+    write(state, path)
+    model, tensors = open_clip.create_model(NAME, pretrained=str(path)), open_clip.load_state_dict(str(path))
+    path.write_bytes(b"x" * path.stat().st_size)  # in place, as torch.save does
+    for loaded in (model.state_dict(), tensors):
+        assert all(torch.equal(item, loaded[name]) for name, item in state.items())
+    write(model.state_dict(), path)
+    assert all(torch.equal(item, open_clip.load_state_dict(path)[name]) for name, item in state.items())
+
+
 def test_random_weights_are_said(capsys):
     open_clip.create_model(NAME)
     assert "random" in capsys.readouterr().err

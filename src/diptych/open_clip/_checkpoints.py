@@ -44,7 +44,7 @@ def load_state_dict(
         tensors = {name.removeprefix("module."): item for name, item in tensors.items()}
     if stored.kind == "torchscript":
         tensors = {name: item for name, item in tensors.items() if name not in NO_PARAMETERS}
-    return {name: item.to(device) for name, item in tensors.items()}
+    return {name: item.to(device, copy=True) for name, item in tensors.items()}  # not mapped: see load_tensors
 
 
 def load_checkpoint(
@@ -83,10 +83,11 @@ def load_tensors(model: nn.Module, tensors: dict[str, Any], where: str, strict: 
     if any(problems.values()):
         parts = "; ".join(f"{len(names)} {what}: {', '.join(names[:4])}" for what, names in problems.items() if names)
         raise ModelError(f"{where}: the tensors do not fit the model; {parts}.")
-    # A model on the meta device takes the tensors themselves, in its own number format.
+    # A model on the meta device takes the tensors themselves, in its own number format. Copies, for what was read is mapped: a
+    # program that saves its model to the file that it came from would write over the weights that it reads.
     assign = any(item.is_meta for item in own.values())
     if assign:
-        tensors = {name: item.to(own[name].dtype) if name in own else item for name, item in tensors.items()}
+        tensors = {name: item.to(own[name].dtype, copy=True) if name in own else item for name, item in tensors.items()}
     return model.load_state_dict(tensors, strict=False, assign=assign)
 
 
