@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 
+from diptych.open_clip import _registry
+
 
 @pytest.fixture(scope="session")
 def peer():
@@ -16,3 +18,13 @@ def peer():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return peers.open_clip()
+
+
+@pytest.fixture(autouse=True)
+def no_added_configs():
+    """What a test adds to the registry is gone after it."""
+    added = _registry._added
+    before = dict(added)
+    yield
+    added.clear()
+    added.update(before)

@@ -84,6 +84,7 @@ def hub(monkeypatch, peer):
         uploads.update(private=private, exist_ok=exist_ok)
         return huggingface_hub.RepoUrl("https://huggingface.co/someone/x")
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(peer.pretrained, "hf_hub_download", download)
     theirs = {

@@ -11,19 +11,8 @@ import diptych
 from diptych import open_clip
 from diptych.errors import ConfigError, DiptychError, WeightsError
 from diptych.models import create_model as native_model
-from diptych.open_clip import _registry
 
 NAME = "tiny-test"
-
-
-@pytest.fixture(autouse=True)
-def no_added_configs():
-    """What a test adds to the registry is gone after it."""
-    added = _registry._added
-    before = dict(added)
-    yield
-    added.clear()
-    added.update(before)
 
 
 @pytest.fixture
