@@ -95,6 +95,8 @@ def test_terms_gradients_and_estimates_equal_numpy_over_epochs(dtype, tolerance,
         loss = sum(terms.losses.values())
         found_gradients = torch.autograd.grad(loss, (image, text, own.model.logit_scale))
         arrays = [item.detach().double().numpy() for item in (image, text)]
+        best = (image @ text.T).argmax(dim=1) == torch.arange(len(numbers))
+        assert float(terms.metrics["batch_accuracy"]) == pytest.approx(float(best.double().mean()))
         losses, *wanted = reference(*arrays, math.exp(own.model.logit_scale.item()), numbers, epoch)
         assert {key: item.item() for key, item in terms.losses.items()} == pytest.approx(losses, rel=tolerance)
         for one, other in zip(found_gradients, wanted, strict=True):

@@ -128,7 +128,7 @@ class FastClip(Objective):
             )
         scale = full_precision(self.model.logit_scale).exp()
         with torch.autocast(features.image.device.type, enabled=False):
-            log_g, compared = self._log_means(features, pairs, scale)
+            log_g, compared, won = self._log_means(features, pairs, scale)
             log_u = self._moved(log_g.detach(), compared, pairs)
             ratio = (log_g - torch.logaddexp(log_u, log_u.new_tensor(math.log(EPS)))).exp()
             count = len(features.image)
@@ -137,13 +137,14 @@ class FastClip(Objective):
             if self.config.temperature == "learned":
                 rho = RHO if self.config.rho is None else self.config.rho
                 losses["temperature"] = ((rho + mean_log_u / 2) / scale).squeeze()
-        own_won = (compared & (log_g[0].detach() < 0)).float().mean()
         self._newest = (log_u, compared, self.model.logit_scale.detach().clone())
-        metrics = {"logit_scale": scale.detach(), "own_above_mean": own_won, "mean_log_u": mean_log_u / 2}
+        metrics = {"logit_scale": scale.detach(), "batch_accuracy": won, "mean_log_u": mean_log_u / 2}
         return Terms(losses, metrics)
 
-    def _log_means(self, features: Features | CaptionedFeatures, pairs: Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """log g [2, B] of images and texts, and bool [B]: whether a pair has a negative; without one, log g is very low."""
+    def _log_means(self, features: Features | CaptionedFeatures, pairs: Pairs, scale: Tensor) -> tuple[Tensor, ...]:
+        """log g [2, B] of images and texts; bool [B], whether a pair has a negative (without one, log g is very low); and the
+        share of images whose own caption is nearer than every negative.
+        """
         everything = Features(*(gathered(item, self.group) for item in features[:2]))
         names, start = gather(pairs.indices, self.group), rank_offset(len(features.image), self.group)
         own = slice(start, start + len(features.image))
@@ -154,10 +155,12 @@ class FastClip(Objective):
         count = (~left_out).sum(dim=1)
         true = (features.image * features.text).sum(dim=1, keepdim=True)
         sides = [
-            (scale * (rows @ columns.T - true)).masked_fill(left_out, LOWEST).logsumexp(dim=1)
+            (scale * (rows @ columns.T - true)).masked_fill(left_out, LOWEST)
             for rows, columns in ((features.image, everything.text), (features.text, everything.image))
         ]
-        return torch.stack(sides) - count.clamp(min=1).to(true.dtype).log(), count > 0
+        won = (sides[0].detach().amax(dim=1) < 0).float().mean()
+        log_sums = torch.stack([side.logsumexp(dim=1) for side in sides])
+        return log_sums - count.clamp(min=1).to(true.dtype).log(), count > 0, won
 
     def _moved(self, log_g: Tensor, compared: Tensor, pairs: Pairs) -> Tensor:
         """log u [2, B] after this step; as it was for a pair without negatives."""
