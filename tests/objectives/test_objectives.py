@@ -38,7 +38,7 @@ def make_step(name, dtype=torch.float64, lock_statistics=True):
 
 def gradients(step):
     """The gradient of every parameter as arrays: a queue would carry tensors as file handles that outlive the process."""
-    return {name: item.grad.numpy().copy() for name, item in step.layout.objective.named_parameters()}
+    return {name: item.grad.numpy().copy() for name, item in step.layout.trainable()}
 
 
 def buffers(step):
@@ -81,7 +81,7 @@ def test_terms_are_finite_and_every_parameter_gets_a_gradient(name):
     assert terms.losses
     assert all(bool(torch.isfinite(item).all()) for item in (*terms.losses.values(), *terms.metrics.values()))
     total(terms).backward()
-    assert not [key for key, item in step.layout.objective.named_parameters() if item.grad is None]
+    assert not [key for key, item in step.layout.trainable() if item.grad is None]
 
 
 @every_example

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from diptych.models import create_model, model_config
-from diptych.objectives import OBJECTIVES, create_objective
+from diptych.objectives import OBJECTIVES, RunFacts, create_objective
 from diptych.types import IGNORED, Batch, MaskedTokens, Wants
 
 EVERYTHING = "tests.objectives.everything:Everything"
@@ -34,7 +34,9 @@ def make_objective(example, dtype=torch.float64, vocabulary=512):
     def load(name):
         return create_model(name, dtype=dtype).eval()
 
-    return create_objective(example.options, model, load).to(dtype)
+    objective = create_objective(example.options, model, load)
+    objective.begin_run(RunFacts(records=64, epochs=8))
+    return objective.to(dtype)
 
 
 def make_batch(pairs=6, wants=None, seed=0, size=32, vocabulary=49408, pad=0):

@@ -44,6 +44,21 @@ def test_prompts_that_cannot_be_read_are_told_before_the_first_step(pairs, tmp_p
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--dataset-resampled", "--train-num-samples", "16"], "--dataset-resampled makes none; leave it out"),
+        (["--temperature", "fixed", "--rho", "8"], "--rho 8 moves a learned temperature"),
+        (["--temperature", "fixed", "--scale-lr", "1e-4"], "--scale-lr is for a logit scale that is locked"),
+        (["--gamma", "2"], "--gamma 2.0: expected a number of from 0.01 to 1"),
+    ],
+)
+def test_what_fastclip_cannot_use_is_refused_before_the_first_step(pairs, tmp_path, flags, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        run(pairs, tmp_path / "a", "--objective", "fastclip", "--max-steps", "2", *flags)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_broken_checkpoint_names_the_one_before_it(pairs, tmp_path):
     run(pairs, tmp_path / "a", "--max-steps", "2", "--save-every-steps", "1")
     newest = checkpoint.path_of(tmp_path / "a" / "checkpoints", 2)

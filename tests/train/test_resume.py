@@ -18,8 +18,10 @@ from diptych.train.loop import train
 
 from .runs import argv, assert_identical, losses, run, tensors
 
+FASTCLIP = ["--objective", "fastclip", "--scale-lr", "3e-4", "--repeated-captions", "ignored"]
 
-@pytest.mark.parametrize("more", [[], ["--precision", "bf16"], ["--accum-freq", "2"]])
+
+@pytest.mark.parametrize("more", [[], ["--precision", "bf16"], ["--accum-freq", "2"], FASTCLIP])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(pairs, tmp_path, more):
     # 23 pairs in batches of 4 are 5 steps an epoch: stopping at 3 and at 8 is in the middle of two different epochs.
     run(pairs, tmp_path / "whole", "--max-steps", "11", *more)
@@ -29,6 +31,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(pairs, tmp_path, m
     assert_identical(tmp_path / "whole", tmp_path / "parts")
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     assert [step for step, _ in losses(tmp_path / "parts")] == list(range(1, 12))
+
+
+def test_the_estimates_of_fastclip_are_in_checkpoints_one_for_each_record(pairs, tmp_path):
+    for name, more in (("whole", []), ("parts", ["--stop-after", "6"])):
+        run(pairs, tmp_path / name, "--max-steps", "11", *FASTCLIP, *more)
+    run(pairs, tmp_path / "parts", "--resume", "latest")
+    whole, parts = (
+        checkpoint.load(checkpoint.path_of(tmp_path / name / "checkpoints", 11)) for name in ("whole", "parts")
+    )
+    assert whole["weights"]["log_u"].shape == (2, 23) and whole["weights"]["seen"].sum() > 20
+    for name in ("log_u", "seen"):
+        assert torch.equal(whole["weights"][name], parts["weights"][name])
 
 
 def test_a_run_may_resume_with_other_workers_and_from_a_path(pairs, tmp_path):

@@ -44,6 +44,16 @@ class Example(NamedTuple):
     preset: str
 
 
+class RunFacts(NamedTuple):
+    """What an objective may know of a run: how many ``records`` the training data has, over how many ``epochs`` of it the run
+    goes (a part of one too), and whether records are ``resampled``, drawn with replacement.
+    """
+
+    records: int
+    epochs: float
+    resampled: bool = False
+
+
 class Objective(nn.Module):
     """The contract. A subclass gives ``Config``, ``wants``, ``encode``, ``compare`` and ``examples``.
 
@@ -87,6 +97,12 @@ class Objective(nn.Module):
     def examples(cls) -> tuple[Example, ...]:
         """Configurations that the contract tests run, with models that take under a second."""
         raise NotImplementedError
+
+    def begin_run(self, facts: RunFacts) -> None:
+        """Called once, before the layout and before a checkpoint is read: make buffers as large as the data, or refuse the run.
+
+        Raises ConfigError for a run that the loss cannot be computed in.
+        """
 
     # --- the two halves -------------------------------------------------------------------------------------------------------
 

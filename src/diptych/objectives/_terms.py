@@ -6,7 +6,7 @@ against the columns of all. No module, no parameter, no option; gathering is ask
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diptych.distributed.gather import gather, gather_with_gradient, rank_offset
 from diptych.distributed.process_group import Group
-from diptych.objectives._tiles import tiled_cross_entropy
+from diptych.objectives._tiles import LOWEST, others_of_class, tiled_cross_entropy
 
 MATRIX_LIMIT = 1 << 20  # similarities that are held at once; more are computed in tiles
 
@@ -24,6 +24,18 @@ class Features(NamedTuple):
 
     image: Tensor
     text: Tensor
+
+
+class Paired(Protocol):
+    """Whatever has ``Features``' two fields."""
+
+    @property
+    def image(self) -> Tensor:
+        """Unit-length features [B, D] of images."""
+
+    @property
+    def text(self) -> Tensor:
+        """Unit-length features [B, D] of texts."""
 
 
 def unit(features: Tensor) -> Tensor:
@@ -45,11 +57,14 @@ def gathered(local: Tensor, group: Group, with_gradient: bool = True) -> Tensor:
     return torch.cat([everything[:start], local, everything[start + len(local) :]])
 
 
-def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+def contrastive(
+    rows: Paired, columns: Paired, scale: Tensor, offset: int = 0, *, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """CLIP's loss of R local pairs against N pairs of the global batch, and the share of rows whose own caption won.
 
     ``rows`` [R, D] and ``columns`` [N, D] have unit length; ``scale`` [1] is already exponentiated; the pair of row i is
     column ``offset + i``. The loss is the mean over rows of both directions' cross-entropy, in nats; both results are scalars.
+    ``classes`` int64 [N]: columns of a row's own class, but for its own, are left out of its cross-entropy, and cannot win.
     """
     count = len(rows.image)
     # Autocast would round the similarities to half precision, which at a scale of 100 is a whole nat.
@@ -57,32 +72,41 @@ def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 
         # When the rows are all there is, both directions share one product.
         whole = count == len(columns.image)
         if count * len(columns.image) <= MATRIX_LIMIT:
-            return _contrastive_matrix(rows, columns, scale, offset)
-        loss, correct = tiled_cross_entropy(rows.image, columns.text, scale, offset, both=whole)
+            return _contrastive_matrix(rows, columns, scale, offset, classes)
+        loss, correct = tiled_cross_entropy(rows.image, columns.text, scale, offset, both=whole, classes=classes)
         if not whole:
-            loss = loss + tiled_cross_entropy(rows.text, columns.image, scale, offset)[0]
+            loss = loss + tiled_cross_entropy(rows.text, columns.image, scale, offset, classes=classes)[0]
     return loss / (2 * count), correct.float() / count
 
 
-def _contrastive_matrix(rows: Features, columns: Features, scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+def _contrastive_matrix(
+    rows: Paired, columns: Paired, scale: Tensor, offset: int, classes: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The loss with the whole matrix of similarities in memory: fastest while that is small."""
     own = torch.arange(len(rows.image), device=rows.image.device) + offset
     by_image = scale * rows.image @ columns.text.T
     by_text = by_image.T if len(rows.image) == len(columns.image) else scale * rows.text @ columns.image.T
+    if classes is not None:
+        others = others_of_class(classes, own)
+        by_image, by_text = (item.masked_fill(others, LOWEST) for item in (by_image, by_text))
     loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
     return loss, (by_image.detach().argmax(dim=1) == own).float().mean()
 
 
-def sigmoid(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
+def sigmoid(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int = 0, *, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """SigLIP's loss of R local images against N texts of the global batch, and the share of rows whose own caption won.
 
     ``image`` [R, D] and ``text`` [N, D] have unit length; ``scale`` [1] is already exponentiated, ``bias`` [1]; the text of row
     i is ``offset + i``. The loss is the sum over texts, averaged over rows, of the binary cross-entropy in nats. Both results
-    are scalars.
+    are scalars. ``classes`` int64 [N]: texts of a row's own class, but for its own, are left out of the sum, and cannot win.
     """
     with torch.autocast(image.device.type, enabled=False):
         logits = scale * image @ text.T + bias
-        own = torch.arange(len(image), device=image.device)[:, None] + offset
-        signs = torch.where(torch.arange(len(text), device=image.device) == own, 1.0, -1.0)
+        own = torch.arange(len(image), device=image.device) + offset
+        signs = torch.where(torch.arange(len(text), device=image.device) == own[:, None], 1.0, -1.0)
+        if classes is not None:  # a very low logit is a no that costs nothing
+            logits = logits.masked_fill(others_of_class(classes, own), LOWEST)
         loss = F.softplus(-signs * logits).sum() / len(image)
-        return loss, (logits.detach().argmax(dim=1) == own[:, 0]).float().mean()
+        return loss, (logits.detach().argmax(dim=1) == own).float().mean()

@@ -21,7 +21,7 @@ from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder, check_usable, use_labeled
 from diptych.models import ModelConfig, TwoTower
-from diptych.objectives import OBJECTIVES, create_objective
+from diptych.objectives import OBJECTIVES, RunFacts, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
@@ -81,6 +81,11 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         validation_wants=objective.validation_wants,
     )  # fmt: skip
     _check_data(pipeline, world, device)
+    planned = pipeline.loader(START, world, device, config.accum_freq)
+    per_epoch = _steps_per_epoch(config, planned)
+    total = total_steps(config.schedule, per_epoch)
+    epochs = total / max(1, planned.steps_per_epoch)
+    objective.begin_run(RunFacts(len(pipeline.train_source), epochs, config.data.dataset_resampled))
     step_size = config.data.batch_size * config.accum_freq * world.size
     data = {
         **fingerprint(pipeline.train_source),
@@ -109,8 +114,6 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, world, device, config.accum_freq)
     check_step_size(loader.options, loader.count, objective.min_pairs)
-    per_epoch = _steps_per_epoch(config, loader)
-    total = total_steps(config.schedule, per_epoch)
     rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
     check_learning(step, rate)
     return Job(

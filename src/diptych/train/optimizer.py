@@ -22,6 +22,8 @@ from diptych.models import Tower, TwoTower
 # AdamW's beta2 and epsilon (Radford et al. 2021, table 18).
 DEFAULTS, RESNET_DEFAULTS = (0.98, 1e-6), (0.999, 1e-8)
 
+SCALE = "model.logit_scale"
+
 
 @dataclass(frozen=True)
 class OptimizerOptions:
@@ -41,6 +43,8 @@ class OptimizerOptions:
     """Weight decay of the image tower; without it, --wd."""
     text_wd: NotNegative | None = None
     """Weight decay of the text tower; without it, --wd."""
+    scale_lr: NotNegative | None = None
+    """Peak learning rate of the logit scale; without it, --lr."""
     image_layer_decay: Share = 1.0
     """Factor on the learning rate from each block of the image tower to the one below it (BEiT); 1 for none."""
     text_layer_decay: Share = 1.0
@@ -103,6 +107,10 @@ def create_optimizer(
         if rule.given and not any(name.startswith(rule.prefix) for name, _ in named):
             raise ConfigError(f"{rule.given[0]} is for a tower that is locked; leave it out, or train the tower.")
     rates, excluded = _rates(rules, options), _excluded(named, model, options.wd_exclude)
+    if options.scale_lr is not None:
+        if SCALE not in dict(named):
+            raise ConfigError("--scale-lr is for a logit scale that is locked; leave it out, or train the scale.")
+        rates[SCALE] = (options.scale_lr, options.wd)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         lr, wd = rates.get(name, (options.lr, options.wd))
