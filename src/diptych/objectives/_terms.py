@@ -64,6 +64,17 @@ def contrastive(rows: Features, columns: Features, scale: Tensor, offset: int = 
     return loss / (2 * count), correct.float() / count
 
 
+def global_contrastive(features: Features, log_scale: Tensor, group: Group) -> tuple[Tensor, dict[str, Tensor]]:
+    """CLIP's loss of this process's pairs against those of all, as a scalar in nats, and the metrics that ``clip`` logs.
+
+    ``features`` [B, D] are this process's; ``log_scale`` [1]. Gradients cross processes.
+    """
+    everything = Features(*(gathered(item, group) for item in features))
+    scale = full_precision(log_scale).exp()
+    loss, correct = contrastive(features, everything, scale, rank_offset(len(features.image), group))
+    return loss, {"logit_scale": scale.detach(), "batch_accuracy": correct}
+
+
 def _contrastive_matrix(rows: Features, columns: Features, scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
     """The loss with the whole matrix of similarities in memory: fastest while that is small."""
     own = torch.arange(len(rows.image), device=rows.image.device) + offset

@@ -21,7 +21,7 @@ from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder, check_usable, use_labeled
 from diptych.models import ModelConfig, TwoTower
-from diptych.objectives import OBJECTIVES, create_objective
+from diptych.objectives import OBJECTIVES, Objective, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
@@ -99,6 +99,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     if run.state:
         _restore(step, run, device)
     if config.model.cache_features:
+        _check_cacheable(objective)
         encoder = Encoder(
             layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
             precision, shared=world.size > 1,
@@ -133,6 +134,14 @@ def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
     for flag, source in labeled.items():
         if source is not None:
             check_usable(source, flag, use_labeled)
+
+
+def _check_cacheable(objective: Objective) -> None:
+    if not objective.cacheable:
+        raise ConfigError(
+            f"--cache-features keeps one feature of each image and no pixels, and --objective {objective.config.objective} needs "
+            "more of it; leave --cache-features out."
+        )
 
 
 def _steps_per_epoch(config: TrainConfig, loader: Loader) -> int:
