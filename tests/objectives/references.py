@@ -13,20 +13,21 @@ def _log_sum(values, axis):
     return np.squeeze(most, axis) + np.log(np.exp(values - most).sum(axis=axis))
 
 
-def clip(objective, batch, image, text):
+def clip(model, image, text):
     """CLIP: both directions' cross-entropy, averaged."""
-    logits = np.exp(objective.model.logit_scale.item()) * _unit(image) @ _unit(text).T
+    logits = np.exp(model.logit_scale.item()) * _unit(image) @ _unit(text).T
     own = np.diag(logits)
     return {"contrastive": float((_log_sum(logits, 1) - own).mean() + (_log_sum(logits, 0) - own).mean()) / 2}
 
 
-def siglip(objective, batch, image, text):
+def siglip(model, image, text):
     """SigLIP: a binary question for every image and text, summed over texts."""
-    logits = (
-        np.exp(objective.model.logit_scale.item()) * _unit(image) @ _unit(text).T + objective.model.logit_bias.item()
-    )
+    logits = np.exp(model.logit_scale.item()) * _unit(image) @ _unit(text).T + model.logit_bias.item()
     signs = 2 * np.eye(len(logits)) - 1
     return {"sigmoid": float(np.log1p(np.exp(-signs * logits)).sum() / len(logits))}
+
+
+REFERENCES = {"clip": clip, "siglip": siglip}
 
 
 def _mean_square(one, other):
@@ -44,7 +45,7 @@ def distill(objective, batch, image, text):
     with torch.no_grad():
         their_image = _unit(teacher.image(batch.images[0]).pooled.numpy())
         their_text = _unit(teacher.text(batch.tokens[0], batch.lengths[0]).pooled.numpy())
-    losses = clip(objective, batch, image, text)
+    losses = clip(objective.model, image, text)
     if objective.config.distill_kind == "relation":
         own = np.exp(objective.model.logit_scale.item()) * _unit(image) @ _unit(text).T
         other = np.exp(teacher.logit_scale.item()) * their_image @ their_text.T
@@ -78,7 +79,8 @@ def superclip(objective, batch, image, text):
         whole = sum(weights.values())
         loss -= sum(weight / whole * row[c] for c, weight in weights.items()) if whole else 0.0
     whole_loss = objective.config.superclip_weight * loss / len(captions)
-    return {**clip(objective, batch, image, text), "classification": whole_loss}
+    return {**clip(objective.model, image, text), "classification": whole_loss}
 
 
-REFERENCES = {"clip": clip, "siglip": siglip, "distill": distill, "superclip": superclip}
+FROM_BATCH = {"distill": distill, "superclip": superclip}
+"""Those that need the objective itself and the batch beside the features."""

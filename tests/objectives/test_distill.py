@@ -14,7 +14,7 @@ from diptych.models import create_model, model_config
 from diptych.objectives.clip import Clip, ClipConfig
 from diptych.objectives.distill import Distill, DistillConfig, DistillFeatures
 
-from .references import REFERENCES
+from .references import FROM_BATCH
 from .worlds import EXAMPLES, batch_for, make_objective, without
 
 EXAMPLE = {"feature": EXAMPLES["distill-0"], "mapped": EXAMPLES["distill-1"], "relation": EXAMPLES["distill-3"]}
@@ -89,7 +89,7 @@ def test_fp32_is_near_the_reference(kind):
     with torch.no_grad():
         image = objective.model.image(batch.images[0]).pooled.numpy()
         text = objective.model.text(batch.tokens[0], batch.lengths[0]).pooled.numpy()
-    expected = REFERENCES["distill"](objective, batch, image, text)
+    expected = FROM_BATCH["distill"](objective, batch, image, text)
     assert {key: item.item() for key, item in terms[1].losses.items()} == pytest.approx(expected, rel=1e-5)
     # Validation has no teacher, so that runs with one and without compare.
     assert {key: item.item() for key, item in terms[0].losses.items()} == pytest.approx(

@@ -14,7 +14,7 @@ from diptych.objectives.clip import Clip, ClipConfig
 from diptych.objectives.superclip import SuperClip, SuperClipConfig
 from tests.distributed._processes import run_in_processes
 
-from .references import REFERENCES
+from .references import FROM_BATCH
 from .worlds import EXAMPLES, batch_for, make_objective, own_rows, without
 
 VOCABULARY = 512
@@ -118,7 +118,7 @@ def test_fp32_is_near_the_reference_and_validation_is_clips(name):
         image = objective.model.image(batch.images[0]).pooled.numpy()
         text = objective.model.text(batch.tokens[0], batch.lengths[0]).pooled.numpy()
         validation = objective("validation", batch).losses
-    expected = REFERENCES["superclip"](objective, batch, image, text)
+    expected = FROM_BATCH["superclip"](objective, batch, image, text)
     assert {key: item.item() for key, item in losses.items()} == pytest.approx(expected, rel=1e-5)
     clip = Clip(ClipConfig(), objective.model)("validation", batch).losses
     assert validation.keys() == {"contrastive"} and torch.allclose(validation["contrastive"], clip["contrastive"])
