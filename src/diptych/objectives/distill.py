@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from diptych.config import NotNegative
 from diptych.distributed.gather import gather
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DiptychError
 from diptych.models import ModelConfig, TwoTower
 from diptych.objectives import OBJECTIVES, Example, LoadModel, Objective, ObjectiveOptions
 from diptych.objectives._terms import Features, full_precision, gathered, global_contrastive, unit
@@ -151,9 +151,19 @@ def _load(config: DistillConfig, load: LoadModel | None) -> TwoTower:
         )
     if load is None:
         raise ConfigError("the objective distill was built without a function that loads the teacher; give load.")
-    if config.distill_pretrained:
-        return load(config.distill_pretrained, model=config.distill_model)
-    return load(config.distill_model)
+    # Models are loaded for other flags too, so the message alone would not say which flag is meant.
+    given = f"--distill-model {config.distill_model}" if config.distill_model else "no --distill-model"
+    given += (
+        f", --distill-pretrained {config.distill_pretrained}"
+        if config.distill_pretrained
+        else ", no --distill-pretrained"
+    )
+    try:
+        if config.distill_pretrained:
+            return load(config.distill_pretrained, model=config.distill_model)
+        return load(config.distill_model)
+    except DiptychError as error:
+        raise ConfigError(f"the teacher ({given}): {error}") from error
 
 
 def _check_inputs(config: DistillConfig, student: ModelConfig, teacher: ModelConfig) -> None:
