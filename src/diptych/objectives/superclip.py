@@ -39,7 +39,7 @@ class SuperClipConfig(ObjectiveOptions):
 
     objective: str = "superclip"
     superclip_weight: NotNegative = 1.0
-    """Weight of the classification beside the contrastive loss; the paper's is 1."""
+    """Weight of the classification beside the contrastive loss; the published code's is 1."""
 
 
 class TokenFeatures(NamedTuple):
