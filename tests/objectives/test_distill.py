@@ -14,7 +14,7 @@ from diptych.models import create_model, model_config
 from diptych.objectives.clip import Clip, ClipConfig
 from diptych.objectives.distill import Distill, DistillConfig, DistillFeatures
 
-from .references import FROM_BATCH
+from .batch_references import FROM_BATCH
 from .worlds import EXAMPLES, batch_for, make_objective, without
 
 EXAMPLE = {"feature": EXAMPLES["distill-0"], "mapped": EXAMPLES["distill-1"], "relation": EXAMPLES["distill-3"]}

@@ -16,7 +16,8 @@ from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step, total
 from tests.distributed._processes import run_in_processes
 
-from .references import FROM_BATCH, REFERENCES
+from .batch_references import FROM_BATCH
+from .references import REFERENCES
 from .worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
 
 every_example = pytest.mark.parametrize("name", EXAMPLES)

@@ -14,7 +14,7 @@ from diptych.objectives.clip import Clip, ClipConfig
 from diptych.objectives.superclip import SuperClip, SuperClipConfig
 from tests.distributed._processes import run_in_processes
 
-from .references import FROM_BATCH
+from .batch_references import FROM_BATCH
 from .worlds import EXAMPLES, batch_for, make_objective, own_rows, without
 
 VOCABULARY = 512

@@ -21,14 +21,14 @@ from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder, check_usable, use_labeled
 from diptych.models import ModelConfig, TwoTower
-from diptych.objectives import OBJECTIVES, Objective, create_objective
+from diptych.objectives import OBJECTIVES, create_objective
 from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
 from diptych.train.first_checks import check_learning, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
-from diptych.train.locked_features import with_features
+from diptych.train.locked_features import check_cacheable, with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
 from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run_folder import Identity, Run, open_run
@@ -99,7 +99,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     if run.state:
         _restore(step, run, device)
     if config.model.cache_features:
-        _check_cacheable(objective)
+        check_cacheable(objective)
         encoder = Encoder(
             layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
             precision, shared=world.size > 1,
@@ -134,14 +134,6 @@ def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
     for flag, source in labeled.items():
         if source is not None:
             check_usable(source, flag, use_labeled)
-
-
-def _check_cacheable(objective: Objective) -> None:
-    if not objective.cacheable:
-        raise ConfigError(
-            f"--cache-features keeps one feature of each image and no pixels, and --objective {objective.config.objective} needs "
-            "more of it; leave --cache-features out."
-        )
 
 
 def _steps_per_epoch(config: TrainConfig, loader: Loader) -> int:
