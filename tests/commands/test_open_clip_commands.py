@@ -131,7 +131,6 @@ def test_their_values_arrive():
 
 
 REFUSED = {
-    "--distill-model ViT-L-14 --distill-pretrained openai": "distillation is not built",
     "--model coca_ViT-L-14 --coca-contrastive-loss-weight 0 --coca-caption-loss-weight 1": "there is no CoCa",
     "--use-bnb-linear SwitchBackLinearGlobal": "int8 layers are not here",
     "--horovod": "start the command with torchrun",

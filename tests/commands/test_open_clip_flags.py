@@ -137,6 +137,20 @@ def test_what_has_no_effect_says_so_in_one_line(entry, capsys):
         ("--logs ./logs/ --dataset-type auto", "--logs ./logs/ --dataset-type auto"),
         ("--image-key jpg;png;jpeg;webp --text-key txt", ""),
         ("--log-metric-every-n-steps 10 --log-every-n-steps 100", "--log-every-n-steps 10"),
+        (
+            "--distill-model RN50 --distill-pretrained openai",
+            "--objective distill --distill-kind relation --distill-model RN50 --distill-pretrained openai",
+        ),
+        ("--objective distill --distill-model a/run", "--objective distill --distill-model a/run"),
+        (
+            "--distill-kind feature --distill-model a/run",
+            "--distill-kind feature --objective distill --distill-model a/run",
+        ),
+        (
+            "--local-loss --gather-with-grad --distill-model RN50",
+            "--objective distill --distill-kind relation --distill-model RN50",
+        ),
+        ("--local-loss --objective superclip", "--objective superclip"),
         ("--remote-sync None --distill-model None --opt adamw --dist-url env://", ""),
     ],
 )

@@ -16,6 +16,7 @@ from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step, total
 from tests.distributed._processes import run_in_processes
 
+from .batch_references import FROM_BATCH
 from .references import REFERENCES
 from .worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
 
@@ -71,7 +72,7 @@ def test_every_objective_offers_examples_and_has_a_reference():
     for name in OBJECTIVES.names():
         examples = OBJECTIVES.get(name).examples()
         assert examples and all(example.options.objective == name for example in examples)
-        assert name in REFERENCES
+        assert name in {*REFERENCES, *FROM_BATCH}
 
 
 @every_example
@@ -99,16 +100,19 @@ def test_encoding_looks_at_one_pair_at_a_time(name):
 def test_the_loss_equals_the_reference(name):
     step = make_step(name)
     objective = step.layout.objective
-    reference = REFERENCES.get(EXAMPLES[name].options.objective)
-    if reference is None:
+    chosen = EXAMPLES[name].options.objective
+    if chosen not in {*REFERENCES, *FROM_BATCH}:
         pytest.skip("not one of the product's objectives")
     batch = batch_for(objective, 7)
     terms, _ = step.layout.terms(batch)
     with torch.no_grad():
         image = objective.model.image(batch.images[0]).pooled.numpy()
         text = objective.model.text(batch.tokens[0], batch.lengths[0]).pooled.numpy()
-    expected = reference(objective.model, image, text)
-    assert {key: item.item() for key, item in terms.losses.items()} == pytest.approx(expected, rel=1e-9)
+    if chosen in FROM_BATCH:
+        expected = FROM_BATCH[chosen](objective, batch, image, text)
+    else:
+        expected = REFERENCES[chosen](objective.model, image, text)
+    assert {key: item.item() for key, item in terms.losses.items()} == pytest.approx(expected, rel=1e-10)
 
 
 @every_example
@@ -135,15 +139,25 @@ def test_two_processes_equal_one(name, parts, on_two_processes):
         assert_equal(results[name], expected)
 
 
+def concatenated(items):
+    """Rows of all parts; ids of shorter parts are padded with zeros, as a step does."""
+    if items[0].dim() < 2:
+        return torch.cat(items)
+    longest = max(item.shape[1] for item in items)
+    return torch.cat([torch.nn.functional.pad(item, (0, longest - item.shape[1])) for item in items])
+
+
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "resnet" in example.preset])
 def test_batch_norm_towers_equal_the_graph_with_the_same_cuts(name):
     step, other = make_step(name, lock_statistics=False), make_step(name, lock_statistics=False)
     objective = other.layout.objective
     pieces = pieces_of(batch_for(objective, 12), 3)
     step(pieces)
-    encoded = [objective.encode(piece) for piece in pieces]
-    features = type(encoded[0])(*map(torch.cat, zip(*encoded, strict=True)))
+    encoded = [objective.encode(piece, objective.encode_frozen(piece)) for piece in pieces]
+    features = type(encoded[0])(*map(concatenated, zip(*encoded, strict=True)))
     total(objective.compare(features, pairs_of(pieces))).backward()
+    with torch.no_grad():
+        objective.after_step(features, pairs_of(pieces))
     actual = gradients(step)
     for key, item in objective.named_parameters():
         np.testing.assert_allclose(actual[key], item.grad.numpy(), atol=1e-10, err_msg=key)

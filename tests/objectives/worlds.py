@@ -31,8 +31,10 @@ def make_objective(example, dtype=torch.float64, vocabulary=512):
     """The example's objective around a small model; heads and buffers in the same type."""
     model = make_model(example, dtype, vocabulary)
 
-    def load(name):
-        return create_model(name, dtype=dtype).eval()
+    def load(name, model=""):
+        config = model_config(model or name)
+        torch.manual_seed(1)  # a teacher is another model than its student
+        return create_model(replace(config, text=replace(config.text, vocab_size=vocabulary)), dtype=dtype).eval()
 
     objective = create_objective(example.options, model, load)
     objective.begin_run(RunFacts(records=64, epochs=8))

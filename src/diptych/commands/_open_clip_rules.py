@@ -17,6 +17,11 @@ from diptych.errors import ConfigError
 Rule = Callable[[str, Sequence[str], Mapping[str, Sequence[str]]], list[str]]
 DASHBOARDS = {"wandb", "trackio", "swanlab", "all"}
 TIMM_KEYS = ("ratio", "re_prob", "re_count")
+EXACT = {
+    "siglip": "the sigmoid loss has no such choice",
+    "distill": "distillation always scores this process's rows, with gradients that cross processes",
+    "superclip": "superclip always scores this process's rows, with gradients that cross processes",
+}
 SAME_LOSS = ("bidir", "shift", "reduce", "gather")
 
 
@@ -88,10 +93,33 @@ def _siglip(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]
 
 
 def _of_clip(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
-    if "--siglip" not in given:
+    objective = "siglip" if "--siglip" in given else _distilled(given) or (given.get("--objective") or ("clip",))[0]
+    if objective not in EXACT:
         return [name]
-    log.info(f"{name}: no effect here; the sigmoid loss has no such choice.")
+    log.info(f"{name}: no effect here; {EXACT[objective]}.")
     return []
+
+
+def _distilled(given: Mapping[str, Sequence[str]]) -> str:
+    """The objective that a teacher chooses, as there, where none is chosen."""
+    teacher = given.get("--distill-model") or ("None",)
+    return "distill" if teacher[0] != "None" and "--objective" not in given else ""
+
+
+def _distill_model(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    if "--siglip" in given:
+        raise ConfigError(f"{name}: there is no distillation with the sigmoid loss; leave --siglip out.")
+    chosen = ["--objective", "distill"] if _distilled(given) else []
+    kind = ["--distill-kind", "relation"] if chosen and "--distill-kind" not in given else []
+    if kind:
+        log.info(f"{name}: read as --objective distill --distill-kind relation, which is open_clip's distillation.")
+    return [*chosen, *kind, name, values[0]]
+
+
+def _distill_pretrained(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    if "--distill-model" not in given and "--objective" not in given:
+        raise ConfigError(f"{name} {values[0]}: the teacher's architecture is not given; add --distill-model.")
+    return [name, values[0]]
 
 
 def _loss_dist_impl(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
@@ -176,6 +204,8 @@ RULES: dict[str, Rule] = {
     "precision": _precision,
     "siglip": _siglip,
     "of_clip": _of_clip,
+    "distill_model": _distill_model,
+    "distill_pretrained": _distill_pretrained,
     "loss_dist_impl": _loss_dist_impl,
     "aug_cfg": _aug_cfg,
 }

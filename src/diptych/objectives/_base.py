@@ -76,6 +76,9 @@ class Objective(nn.Module):
     scale_range: ClassVar[tuple[float, float] | None] = (0.0, math.log(100.0))
     """Least and most of the logarithm of the logit scale, after every step; None leaves it free. CLIP's by default."""
 
+    cacheable: ClassVar[bool] = True
+    """Whether the image tower's pooled feature is all that it needs of an image, so that --cache-features may compute it once."""
+
     group: Group = None
     """The processes that see different pairs, over which features are gathered; set by the layout."""
 

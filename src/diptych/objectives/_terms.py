@@ -48,6 +48,17 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def global_contrastive(features: Features, log_scale: Tensor, group: Group) -> tuple[Tensor, dict[str, Tensor]]:
+    """CLIP's loss of this process's pairs against those of all, as a scalar in nats, and the metrics that ``clip`` logs.
+
+    ``features`` [B, D] are this process's; ``log_scale`` [1]. Gradients cross processes.
+    """
+    everything = Features(*(gathered(item, group) for item in features))
+    scale = full_precision(log_scale).exp()
+    loss, correct = contrastive(features, everything, scale, rank_offset(len(features.image), group))
+    return loss, {"logit_scale": scale.detach(), "batch_accuracy": correct}
+
+
 def gathered(local: Tensor, group: Group, with_gradient: bool = True) -> Tensor:
     """[B, ...] of each process -> [W*B, ...]; without ``with_gradient``, only this process's own rows carry gradient."""
     if with_gradient:

@@ -28,7 +28,7 @@ from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
 from diptych.train.first_checks import check_learning, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
-from diptych.train.locked_features import with_features
+from diptych.train.locked_features import check_cacheable, with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
 from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run_folder import Identity, Run, open_run
@@ -104,6 +104,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     if run.state:
         _restore(step, run, device)
     if config.model.cache_features:
+        check_cacheable(objective)
         encoder = Encoder(
             layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
             precision, shared=world.size > 1,

@@ -204,8 +204,8 @@ def read(argv: Sequence[str], *, program: str, description: str = "") -> TrainCo
 
 
 def known_flags(argv: Sequence[str]) -> set[str]:
-    """The flags that this command line may have: those of its objective, of the sigmoid loss, and what every command has."""
-    names = {_objective_of(_start(argv)[0]), "siglip"}
+    """The flags that this command line may have: of its objective, of those that open_clip's flags choose, of every command."""
+    names = {_objective_of(_start(argv)[0]), "siglip", "distill"}
     return {"--recipe", "--help"}.union(*(config.flags(tree_for(name)) for name in names))
 
 

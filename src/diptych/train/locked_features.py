@@ -14,6 +14,7 @@ from diptych import log
 from diptych.data import PRECOMPUTED_FEATURES, LeftOut, Source
 from diptych.errors import ConfigError, RecordError
 from diptych.evaluate import Encoder, image_features
+from diptych.objectives import Objective
 from diptych.types import Record, Wants
 
 
@@ -50,6 +51,15 @@ class FeatureSource:
     def splits(self) -> dict[str, int]:
         """Those of the source."""
         return self.source.splits()
+
+
+def check_cacheable(objective: Objective) -> None:
+    """Raise ConfigError for an objective that needs more of an image than its pooled feature."""
+    if not objective.cacheable:
+        raise ConfigError(
+            f"--cache-features keeps one feature of each image and no pixels, and --objective {objective.config.objective} needs "
+            "more of it; leave --cache-features out."
+        )
 
 
 def with_features(source: Source, encoder: Encoder, wants: Wants) -> FeatureSource:

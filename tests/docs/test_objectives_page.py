@@ -1,0 +1,56 @@
+"""docs/objectives.md: a row for every objective, defaults as they are, and results without what was needed in training only."""
+
+import json
+import re
+from pathlib import Path
+
+from diptych import weights
+from diptych.commands import main
+from diptych.models import create_model
+from diptych.objectives import OBJECTIVES
+from diptych.objectives.distill import WEIGHTS, DistillConfig
+from diptych.objectives.superclip import SuperClip, SuperClipConfig
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "objectives.md").read_text()
+
+
+def test_every_objective_has_a_row():
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE.split("## ")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(OBJECTIVES.names())
+
+
+def test_every_published_figure_has_a_source():
+    table = PAGE.split("## ")[0]
+    cited = {int(number) for number in re.findall(r"\[(\d)\]", table)}
+    assert cited == {int(number) for number in re.findall(r"^(\d)\. ", PAGE.split("## Sources")[1], re.MULTILINE)}
+    assert all(re.search(r"\[\d\] \|$", row) for row in table.splitlines() if re.match(r"\| `", row))
+
+
+def test_defaults_are_those_of_the_page():
+    rows = dict(re.findall(r"^\| `(\w+)`(?: \(default\))? \|.*\| (\d+), as \S+ \|$", PAGE, re.MULTILINE))
+    assert {kind: float(weight) for kind, weight in rows.items()} == WEIGHTS
+    assert f"`{DistillConfig().distill_kind}` (default)" in PAGE
+    assert SuperClipConfig().superclip_weight == 1
+
+
+def test_the_comparison_is_the_committed_one_and_the_taught_student_is_ahead():
+    results = {
+        name: scores["r_mean"]
+        for name, scores in json.loads((ROOT / "benchmarks" / "results" / "objectives_short.json").read_text()).items()
+    }
+    rows = re.findall(r"^\| (\d) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 2 and f"mean recall {results['teacher']:.2f} %" in PAGE
+    for seed, *shown in rows:
+        scores = [results[f"{name}-{seed}"] for name in ("clip", "distill", "superclip")]
+        assert shown == [f"{score:.2f}" for score in scores]
+        assert scores[1] > scores[0]
+
+
+def test_the_classifier_is_one_linear_layer_that_the_result_does_not_have(world):
+    objective = SuperClip(SuperClipConfig(), create_model("tiny-test"))
+    own = {name: tuple(item.shape) for name, item in objective.named_parameters() if not name.startswith("model.")}
+    assert own == {"classifier.weight": (49408, 32), "classifier.bias": (49408,)}
+    flags = "--objective superclip --model tiny-test --batch-size 4 --epochs 1 --workers 0 --device cpu --output runs/s"
+    assert main(["train", "--train-data", "photos.csv", *flags.split()]) == 0
+    assert weights.load("runs/s").state_dict().keys() == create_model("tiny-test").state_dict().keys()

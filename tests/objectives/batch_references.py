@@ -1,0 +1,62 @@
+"""Losses in NumPy of objectives that look at more than pooled features: a teacher's, or tokens. They build on ``references``."""
+
+import numpy as np
+import torch
+
+from .references import _log_sum, _unit, clip
+
+
+def _mean_square(one, other):
+    return float(((one - other) ** 2).mean())
+
+
+def _softened(logits, teacher):
+    targets = np.exp(teacher - _log_sum(teacher, 1)[:, None])
+    return float((targets * (_log_sum(logits, 1)[:, None] - logits)).sum(axis=1).mean())
+
+
+def distill(objective, batch, image, text):
+    """CLIP, and 2,000 times the mean square of differences from the teacher, or the cross-entropy of both softmaxes."""
+    teacher = objective.frozen()["teacher"]
+    with torch.no_grad():
+        their_image = _unit(teacher.image(batch.images[0]).pooled.numpy())
+        their_text = _unit(teacher.text(batch.tokens[0], batch.lengths[0]).pooled.numpy())
+    losses = clip(objective.model, image, text)
+    if objective.config.distill_kind == "relation":
+        own = np.exp(objective.model.logit_scale.item()) * _unit(image) @ _unit(text).T
+        other = np.exp(teacher.logit_scale.item()) * their_image @ their_text.T
+        return {**losses, "relation": (_softened(own, other) + _softened(own.T, other.T)) / 2}
+    if objective.maps is not None:
+        image, text = (
+            features @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+            for features, layer in zip((image, text), objective.maps, strict=True)
+        )
+    distance = _mean_square(_unit(image), their_image) + _mean_square(_unit(text), their_text)
+    return {**losses, "feature": 2000 * distance}
+
+
+def superclip(objective, batch, image, text):
+    """CLIP, and the cross-entropy of a linear layer with each caption's words, weighted by how rare they are in the batch."""
+    with torch.no_grad():
+        mean = objective.model.image(batch.images[0], return_tokens=True).tokens.mean(dim=1).numpy()
+    logits = mean @ objective.classifier.weight.detach().numpy().T + objective.classifier.bias.detach().numpy()
+    log_shares = logits - _log_sum(logits, 1)[:, None]
+    captions = [
+        {
+            word
+            for word in ids[:length]
+            if word not in (49406, 49407, 1 if objective.model.logit_bias is not None else None)
+        }
+        for ids, length in zip(batch.tokens[0].tolist(), batch.lengths[0].tolist(), strict=True)
+    ]
+    loss = 0.0
+    for row, words in zip(log_shares, captions, strict=True):
+        weights = {c: np.log((len(captions) + 1) / (sum(c in other for other in captions) + 1)) for c in words}
+        whole = sum(weights.values())
+        loss -= sum(weight / whole * row[c] for c, weight in weights.items()) if whole else 0.0
+    whole_loss = objective.config.superclip_weight * loss / len(captions)
+    return {**clip(objective.model, image, text), "classification": whole_loss}
+
+
+FROM_BATCH = {"distill": distill, "superclip": superclip}
+"""Those that need the objective itself and the batch beside the features."""
