@@ -43,7 +43,7 @@ def test_a_pooler_is_registered_by_its_name():
 
     assert hf_model.register_pooler(LastTokenPooler) is LastTokenPooler
     assert hf_model._POOLERS.pop("last_token_pooler") is LastTokenPooler
-    assert set(hf_model._POOLERS) == {"mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler"}
+    assert {"mean_pooler", "max_pooler", "cls_pooler", "cls_last_hidden_state_pooler"} <= set(hf_model._POOLERS)
 
 
 def test_state_dicts_of_known_formats_stay():
