@@ -163,16 +163,17 @@ def test_commands_in_the_readme_and_docs_exist():
     for command in commands:
         name, *arguments = command.split()
         assert name in COMMANDS.names(), command
-        known = {"--help", "--debug", "--recipe"} | _flags(name)
+        objective = arguments[arguments.index("--objective") + 1] if "--objective" in arguments else "clip"
+        known = {"--help", "--debug", "--recipe"} | _flags(name, objective)
         for argument in arguments:
             assert not argument.startswith("--") or argument.split("=")[0] in known, f"diptych {command}: no {argument}"
 
 
-def _flags(name):
+def _flags(name, objective):
     from diptych import config
     from diptych.train.config import tree_for
 
-    options = tree_for("clip") if name == "train" else COMMANDS.get(name).options
+    options = tree_for(objective) if name == "train" else COMMANDS.get(name).options
     return set(config.flags(options))
 
 
