@@ -69,7 +69,7 @@ $(PEERS)/installed: benchmarks/peers.txt pyproject.toml constraints.txt
 
 # The package open_clip beside the real one, in the peers' environment: names, models, tokens, pixels, losses, and programs that use it.
 test-peers: $(PEERS)/installed
-	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -n auto --dist loadfile tests/open_clip
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -n auto --dist loadfile -m 'slow or not slow' tests/open_clip
 
 # C1 to C10 against the peers, about ten minutes; DATA is a folder with flickr8k/.
 bench: $(PEERS)/installed

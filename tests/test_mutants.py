@@ -75,6 +75,7 @@ def run(root, *argv):
     return code, output.read_text() if output.exists() else ""
 
 
+@pytest.mark.slow
 def test_every_mutant_of_a_tested_function_is_killed_and_the_tree_is_as_before(project):
     root = project()
     code, text = run(root, "--all", "--least", "1")
@@ -92,6 +93,7 @@ def test_a_survivor_is_listed_with_its_reason_and_fails_the_run(project):
     assert "src/toy.py:7 (NO REASON: write a test)\n    - if width < 0:\n    + if width <= 0:" in text
 
 
+@pytest.mark.slow
 def test_a_hanging_mutant_counts_as_killed_and_is_listed(project, tmp_path_factory):
     root = project(functions='["spin"]')
     source = SourceFile(root, "src/toy.py", ["spin"])

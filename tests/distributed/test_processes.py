@@ -57,6 +57,7 @@ def test_a_failure_in_one_process_is_raised_with_its_traceback():
         run_in_processes(2, fail_on_one)
 
 
+@pytest.mark.slow
 def test_a_process_that_never_answers_is_a_timeout(tmp_path):
     with pytest.raises(TimeoutError, match=r"processes \[0\] of 1"):
         run_in_processes(1, note_and_wait, str(tmp_path), limit=15)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from diptych.evaluate import retrieval_scores
@@ -24,6 +25,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, scor
 """
 
 
+@pytest.mark.slow
 def test_31000_captions_by_6000_images_take_less_than_a_gigabyte():
     out = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=300)
     megabytes, recall = map(float, out.stdout.split())

@@ -1,5 +1,7 @@
 """Attention on a CPU whose large products are in oneDNN: torch's own results, bit for bit, and no oneDNN inside."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,33 @@ def precision_is_restored():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+def test_threads_that_overlap_leave_the_setting_as_it_was():
+    torch.set_float32_matmul_precision("medium")
+    first, second = _cpu_attention._default_products(), _cpu_attention._default_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # not the one that came last, as with two threads
+    assert torch.get_float32_matmul_precision() == "highest"
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_attention_in_threads_is_right():
+    torch.set_float32_matmul_precision("medium")
+    query, key, value = (torch.randn(4, 4, 50, 64, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    expected, results = scaled_dot_product(query, key, value), []
+    threads = [
+        threading.Thread(target=lambda: results.extend(scaled_dot_product(query, key, value) for _ in range(20)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80 and all(torch.equal(expected, item) for item in results)
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.parametrize(

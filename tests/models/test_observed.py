@@ -194,6 +194,7 @@ def test_an_exported_tower_is_right_for_other_batches(model, tower):
     assert_right(model, tower, program.module())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["image", "text"])
 @torch.no_grad()
 def test_a_compiled_tower_is_right_for_other_batches(model, tower):
@@ -201,6 +202,7 @@ def test_a_compiled_tower_is_right_for_other_batches(model, tower):
     assert_right(model, tower, graph)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [False, True])
 @pytest.mark.parametrize("tower", ["image", "text"])
 @torch.no_grad()

@@ -72,6 +72,7 @@ def _compare_with_open_clip() -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_in_processes_losses_and_gradients_are_open_clips(peer, count):
     assert run_in_processes(count, _compare_with_open_clip) == [[]] * count
@@ -90,6 +91,7 @@ WHOLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), WHOLE, ids=str)
 def test_the_mean_over_processes_is_the_whole_batchs(name, options):
     parts = run_in_processes(2, _all_results, name, options)

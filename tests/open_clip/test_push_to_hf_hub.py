@@ -118,6 +118,7 @@ def weights(model, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_the_hubs_client_uploads_a_model(model, weights, tmp_path):
     pytest.importorskip("huggingface_hub")
     with running_hub() as hub:

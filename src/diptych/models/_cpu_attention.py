@@ -9,6 +9,7 @@ equal to ``F.scaled_dot_product_attention`` under "highest" bit for bit.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch.autograd.function import once_differentiable
 
 def small_products_are_slow(queries: Tensor) -> bool:
     """Whether attention of ``queries`` should be computed by this file."""
-    return queries.is_cpu and queries.dtype == torch.float32 and torch.get_float32_matmul_precision() == "medium"
+    if not queries.is_cpu or queries.dtype != torch.float32:
+        return False
+    return bool(_inside) or torch.get_float32_matmul_precision() == "medium"
 
 
 def cpu_attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:
@@ -29,14 +32,24 @@ def cpu_attention(queries: Tensor, keys: Tensor, values: Tensor, causal: bool = 
     return _Flash.apply(queries, keys, values, causal)  # type: ignore[no-any-return]
 
 
+_lock = threading.Lock()
+_inside: list[str] = []  # the setting to restore, once for each thread that is in the kernel
+
+
 @contextlib.contextmanager
 def _default_products() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """The setting belongs to the process: the first thread that comes in changes it, the last one out restores it."""
+    with _lock:
+        before = _inside[0] if _inside else torch.get_float32_matmul_precision()
+        _inside.append(before)
+        torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _lock:
+            _inside.pop()
+            if not _inside:
+                torch.set_float32_matmul_precision(before)
 
 
 class _Flash(torch.autograd.Function):
