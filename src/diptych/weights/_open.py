@@ -17,7 +17,7 @@ from diptych.weights._assemble import assemble, is_counter, needed_values, with_
 from diptych.weights._base import CheckpointFormat, Description
 from diptych.weights._describe import describe, target_config
 from diptych.weights._recognize import recognize
-from diptych.weights._refused import refusing_non_finite
+from diptych.weights._refused import refuse_non_finite
 from diptych.weights._rename import check_names, to_ours
 from diptych.weights._resize import resize_positions
 from diptych.weights._state_dict import read_model
@@ -43,17 +43,17 @@ def open_model(
         log.info(remark)
     checkpoint_format, description = _description(stored, requested, known)
     target, config = target_config(description, requested, where), description.config
+    refuse_non_finite(stored.tensors, where, allow)
     may_lack = set(needed_values(needs))
-    with refusing_non_finite(stored.tensors, where, allow):
-        if checkpoint_format is None:
-            tensors = stored.tensors
-            _check_native(stored, config, may_lack, allow)
-        else:
-            tensors = renamed(checkpoint_format, stored, config, may_lack, allow)
-        tensors, target = with_needs(tensors, target, needs, where)
-        if checkpoint_format is not None:
-            tensors = with_zeros(tensors, checkpoint_format.optional, target, where)
-        return assemble(resize_positions(tensors, config, target), target, where)
+    if checkpoint_format is None:
+        tensors = stored.tensors
+        _check_native(stored, config, may_lack, allow)
+    else:
+        tensors = renamed(checkpoint_format, stored, config, may_lack, allow)
+    tensors, target = with_needs(tensors, target, needs, where)
+    if checkpoint_format is not None:
+        tensors = with_zeros(tensors, checkpoint_format.optional, target, where)
+    return assemble(resize_positions(tensors, config, target), target, where)
 
 
 def _description(
