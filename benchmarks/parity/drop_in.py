@@ -19,6 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from _peers import machine, open_clip
+from towers import shaken
 
 from diptych import open_clip as drop_in
 
@@ -49,9 +50,7 @@ def inputs(model: Any, name: str) -> dict[str, torch.Tensor]:
 def compared(name: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
     theirs: Any = open_clip().create_model(name)
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.add_(0.01)
+    shaken(theirs)
     path = folder / "open_clip_pytorch_model.bin"
     torch.save(theirs.state_dict(), path)
     ours: Any = drop_in.create_model(name, pretrained=str(path))
