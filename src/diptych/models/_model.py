@@ -75,9 +75,7 @@ class TwoTower(nn.Module):
         self.logit_scale.fill_(self.config.logit_scale)
         if self.logit_bias is not None and self.config.logit_bias is not None:
             self.logit_bias.fill_(self.config.logit_bias)
-        preprocess = self.config.preprocess
-        for buffer, values in ((self.image.mean, preprocess.mean), (self.image.std, preprocess.std)):
-            buffer.copy_(torch.tensor(values).view(3, 1, 1))
+        self._fill_pixel_statistics()
         self.image.init_weights()
         self.text.init_weights()
         return self
@@ -87,9 +85,13 @@ class TwoTower(nn.Module):
         """Give the model another preprocessing of images, in its config and in the image tower's mean and std."""
         self.config = dataclasses.replace(self.config, preprocess=preprocess)
         self.image.config = self.text.config = self.config
+        self._fill_pixel_statistics()
+        return self
+
+    def _fill_pixel_statistics(self) -> None:
+        preprocess = self.config.preprocess
         for buffer, values in ((self.image.mean, preprocess.mean), (self.image.std, preprocess.std)):
             buffer.copy_(torch.tensor(values).view(3, 1, 1))
-        return self
 
     def lock(
         self, image: bool = False, text: bool = False, unlocked_image_groups: int = 0, unlocked_text_groups: int = 0

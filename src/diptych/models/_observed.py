@@ -2,7 +2,7 @@
 
 Fast paths compute less than the modules say: packed texts have no padding, the last block has only pooled tokens. That is exact,
 but a hook would see other shapes, and a trace would freeze the lengths of one batch. They ask here first. Not a switch for
-users, and nothing that is asked inside of a loop over blocks.
+users; ``hooked`` walks over all modules, and is asked once for a call of a tower, not for each block.
 """
 
 from __future__ import annotations

@@ -53,25 +53,27 @@ def open_clip_state(source: StrPath, model: str = "") -> OpenClipState:
         log.info(remark)
     stored = choice.stored
     refuse_non_finite(stored.tensors, location.path, ())
-    description = _description(stored, model)
-    if "diptych" not in stored.metadata and recognize(stored).name in SAME_NAMES:
-        return OpenClipState(_informative(stored), *_certain(description))
+    checkpoint_format = None if "diptych" in stored.metadata else recognize(stored)
+    same_names = checkpoint_format is not None and checkpoint_format.name in SAME_NAMES
+    description = _description(stored, model, may_lack=same_names)
+    if checkpoint_format is not None and same_names:
+        return OpenClipState(_informative(stored, checkpoint_format.ignored), *_certain(description))
     assert description is not None  # else _description raised
     ours = dict(stored.tensors)
-    if "diptych" not in stored.metadata:
-        ours = renamed(recognize(stored), stored, description.config, set(), ())
+    if checkpoint_format is not None:
+        ours = renamed(checkpoint_format, stored, description.config, set(), ())
     rules = OpenClip().rules(description.config)
     theirs = to_theirs([rule for rule in rules if set(rule.ours) <= set(ours)], ours)
     return OpenClipState(theirs, *_certain(description))
 
 
-def _informative(stored: Stored) -> dict[str, Tensor]:
+def _informative(stored: Stored, ignored: Iterable[str]) -> dict[str, Tensor]:
     """Without tensors that say nothing, such as a stored mask."""
-    ignored: Iterable[str] = recognize(stored).ignored
     return {name: item for name, item in stored.tensors.items() if not any(fnmatchcase(name, each) for each in ignored)}
 
 
-def _description(stored: Stored, model: str) -> Description | None:
+def _description(stored: Stored, model: str, may_lack: bool) -> Description | None:
+    """What the weights are; None, where that ``may_lack``, for what nothing describes."""
     try:
         requested = model_config(model) if model else None
     except ConfigError:  # a config that the user added
@@ -79,7 +81,7 @@ def _description(stored: Stored, model: str) -> Description | None:
     try:
         return describe(stored, requested)[1]
     except UndescribedError:
-        if recognize(stored).name in SAME_NAMES:
+        if may_lack:
             return None
         raise
 
