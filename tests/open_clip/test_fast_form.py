@@ -147,8 +147,26 @@ def test_empty_batches_have_empty_features():
         assert model.encode_image(images()[:0]).shape == (0, 64)
 
 
-@pytest.mark.parametrize("given", [torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 21, dtype=torch.long)])
-def test_wrong_inputs_are_one_line(given):
+WRONG = [
+    ("encode_image", torch.zeros(1, 3, 64, 64, dtype=torch.uint8)),
+    ("encode_image", torch.zeros(3, 64, 64)),
+    ("encode_image", torch.zeros(1, 3, 72, 72)),  # as many patches of 16 as 64 x 64, and a border left out
+    ("encode_image", None),
+    ("encode_text", torch.zeros(2, 21, dtype=torch.long)),
+    ("encode_text", torch.zeros(2, 20)),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), WRONG, ids=range(len(WRONG)))
+def test_wrong_inputs_are_one_line(name, given):
     model = made(models.CLIP, CONFIGS["plain"]).eval()
-    with pytest.raises(ConfigError, match="were given"):
-        (model.encode_image if given.ndim == 4 else model.encode_text)(given)
+    with pytest.raises(ConfigError, match=r"(was|were) given") as caught:
+        getattr(model, name)(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_grid_are_as_torch_takes_them():
+    tower = made(models.CLIP, CONFIGS["plain"]).eval().visual
+    tower.positional_embedding = torch.nn.Parameter(torch.zeros(26, 64))  # as programs that interpolate positions
+    with torch.no_grad():
+        assert tower(torch.zeros(1, 3, 80, 80)).shape == (1, 64)

@@ -193,6 +193,7 @@ def test_a_changed_clean_fn_and_encode_are_used():
         lambda: ours.SimpleTokenizer(context_length=None)("a"),
         lambda: ours.tokenize("a", context_length=-3),
         lambda: ours.tokenize(3 * [None]),
+        lambda: ours.tokenize(None),
         lambda: ours.tokenize([b"a"]),
         lambda: ours.SimpleTokenizer().encode(["a"]),
         lambda: ours.SimpleTokenizer().decode([10**6]),

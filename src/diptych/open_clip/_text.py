@@ -49,8 +49,11 @@ def causal_mask(length: int) -> Tensor:
 
 def check_ids(text: Tensor, context: int) -> None:
     """Raise ConfigError unless ``text`` is [B, at most ``context``]."""
-    if text.ndim != 2 or text.shape[1] > context:
-        raise ConfigError(f"token ids of shape {list(text.shape)} were given; expected [texts, at most {context}].")
+    if text.ndim != 2 or text.shape[1] > context or text.is_floating_point():
+        kind = f"{text.dtype} " if text.is_floating_point() else ""
+        raise ConfigError(
+            f"{kind}token ids of shape {list(text.shape)} were given; expected whole numbers [texts, at most {context}]."
+        )
 
 
 class TextTransformer(nn.Module):
@@ -254,7 +257,9 @@ def pooled_if_packed(holder: Any, text: Tensor, pool_type: str, eos_id: int | No
     embedding, norm, positions = holder.token_embedding, holder.ln_final, holder.positional_embedding
     if pool_type not in ("argmax", "eos") or type(embedding) is not nn.Embedding or text.ndim != 2 or not text.numel():
         return None
-    if "forward" in embedding.__dict__ or not each_token_alone(norm) or text.shape[1] > positions.shape[0]:
+    if "forward" in embedding.__dict__ or not each_token_alone(norm):
+        return None
+    if text.shape[1] > positions.shape[0] or text.is_floating_point():  # which the full form says
         return None
     if not intact(holder.transformer, embedding, norm, inputs=text) or not _is_causal(holder.attn_mask):
         return None

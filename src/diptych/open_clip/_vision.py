@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.models import FullAttention
+from diptych.models import FullAttention, traced
 from diptych.open_clip._attention import AttentionalPooler
 from diptych.open_clip._fast import each_token_alone, intact, run_stack
 from diptych.open_clip._locks import lock_groups
@@ -23,7 +23,17 @@ from diptych.open_clip.pos_embed import get_2d_sincos_pos_embed
 from diptych.open_clip.utils import to_2tuple
 
 
-def _check_images(x: Tensor) -> None:
+def _check_images(x: Tensor, patch: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise ConfigError for what is no batch of normalized images, and where a border would be left out without a word."""
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        given = f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"{type(x).__name__}"
+        raise ConfigError(f"{given} was given; expected normalized images [B, 3, H, W].")
+    sides = tuple(x.shape[-2:])
+    if not traced(x) and sides != size and any(side % step for side, step in zip(sides, patch, strict=True)):
+        raise ConfigError(
+            f"images of {sides[0]} x {sides[1]} were given, which patches of {patch[0]} x {patch[1]} do not cover; expected"
+            f" {size[0]} x {size[1]}, as `preprocess` gives them."
+        )
     if not x.is_floating_point():
         raise ConfigError(
             f"images of {x.dtype} were given; open_clip's models take normalized floating-point images, as `preprocess` gives"
@@ -141,7 +151,6 @@ class VisionTransformer(nn.Module):
         return (tokens.mean(dim=1) if self.pool_type == "avg" else x[:, 0]), tokens
 
     def _embeds(self, x: Tensor) -> Tensor:
-        _check_images(x)
         x = self.conv1(x).flatten(2).transpose(1, 2)
         classes = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([classes, x], dim=1) + self.positional_embedding.to(x.dtype)
@@ -178,6 +187,7 @@ class VisionTransformer(nn.Module):
         ``output_extra_tokens`` adds the class tokens as ``image_intermediates_prefix``; unless ``intermediates_only``,
         ``image_features`` [B, D] are given too.
         """
+        _check_images(x, to_2tuple(self.patch_size), to_2tuple(self.image_size))
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt {output_fmt!r} was given; expected 'NCHW' or 'NLC'.")
         grid = [side // patch for side, patch in zip(x.shape[-2:], self.patch_size, strict=True)]
@@ -210,6 +220,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Normalized images [B, 3, H, W] -> features [B, D]; with ``output_tokens`` also the tokens [B, N, width]."""
+        _check_images(x, to_2tuple(self.patch_size), to_2tuple(self.image_size))
         if self._pools_one_token() and intact(self.transformer, self.ln_post, inputs=x):
             pooled = run_stack(self.transformer, self._embeds(x), FullAttention(), only_pooled=True)
             return self._projected(self.ln_post(pooled))

@@ -208,6 +208,8 @@ class NotTextError(ConfigError, TypeError):
 
 
 def _strings(texts: Any) -> list[str]:
+    if not isinstance(texts, Iterable):
+        raise NotTextError(f"{type(texts).__name__} was given; expected a string, or a list of strings.")
     strings = [texts] if isinstance(texts, str) else list(texts)
     for text in strings:
         if not isinstance(text, str):
