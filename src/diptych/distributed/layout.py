@@ -74,6 +74,9 @@ class Layout:
         if self.world.size == 1:
             return objective
         index = self.device.torch_device.index
+        # Each forward sends rank 0's buffers to all; a queue of 65,536 features would be 134 MB in every step.
+        ignored = list(self.objective.equal_buffers)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ignored)
         return DistributedDataParallel(
             objective, device_ids=None if index is None else [index], gradient_as_bucket_view=True
         )

@@ -19,6 +19,7 @@ from diptych.registry import Registry, did_you_mean
 from diptych.text import TOKENIZERS
 
 LARGEST = 1 << 24
+CLIP_VOCABULARY = 49408
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 Activation = Literal["gelu", "quickgelu", "gelu_tanh"]
@@ -64,6 +65,22 @@ class TextConfig:
     end_id: int | None = None
     family: str = "transformer"
 
+    @property
+    def mask_id(self) -> int | None:
+        """The mask's id where CLIP's vocabulary has one more row for it, the last; other tokenizers know their own."""
+        own = self.tokenizer == "bpe" and self.vocab_size == CLIP_VOCABULARY + 1
+        return CLIP_VOCABULARY if own else None
+
+    @property
+    def searched_end(self) -> int | None:
+        """The end token's id where a text's end must be looked for; None where it is the largest id, as CLIP's is."""
+        return self.end_id if self.end_id is not None or self.mask_id is None else self.mask_id - 1
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether the vocabulary is CLIP's, which has no mask."""
+        return self.tokenizer == "bpe" and self.vocab_size == CLIP_VOCABULARY
+
     def problem(self, embed_dim: int) -> str:
         """What does not fit together, in a clause, with what was given and expected; "" where all does."""
         if self.width % self.heads:
@@ -85,10 +102,14 @@ class PreprocessConfig:
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What a loss needs of a model before its weights exist: an initial bias, an initial log scale; None leaves it."""
+    """What a loss needs of a model before its weights exist: an initial bias, an initial log scale; None leaves it.
+
+    ``mask_token`` asks for a token that stands for masked ones: CLIP's vocabulary gets one more row, its last.
+    """
 
     logit_bias: float | None = None
     logit_scale: float | None = None
+    mask_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +134,10 @@ class ModelConfig:
 
         Raises ConfigError for a number that is not finite.
         """
-        changes = {name: value for name, value in dataclasses.asdict(needs).items() if value is not None}
+        changes: dict[str, Any] = {"logit_bias": needs.logit_bias, "logit_scale": needs.logit_scale}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if needs.mask_token and self.text.lacks_mask:
+            changes["text"] = dataclasses.replace(self.text, vocab_size=CLIP_VOCABULARY + 1)
         return checked(dataclasses.replace(self, **changes), self.name)
 
 

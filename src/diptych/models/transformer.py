@@ -43,7 +43,7 @@ class Transformer(BlockText):
         """
         self.check_ids(tokens)
         if lengths is None:
-            lengths = lengths_of(tokens, self.config.text.end_id)
+            lengths = lengths_of(tokens, self.config.text.searched_end)
         recording = traced(tokens)
         in_full = return_tokens or recording or hooked(*self.children())
         if in_full or self.layout == "padded" or tokens.shape[0] == 0:

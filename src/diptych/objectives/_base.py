@@ -46,12 +46,15 @@ class Example(NamedTuple):
 
 class RunFacts(NamedTuple):
     """What an objective may know of a run: how many ``records`` the training data has, over how many ``epochs`` of it the run
-    goes (a part of one too), and whether records are ``resampled``, drawn with replacement.
+    goes (a part of one too), whether records are ``resampled``, drawn with replacement, and how many ``pairs`` of a step each
+    of the ``processes`` has (of all its micro-batches).
     """
 
     records: int
     epochs: float
     resampled: bool = False
+    pairs: int = 0
+    processes: int = 1
 
 
 class Objective(nn.Module):
@@ -64,8 +67,8 @@ class Objective(nn.Module):
 
     Config: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
 
-    wants: ClassVar[Wants] = Wants()
-    """What training asks of the data."""
+    wants: Wants = Wants()
+    """What training asks of the data; an objective whose options decide it sets it on itself when it is built."""
 
     min_pairs: ClassVar[int] = 2
     """How many pairs a step must compare for the loss to say anything; 1 where it needs no other pair."""
@@ -75,6 +78,9 @@ class Objective(nn.Module):
 
     scale_range: ClassVar[tuple[float, float] | None] = (0.0, math.log(100.0))
     """Least and most of the logarithm of the logit scale, after every step; None leaves it free. CLIP's by default."""
+
+    equal_buffers: ClassVar[tuple[str, ...]] = ()
+    """Names of large buffers that every process moves alike (queues, estimates), so that no layout sends them around."""
 
     cacheable: ClassVar[bool] = True
     """Whether the image tower's pooled feature is all that it needs of an image, so that --cache-features may compute it once."""

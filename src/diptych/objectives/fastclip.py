@@ -67,6 +67,7 @@ class FastClip(Objective):
 
     Config = FastClipConfig
     config: FastClipConfig
+    equal_buffers = ("log_u", "seen")
     log_u: Tensor
     seen: Tensor
 

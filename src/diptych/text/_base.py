@@ -173,4 +173,4 @@ def get_tokenizer(
             f"the tokenizer {name!r} needs its vocabulary ({files}), which is not there; put it beside the weights (it comes"
             " with the Hugging Face folder of the model)."
         )
-    return entry(context_length)
+    return entry(context_length, **special)

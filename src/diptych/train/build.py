@@ -85,8 +85,10 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     per_epoch = _steps_per_epoch(config, planned)
     total = total_steps(config.schedule, per_epoch)
     epochs = total / max(1, planned.steps_per_epoch)
-    objective.begin_run(RunFacts(len(pipeline.train_source), epochs, config.data.dataset_resampled))
-    step_size = config.data.batch_size * config.accum_freq * world.size
+    pairs = config.data.batch_size * config.accum_freq
+    step_size = pairs * world.size
+    records = len(pipeline.train_source)
+    objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, world.size))
     data = {
         **fingerprint(pipeline.train_source),
         "order": ORDER_VERSION,

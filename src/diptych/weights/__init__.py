@@ -64,7 +64,8 @@ def tokenizer_of(config: ModelConfig, source: StrPath = "") -> Tokenizer:
     """
     text, name = config.text, config.text.tokenizer
     if name == "bpe":
-        tokenizer = tokenizer_by_name(name, text.context_length)
+        special = {} if text.mask_id is None else {"mask_id": text.mask_id}
+        tokenizer = tokenizer_by_name(name, text.context_length, None, **special)
     else:
         vocabulary = vocabulary_file(source)
         if vocabulary is None and name == "own":

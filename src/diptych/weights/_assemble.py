@@ -19,6 +19,7 @@ from diptych.weights._rename import listed
 # Preprocessing is part of the description, whatever tensors a file holds under these names.
 BUFFERS = ("image.mean", "image.std")
 SCALARS = ("logit_bias", "logit_scale")
+TOKEN_TABLE = "text.token_embedding.weight"
 
 
 def is_counter(name: str) -> bool:
@@ -49,7 +50,12 @@ def with_needs(
         log.info(f"{where}: has a logit_bias ({value:.4g}), which stays, though the loss needs none.")
     dtype = floating_dtype(tensors)
     fresh = {name: torch.full((1,), value, dtype=dtype) for name, value in absent.items()}
-    return {**tensors, **fresh}, config.with_needs(ModelNeeds(**absent))
+    if needs.mask_token and config.text.lacks_mask:
+        log.info(f"{where}: has no mask token; one more row of the token embedding is initialized at random.")
+        table = tensors[TOKEN_TABLE]
+        fresh[TOKEN_TABLE] = torch.cat([table, torch.randn(1, table.shape[1]).mul_(0.02).to(table.dtype)])
+    asked = ModelNeeds(absent.get("logit_bias"), absent.get("logit_scale"), needs.mask_token)
+    return {**tensors, **fresh}, config.with_needs(asked)
 
 
 def with_zeros(tensors: dict[str, Tensor], names: Iterable[str], config: ModelConfig, where: str) -> dict[str, Tensor]:
