@@ -1,7 +1,8 @@
 """What is compared: towers, arms with their flags, and seeds, in the order in which they are run. Starts nothing itself.
 
-Every arm of a tower takes the same number of steps with the same flags, but for what its name says. Batches of 512 see as many pairs
-as batches of 64, in an eighth of the steps. "clip-time" takes as many steps more as a step of ``slip`` costs more than one of ``clip``.
+Every arm of a tower takes the same number of steps with the same flags, but for what its name says. Batches of 512 see as
+many pairs as batches of 64, in an eighth of the steps. "clip-time" takes as many steps more as a step of ``slip`` costs more
+than one of ``clip``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Which objective learns most from the same pairs? Trains the cells of the table one after another, and scores each.
 
-    python benchmarks/objectives/run.py SHARED_DATA FOLDER [--cells N] [--only ARM ...]     (the project's own environment; no peer)
+    python benchmarks/objectives/run.py SHARED_DATA FOLDER [--cells N] [--only ARM ...]  (own environment; no peer)
 
-SHARED_DATA holds flickr8k/ (captions.jsonl, images) and cifar10/test.zip. A cell that stands in benchmarks/results/objectives.json
-is skipped, and each is appended there when it is scored, so that the table is filled over several sittings; FOLDER keeps runs (the
-teacher of ``distill`` is trained again where it is missing). Quality only: nothing here is timed (``steps.py`` does), so that a busy
-machine changes no number. ``table.py`` makes the page's table and plot.
+SHARED_DATA holds flickr8k/ (captions.jsonl, images) and cifar10/test.zip. A cell that stands in
+benchmarks/results/objectives.json is skipped, and each is appended there when it is scored, so that the table is filled over
+several sittings; FOLDER keeps runs (the teacher of ``distill`` is trained again where it is missing). Quality only: nothing
+here is timed (``steps.py`` does), so that a busy machine changes no number. ``table.py`` makes the page's table and plot.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/objectives/steps.py SHARED_DATA [--towers NAME ...]       (the project's own environment; no peer)
 
-Real photos and captions, batches of 64, batches made before anything is timed: loading is not in it. For each objective a step of
-``clip`` and one of its own alternate; the ratio is that of the medians. Bars of the project: slip 3.1, superclip 1.1, siglip 1.05, fastclip
-1.1, filip 1.5. Writes benchmarks/results/objective_steps.json.
+Real photos and captions, batches of 64, batches made before anything is timed: loading is not in it. For each objective a
+step of ``clip`` and one of its own alternate; the ratio is that of the medians. Bars of the project: slip 3.1, superclip 1.1,
+siglip 1.05, fastclip 1.1, filip 1.5. Writes benchmarks/results/objective_steps.json.
 """
 
 from __future__ import annotations
