@@ -11,7 +11,7 @@ import torch
 from diptych import weights
 from diptych.devices import get_device
 from diptych.distributed import checkpoint, process_group
-from diptych.distributed.layout import Layout, frozen_digests, parallelize
+from diptych.distributed.layout import ParallelOptions, frozen_digests, parallelize
 from diptych.evaluate import Encoder
 from diptych.models import SharedPrefixes
 from diptych.train.changes import exported
@@ -20,16 +20,18 @@ from diptych.train.step import Step
 from tests.objectives.worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
 
 from ._processes import run_in_processes
-from .sharded import ShardedLayout
 
-LAYOUTS = {"replicated": Layout, "sharded": ShardedLayout}
+LAYOUTS = {
+    "replicated": ParallelOptions(),
+    **{name: ParallelOptions(sharding=name) for name in ("stage1", "stage2", "stage3")},
+}
 EXAMPLE = "siglip-1"
 TEXTS = [f"a photo of {'very ' * (number % 5)}thing number {number}" for number in range(17)]
 
 
 def make_step(layout, clip_norm=0.0, dtype=torch.float64, vocabulary=512):
     device, world = get_device("cpu"), process_group.world_from_environment()
-    laid_out = LAYOUTS[layout](make_objective(EXAMPLES[EXAMPLE], dtype, vocabulary), device, world)
+    laid_out = parallelize(make_objective(EXAMPLES[EXAMPLE], dtype, vocabulary), device, world, LAYOUTS[layout])
     laid_out.train()
     optimizer = create_optimizer(
         laid_out.trainable(), laid_out.objective.model, OptimizerOptions(lr=1e-3, image_layer_decay=0.5), device

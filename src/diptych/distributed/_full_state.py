@@ -16,18 +16,19 @@ from torch import Tensor
 from diptych.errors import ConfigError
 
 
-def _is_sharded(tensor: object) -> bool:
+def is_sharded(tensor: object) -> bool:
+    """Whether a tensor is a DTensor, of which this process holds a part."""
     return hasattr(tensor, "full_tensor")  # DTensor; importing its module costs half a second where nothing is sharded
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor; a collective where it is sharded."""
-    return tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
 def like(value: Tensor, target: Tensor) -> Tensor:
     """A whole tensor laid out like ``target``; every rank gives the same value."""
-    if not _is_sharded(target):
+    if not is_sharded(target):
         return value
     from torch.distributed.tensor import distribute_tensor
 
@@ -39,11 +40,10 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all gradients, a plain scalar; zero without any. A collective where they are sharded."""
     if not gradients:
         return torch.zeros(())
-    parts = []
-    for sharded in (False, True):  # torch does not mix the two kinds in one call
-        kind = [gradient for gradient in gradients if _is_sharded(gradient) == sharded]
-        if kind:
-            parts.append(full(torch.nn.utils.get_total_norm(kind)))
+    kinds: dict[Any, list[Tensor]] = {}  # torch does not mix whole tensors and those of several meshes in one call
+    for gradient in gradients:
+        kinds.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
+    parts = [full(torch.nn.utils.get_total_norm(kind)) for kind in kinds.values()]
     return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diptych.config import Count, Range
 from diptych.devices import Device
 from diptych.distributed import _full_state
 from diptych.distributed.process_group import Group, World, rank, size
@@ -35,6 +36,12 @@ class ParallelOptions:
     """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
     matmul: Literal["auto", "exact", "fast", "default"] = "auto"
     """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
+    sharding: Literal["none", "stage1", "stage2", "stage3"] = "none"
+    """Split the state of training over processes (FSDP2): gradients and moments (stage1, stage2), parameters too (stage3)."""
+    sharding_parallel_degree: Count = 0
+    """Processes that share one copy of the state, a divisor of all; 0 takes all. Fewer make replicas of shards (HSDP)."""
+    tensor_parallel_degree: Annotated[int, Range(1)] = 1
+    """Processes that share the heads and MLP columns of each layer, and see the same pairs; 1 shares nothing."""
     deterministic: bool = False
     """Use torch's deterministic algorithms on accelerators; CPU runs are deterministic without it."""
 
@@ -82,6 +89,11 @@ class Layout:
         )
 
     @property
+    def data_world(self) -> World:
+        """This process among those that see different pairs, for loaders."""
+        return World(self.rank, self.size, self.world.local_rank)
+
+    @property
     def rank(self) -> int:
         """This process's number among those that see different pairs."""
         return rank(self.group)
@@ -114,6 +126,9 @@ class Layout:
         if isinstance(self.wrapped, DistributedDataParallel):
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
+
+    def complete_gradients(self) -> None:
+        """What gradients lack after the last backward pass of a step, where a scheme averages only some of them."""
 
     def after_step(self, features: Any, pairs: Pairs) -> None:
         """What the objective does once after each optimizer step: its ``after_step``, then the range of the scale."""
@@ -216,9 +231,21 @@ class Layout:
         return self.objective(*call)
 
 
-def parallelize(objective: Any, device: Device, world: World) -> Layout:
-    """Lay the objective out for training on this device and these processes."""
-    return Layout(objective, device, world)
+def is_sharded(tensor: object) -> bool:
+    """Whether this process holds a part of the tensor only."""
+    return _full_state.is_sharded(tensor)
+
+
+def parallelize(objective: Any, device: Device, world: World, options: ParallelOptions | None = None) -> Layout:
+    """Lay the objective out for training on this device and these processes.
+
+    Raises ConfigError for degrees that do not divide processes, heads or columns.
+    """
+    if options is None or (options.sharding == "none" and options.tensor_parallel_degree == 1):
+        return Layout(objective, device, world)
+    from diptych.distributed.sharded import ShardedLayout  # imports half a second of torch that nobody else needs
+
+    return ShardedLayout(objective, device, world, options)
 
 
 def frozen_digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -6,7 +6,7 @@ special case. What attends to what is not decided here: a ``Plan`` is handed in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
@@ -70,11 +70,17 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head attention; a plan says which tokens attend to which."""
+    """Multi-head attention; a plan says which tokens attend to which.
+
+    How many heads there are is asked of what the projections give, so that a layer that has some of them computes just these.
+    """
+
+    enter: Callable[[Tensor], Tensor] | None = None
+    """Prepares what the projections share; set by a layout that splits them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_width = width // heads
         self.q = Linear(width, width)
         self.k = Linear(width, width)
         self.v = Linear(width, width)
@@ -82,13 +88,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, plan: Plan, only_pooled: bool = False) -> Tensor:
         """Every token of the layout; ``only_pooled`` has queries of the pooled tokens alone, [B, D], keys and values of all."""
-        if only_pooled:
-            return self.out(plan.attend_pooled(self.q(plan.pooled(x)), self.k(x), self.v(x), self.heads))
-        return self.out(plan.attend(self.q(x), self.k(x), self.v(x), self.heads))
+        x = x if self.enter is None else self.enter(x)
+        query, key, value = self.q(plan.pooled(x) if only_pooled else x), self.k(x), self.v(x)
+        heads = query.shape[-1] // self.head_width
+        return self.out((plan.attend_pooled if only_pooled else plan.attend)(query, key, value, heads))
 
 
 class Block(nn.Module):
     """A pre-norm residual block: attention, then MLP; ``layer_scale`` multiplies what each branch adds (Touvron et al. 2021)."""
+
+    enter: None = None
+    """Its MLP can be split by a layout, which prepares the input of ``mlp_in``."""
 
     def __init__(
         self,

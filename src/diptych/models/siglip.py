@@ -6,6 +6,7 @@ an MLP follows. Not NaFlex: one image size, one grid of positions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,9 +44,12 @@ class SiglipConfig(VisionConfig):
 class MAPHead(nn.Module):
     """Attention pooling with a learned query, then a residual MLP ("MAP head" of big_vision)."""
 
+    enter: Callable[[Tensor], Tensor] | None = None
+    """Prepares what the projections share; set by a layout that splits them."""
+
     def __init__(self, width: int, heads: int, mlp_width: int, activation: str, *, eps: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.head_width = width // heads
         self.probe = nn.Parameter(torch.empty(width))
         self.q = Linear(width, width)
         self.k = Linear(width, width)
@@ -59,9 +63,11 @@ class MAPHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, width] -> [B, width]."""
         query, batch = self.probe.to(x.dtype), (x.shape[0], 1, -1)
+        if self.enter is not None:
+            query, x = self.enter(query), self.enter(x)
         # The query is the same for every image: computed once, unless a hook wants to see it beside each.
         query = self.q(query.expand(batch)) if hooked(self.q) else self.q(query).expand(batch)
-        pooled = self.out(attention(query, self.k(x), self.v(x), self.heads))[:, 0]
+        pooled = self.out(attention(query, self.k(x), self.v(x), query.shape[-1] // self.head_width))[:, 0]
         return pooled + self.mlp_out(self.activation(self.mlp_in(self.norm(pooled))))
 
 

@@ -101,7 +101,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         changes_of(config.model, resumed=False)
     if world.main:
         weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
-    step = create_step(objective, config.optimizer, device, precision, world)
+    step = create_step(objective, config.optimizer, device, precision, world, parallel=config.parallel)
     layout = step.layout
     if run.state:
         _restore(step, run, device)

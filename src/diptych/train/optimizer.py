@@ -16,6 +16,7 @@ from torch import nn
 from diptych import weights
 from diptych.config import NotNegative, Share
 from diptych.devices import Device
+from diptych.distributed.layout import is_sharded
 from diptych.errors import ConfigError
 from diptych.models import Tower, TwoTower
 
@@ -111,15 +112,17 @@ def create_optimizer(
         if SCALE not in dict(named):
             raise ConfigError("--scale-lr is for a logit scale that is locked; leave it out, or train the scale.")
         rates[SCALE] = (options.scale_lr, options.wd)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         lr, wd = rates.get(name, (options.lr, options.wd))
-        groups.setdefault((lr, wd if decays(parameter) and name not in excluded else 0.0), []).append(parameter)
+        wd = wd if decays(parameter) and name not in excluded else 0.0
+        # Kernels over many tensors do not mix sharded and whole ones.
+        groups.setdefault((lr, wd, is_sharded(parameter)), []).append(parameter)
     if not groups:
         raise ConfigError("every parameter is locked; leave something to train.")
     beta2, eps = RESNET_DEFAULTS if model.config.vision.family == "resnet" else DEFAULTS
     return torch.optim.AdamW(
-        [{"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), items in groups.items()],
+        [{"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd, _), items in groups.items()],
         betas=(options.beta1, beta2 if options.beta2 is None else options.beta2),
         eps=eps if options.eps is None else options.eps,
         fused=device.abilities.fused_adamw or None,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diptych.devices import Device
 from diptych.distributed import process_group
-from diptych.distributed.layout import Layout, parallelize
+from diptych.distributed.layout import Layout, ParallelOptions, parallelize
 from diptych.distributed.process_group import World
 from diptych.models import put_back, restored_statistics, statistics_of
 from diptych.objectives import Objective, differentiable, pairs_of
@@ -51,9 +51,11 @@ def create_step(
     device: Device,
     precision: str = "fp32",
     world: World | None = None,
+    *,
+    parallel: ParallelOptions | None = None,
 ) -> Step:
     """The step of an objective in training mode, laid out over ``world`` (None: this process alone), with its AdamW."""
-    layout = parallelize(objective, device, world or World())
+    layout = parallelize(objective, device, world or World(), parallel)
     layout.train()
     optimizer = create_optimizer(layout.trainable(), objective.model, options, device)
     return Step(layout, optimizer, device, precision, options.grad_clip_norm)
@@ -94,6 +96,7 @@ class Step:
         moved = [move(batch, self.device.torch_device) for batch in batches]
         statistics = statistics_of(self.layout.objective)
         terms, features = self._whole(moved[0]) if len(moved) == 1 else self._cached(moved)
+        self.layout.complete_gradients()
         self.scaler.unscale_(self.optimizer)
         loss, norm = total(terms).detach(), self.layout.gradient_norm().detach()
         finite = self._finite(loss, norm)

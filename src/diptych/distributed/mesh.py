@@ -1,0 +1,62 @@
+"""Degrees of parallelism: how many processes replicate, shard and split the work, and which of them see the same pairs.
+
+    processes = replicas x shards x tensor        in this order: processes of one tensor group are neighbors
+
+Arithmetic only; ``sharded`` builds a mesh of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from diptych.distributed.layout import ParallelOptions
+from diptych.distributed.process_group import World
+from diptych.errors import ConfigError
+
+
+class Degrees(NamedTuple):
+    """``replicas`` of the model's state, ``shards`` that each is divided into, ``tensor`` processes that share a layer."""
+
+    replicas: int = 1
+    shards: int = 1
+    tensor: int = 1
+
+    @property
+    def data(self) -> int:
+        """How many processes see different pairs."""
+        return self.replicas * self.shards
+
+
+def degrees_of(options: ParallelOptions, world: World) -> Degrees:
+    """The degrees of a run. Raises ConfigError, with the arithmetic, where processes do not divide or an option has no effect."""
+    tensor, shards = options.tensor_parallel_degree, options.sharding_parallel_degree
+    if options.sharding == "none" and shards:
+        raise ConfigError("--sharding-parallel-degree goes with --sharding stage1, stage2 or stage3; add it.")
+    if world.size % tensor:
+        raise ConfigError(
+            f"--tensor-parallel-degree {tensor}: {world.size} processes are no whole number of groups of {tensor}; expected "
+            f"a divisor of {world.size}."
+        )
+    data = world.size // tensor
+    if options.sharding == "none":
+        return Degrees(data, 1, tensor)
+    if data == 1:
+        split = f"{world.size} processes / {tensor} of a tensor group" if tensor > 1 else "no other process"
+        raise ConfigError(
+            f"--sharding {options.sharding} divides the model over processes that see different pairs, and there is one "
+            f"({split}); start more with torchrun, or leave it out."
+        )
+    shards = shards or data
+    if shards < 2 or data % shards:
+        product = f" ({world.size} processes / {tensor} of a tensor group)" if tensor > 1 else ""
+        raise ConfigError(
+            f"--sharding-parallel-degree {shards}: {data} processes{product} are no whole number of groups of {shards}; expected "
+            f"a divisor of {data} from 2 on."
+        )
+    return Degrees(data // shards, shards, tensor)
+
+
+def data_world(options: ParallelOptions, world: World) -> World:
+    """The process among those that see different pairs: its number and theirs. Tensor groups share pairs. Raises ConfigError."""
+    degrees = degrees_of(options, world)
+    return World(world.rank // degrees.tensor, degrees.data, world.local_rank)
