@@ -1,12 +1,12 @@
 """Every layout equals one process: loss, every gradient, and weights after five AdamW steps, in float64 to 1e-10.
 
-Replicas, the stages of sharding, replicas of shards, split layers and both, with and without micro-batches, with clipping, with a
-frozen tower, with shards of unequal size (five positions over two and four processes), for CLIP's and SigLIP's loss and one with a head.
+Replicas, the stages of sharding, replicas of shards, split layers and both, with and without micro-batches, with clipping, with
+a frozen tower, with shards of unequal size (17 positions over two and four processes), for CLIP's and SigLIP's loss and for one
+with a head.
 """
 
 import numpy as np
 import pytest
-import torch
 
 from diptych.devices import get_device
 from diptych.distributed import process_group
@@ -54,7 +54,8 @@ def trained(example, options, parts=1, clip=0.0, lock=False):
         result = step(pieces_of(own_rows(batch_for(objective, 8, seed=number), layout.data_world), parts))
         losses.append(process_group.all_reduce_mean(result.loss.double(), layout.group).item())
     gradients = {name: full(item.grad) for name, item in layout.trainable()}
-    return [np.array(losses), *({key: item.numpy().copy() for key, item in part.items()} for part in (gradients, layout.full_state()))]
+    states = ({key: item.numpy().copy() for key, item in part.items()} for part in (gradients, layout.full_state()))
+    return [np.array(losses), *states]
 
 
 def every_case(layouts):

@@ -20,7 +20,7 @@ def rewritten(folder, change):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--batch-size 1", r"a step compares 1 pair \(--batch-size 1 x --accum-freq 1 x 1 process\)"),
+        ("--batch-size 1", r"a step compares 1 pair \(--batch-size 1 x 1 process\)"),
         ("--lr 0", "--lr 0: the learning rate never leaves 0"),
         ("--lock-image --lock-text --pretrained {run}", "together leave nothing to train"),
         ("--train-num-samples 3", r"less than a step of 4 pairs"),
@@ -40,7 +40,7 @@ def test_one_pair_per_micro_batch_is_enough_where_a_step_has_several(pairs, tmp_
 
 def test_fewer_records_than_a_step_are_refused_with_the_product(pairs, tmp_path):
     with pytest.raises(
-        SourceError, match=r"23 records do not fill one step of 32 pairs \(--batch-size 16 x --accum-freq 2"
+        SourceError, match=r"23 records do not fill one step of 32 pairs \(16 at a time x 2 micro-batches"
     ):
         run(pairs, tmp_path / "a", "--batch-size", "16", "--accum-freq", "2")
 

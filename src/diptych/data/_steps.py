@@ -84,10 +84,14 @@ class LoaderOptions:
 
     @property
     def arithmetic(self) -> str:
-        """The pairs of a step as a product: "64 pairs (--batch-size 16 x --accum-freq 4 x 1 process)"."""
+        """The pairs of a step as a product: "64 pairs (16 at a time x 4 micro-batches x 1 process)"; without micro-batches,
+        "16 pairs (--batch-size 16 x 1 process)".
+        """
         processes = f"{self.ranks} process{'es' if self.ranks > 1 else ''}"
         pairs = f"{self.step_size} pair{'s' if self.step_size > 1 else ''}"
-        return f"{pairs} (--batch-size {self.batch_size} x --accum-freq {self.micro_batches} x {processes})"
+        if self.micro_batches == 1:
+            return f"{pairs} (--batch-size {self.batch_size} x {processes})"
+        return f"{pairs} ({self.batch_size} at a time x {self.micro_batches} micro-batches x {processes})"
 
     def steps_per_epoch(self, count: int) -> int:
         """Steps in a whole epoch of ``count`` records, equal on every rank."""

@@ -15,7 +15,7 @@ from diptych import config as options
 from diptych import log, weights
 from diptych.data import ORDER_VERSION, START, Loader, Position, fingerprint
 from diptych.devices import Device, get_device
-from diptych.distributed import process_group
+from diptych.distributed import mesh, process_group
 from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
@@ -80,15 +80,16 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         config.data, config.source, model.config, tokenizer, wants=objective.wants,
         validation_wants=objective.validation_wants,
     )  # fmt: skip
-    _check_data(pipeline, world, device)
-    planned = pipeline.loader(START, world, device, config.accum_freq)
+    data_world = mesh.data_world(config.parallel, world)
+    _check_data(pipeline, data_world, device)
+    planned = pipeline.loader(START, data_world, device, config.pieces)
     per_epoch = _steps_per_epoch(config, planned)
     total = total_steps(config.schedule, per_epoch)
     epochs = total / max(1, planned.steps_per_epoch)
     pairs = config.data.batch_size * config.accum_freq
-    step_size = pairs * world.size
+    step_size = pairs * data_world.size
     records = len(pipeline.train_source)
-    objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, world.size))
+    objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, data_world.size))
     data = {
         **fingerprint(pipeline.train_source),
         "order": ORDER_VERSION,
@@ -109,13 +110,13 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         check_cacheable(objective)
         encoder = Encoder(
             layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
-            precision, shared=world.size > 1,
+            precision, shared=data_world.size > 1,
         )  # fmt: skip
         source = with_features(pipeline.train_source, encoder, objective.wants)
         pipeline = dataclasses.replace(pipeline, train_source=source)
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
-    loader = pipeline.loader(start, world, device, config.accum_freq)
+    loader = pipeline.loader(start, data_world, device, config.pieces)
     check_step_size(loader.options, loader.count, objective.min_pairs)
     rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
     check_learning(step, rate)
@@ -179,15 +180,15 @@ def _restore(step: Step, run: Run, device: Device) -> None:
 
 def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: Step) -> Validator:
     if pipeline.val_source is not None:
-        pipeline.validation_loader(layout.world)  # so that what is wrong with it is said now
+        pipeline.validation_loader(layout.data_world)  # so that what is wrong with it is said now
     encoder = Encoder(
         layout, pipeline.tokenizer, pipeline.eval_transform, step.device, min(64, config.data.batch_size),
-        min(1, config.data.workers), step.precision, shared=layout.world.size > 1, cache=False,
+        min(1, config.data.workers), step.precision, shared=layout.size > 1, cache=False,
         bad_samples="raise" if config.data.bad_samples == "raise" else "skip", bad_limit=config.data.bad_samples_max,
         strict=config.data.bad_samples_strict,
     )  # fmt: skip
     data = ValidationData(
-        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.world),
+        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world),
         pipeline.labeled_v2_source,
     )  # fmt: skip
     return Validator(layout, encoder, data, config.evaluate)

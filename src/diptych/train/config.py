@@ -19,6 +19,7 @@ from diptych import config
 from diptych.config import Count, Range, Share
 from diptych.data import SourceOptions
 from diptych.distributed.layout import ParallelOptions
+from diptych.errors import ConfigError
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
 from diptych.train.changes import ModelOptions
 from diptych.train.optimizer import OptimizerOptions
@@ -154,6 +155,18 @@ class TrainConfig:
     output: OutputOptions = field(default_factory=OutputOptions)
     accum_freq: typing.Annotated[int, Range(1)] = 1
     """Micro-batches per step: features are cached, so the loss sees --accum-freq x --batch-size pairs at once."""
+    micro_batch: Count = 0
+    """Encode at most so many pairs at once, a divisor of --batch-size: the same step in less memory; 0 encodes them together."""
+
+    @property
+    def pieces(self) -> tuple[int, int]:
+        """Pairs of a micro-batch, and how many of them a step has on each process. Raises ConfigError."""
+        size, micro = self.data.batch_size, self.micro_batch
+        if micro and size % micro:
+            raise ConfigError(
+                f"--micro-batch {micro}: --batch-size {size} is no multiple of it; expected a divisor of {size}."
+            )
+        return (micro, size // micro * self.accum_freq) if micro else (size, self.accum_freq)
 
 
 def tree_for(objective: str) -> type[TrainConfig]:

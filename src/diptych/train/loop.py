@@ -75,7 +75,7 @@ def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], report: lo
         if not result.finite:
             job.leave_out(done, before, batches, result)
         done, before = done + 1, position
-        clock.stepped(sum(len(batch.keys) for batch in batches) * job.world.size)
+        clock.stepped(sum(len(batch.keys) for batch in batches) * job.step.layout.size)
 
         stopping = interrupted() or (stop_after > 0 and done - job.first_step >= stop_after)
         stopping = process_group.any_rank(stopping, job.step.device.torch_device)

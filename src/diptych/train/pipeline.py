@@ -65,8 +65,12 @@ class Pipeline:
         """The fixed preprocessing of evaluation."""
         return self.views.eval_transform
 
-    def loader(self, start: Position, world: World, device: Device, micro_batches: int = 1) -> Loader:
-        """The training steps of this rank, from a position on, without end; ``Loader.steps`` gives them."""
+    def loader(self, start: Position, world: World, device: Device, pieces: tuple[int, int] | None = None) -> Loader:
+        """The training steps of this rank, from a position on, without end; ``Loader.steps`` gives them.
+
+        ``pieces``: pairs of a micro-batch, and their number in a step; None is one of --batch-size.
+        """
+        size, count = pieces or (self.data.batch_size, 1)
         data = self.data
         prepare = build_prepare(
             self.wants, self.tokenizer, self.views,
@@ -74,7 +78,7 @@ class Pipeline:
             strict=data.bad_samples_strict,
         )  # fmt: skip
         options = LoaderOptions(
-            data.batch_size, micro_batches, data.workers, data.seed, world.rank, world.size, start,
+            size, count, data.workers, data.seed, world.rank, world.size, start,
             pad_last=data.last_batch == "pad", pin_memory=device.abilities.pin_memory, bad_samples=data.bad_samples,
             bad_limit=data.bad_samples_max, mixture=self._mixture(),
         )  # fmt: skip
