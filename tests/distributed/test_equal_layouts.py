@@ -11,7 +11,8 @@ import pytest
 from diptych.devices import get_device
 from diptych.distributed import process_group
 from diptych.distributed._full_state import full
-from diptych.distributed.layout import ParallelOptions, parallelize
+from diptych.distributed.mesh import ParallelOptions
+from diptych.distributed.parallel import parallelize
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 from tests.objectives.worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of

@@ -11,7 +11,9 @@ import torch
 from diptych import weights
 from diptych.devices import get_device
 from diptych.distributed import checkpoint, process_group
-from diptych.distributed.layout import ParallelOptions, frozen_digests, parallelize
+from diptych.distributed.layout import frozen_digests
+from diptych.distributed.mesh import ParallelOptions
+from diptych.distributed.parallel import parallelize
 from diptych.evaluate import Encoder
 from diptych.models import SharedPrefixes
 from diptych.train.changes import exported

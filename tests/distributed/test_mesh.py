@@ -2,8 +2,7 @@
 
 import pytest
 
-from diptych.distributed.layout import ParallelOptions
-from diptych.distributed.mesh import Degrees, data_world, degrees_of
+from diptych.distributed.mesh import Degrees, ParallelOptions, data_world, degrees_of
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 

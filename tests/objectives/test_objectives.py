@@ -9,7 +9,7 @@ import torch
 
 from diptych.devices import get_device
 from diptych.distributed import process_group
-from diptych.distributed.layout import parallelize
+from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
 from diptych.objectives import OBJECTIVES, differentiable, pairs_of
 from diptych.train.optimizer import OptimizerOptions, create_optimizer

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.devices import get_device
-from diptych.distributed.layout import parallelize
+from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.models import create_model

@@ -12,7 +12,7 @@ from diptych.data import Loader, LoaderOptions, open_source
 from diptych.data._prepare import build_prepare
 from diptych.devices import get_device
 from diptych.distributed import process_group
-from diptych.distributed.layout import parallelize
+from diptych.distributed.parallel import parallelize
 from diptych.errors import RecordError, SourceError
 from diptych.evaluate import Encoder, open_labeled
 from diptych.image import ViewOptions

@@ -1,50 +1,25 @@
 """How one training objective is laid out over processes, and every verb that depends on it.
 
-``parallelize`` moves an objective to its device and returns a ``Layout``. The training step, saving, validation and the encoder
-of evaluations use the layout and nothing behind it, so that another layout (sharded, tensor parallel) is a subclass of
-``Layout``. All calls of the objective go through the wrapped module's own ``forward``, because hooks run there. Models and
-objectives contain no parallelism; what they offer is ``blocks()``, ``linears()``, modules, and forward calls.
+``parallel.parallelize`` moves an objective to its device and returns a ``Layout``. The training step, saving, validation and
+the encoder of evaluations use the layout and nothing behind it, so that another layout (sharded, tensor parallel) is a
+subclass of ``Layout``. All calls of the objective go through the wrapped module's own ``forward``, because hooks run there.
+Models and objectives contain no parallelism; what they offer is ``blocks()``, ``linears()``, modules, and forward calls.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diptych.config import Count, Range
 from diptych.devices import Device
 from diptych.distributed import _full_state
 from diptych.distributed.process_group import Group, World, rank, size
 from diptych.types import Batch, Pairs, Terms
-
-
-@dataclass(frozen=True)
-class ParallelOptions:
-    """How the work is laid out over accelerators and processes."""
-
-    device: str = "auto"
-    """Accelerator: auto, or the name of one (diptych selftest lists them); NAME:1 picks the second."""
-    dist_backend: str = ""
-    """Collective backend under torchrun; empty takes the device's own."""
-    precision: str = "auto"
-    """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
-    matmul: Literal["auto", "exact", "fast", "default"] = "auto"
-    """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
-    sharding: Literal["none", "stage1", "stage2", "stage3"] = "none"
-    """Split the state of training over processes (FSDP2): gradients and moments (stage1, stage2), parameters too (stage3)."""
-    sharding_parallel_degree: Count = 0
-    """Processes that share one copy of the state, a divisor of all; 0 takes all. Fewer make replicas of shards (HSDP)."""
-    tensor_parallel_degree: Annotated[int, Range(1)] = 1
-    """Processes that share the heads and MLP columns of each layer, and see the same pairs; 1 shares nothing."""
-    deterministic: bool = False
-    """Use torch's deterministic algorithms on accelerators; CPU runs are deterministic without it."""
-
 
 PRECISIONS = {
     "fp32": "fp32",
@@ -234,18 +209,6 @@ class Layout:
 def is_sharded(tensor: object) -> bool:
     """Whether this process holds a part of the tensor only."""
     return _full_state.is_sharded(tensor)
-
-
-def parallelize(objective: Any, device: Device, world: World, options: ParallelOptions | None = None) -> Layout:
-    """Lay the objective out for training on this device and these processes.
-
-    Raises ConfigError for degrees that do not divide processes, heads or columns.
-    """
-    if options is None or (options.sharding == "none" and options.tensor_parallel_degree == 1):
-        return Layout(objective, device, world)
-    from diptych.distributed.sharded import ShardedLayout  # imports half a second of torch that nobody else needs
-
-    return ShardedLayout(objective, device, world, options)
 
 
 def frozen_digests(modules: Mapping[str, nn.Module]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Degrees of parallelism: how many processes replicate, shard and split the work, and which of them see the same pairs.
+"""The options of parallelism, and the degrees that they give: how many processes replicate, shard and split the work.
 
     processes = replicas x shards x tensor        in this order: processes of one tensor group are neighbors
 
@@ -7,11 +7,34 @@ Arithmetic only; ``sharded`` builds a mesh of them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
 
-from diptych.distributed.layout import ParallelOptions
+from diptych.config import Count, Range
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """How the work is laid out over accelerators and processes."""
+
+    device: str = "auto"
+    """Accelerator: auto, or the name of one (diptych selftest lists them); NAME:1 picks the second."""
+    dist_backend: str = ""
+    """Collective backend under torchrun; empty takes the device's own."""
+    precision: str = "auto"
+    """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
+    matmul: Literal["auto", "exact", "fast", "default"] = "auto"
+    """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
+    sharding: Literal["none", "stage1", "stage2", "stage3"] = "none"
+    """Split the state of training over processes (FSDP2): gradients and moments (stage1, stage2), parameters too (stage3)."""
+    sharding_parallel_degree: Count = 0
+    """Processes that share one copy of the state, a divisor of all; 0 takes all. Fewer make replicas of shards (HSDP)."""
+    tensor_parallel_degree: Annotated[int, Range(1)] = 1
+    """Processes that share the heads and MLP columns of each layer, and see the same pairs; 1 shares nothing."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms on accelerators; CPU runs are deterministic without it."""
 
 
 class Degrees(NamedTuple):

@@ -26,8 +26,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from diptych.devices import Device
-from diptych.distributed.layout import Layout, ParallelOptions
-from diptych.distributed.mesh import degrees_of
+from diptych.distributed.layout import Layout
+from diptych.distributed.mesh import ParallelOptions, degrees_of
 from diptych.distributed.process_group import World, all_reduce_mean
 from diptych.distributed.tensor_parallel import local, split_tower
 

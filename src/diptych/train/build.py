@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -90,12 +91,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     step_size = pairs * data_world.size
     records = len(pipeline.train_source)
     objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, data_world.size))
-    data = {
-        **fingerprint(pipeline.train_source),
-        "order": ORDER_VERSION,
-        "processes": world.size,
-        "step_size": step_size,
-    }
+    data = _data_identity(pipeline, world, step_size)
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
     run = open_run(config, identity)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
@@ -126,6 +122,13 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         rate, _events(config.output, config.evaluate, per_epoch, total),
         BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
     )  # fmt: skip
+
+
+def _data_identity(pipeline: Pipeline, world: World, step_size: int) -> dict[str, Any]:
+    """What a resumed run compares: the data itself, the edition of its order, and how it is dealt to processes."""
+    return {
+        **fingerprint(pipeline.train_source), "order": ORDER_VERSION, "processes": world.size, "step_size": step_size,
+    }  # fmt: skip
 
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from diptych import config
 from diptych.config import Count, Range, Share
 from diptych.data import SourceOptions
-from diptych.distributed.layout import ParallelOptions
+from diptych.distributed.mesh import ParallelOptions
 from diptych.errors import ConfigError
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
 from diptych.train.changes import ModelOptions

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from diptych.devices import Device
 from diptych.distributed import process_group
-from diptych.distributed.layout import Layout, ParallelOptions, parallelize
+from diptych.distributed.layout import Layout
+from diptych.distributed.mesh import ParallelOptions
+from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
 from diptych.models import put_back, restored_statistics, statistics_of
 from diptych.objectives import Objective, differentiable, pairs_of
@@ -74,7 +76,7 @@ def move(batch: Batch, device: torch.device) -> Batch:
 class Step:
     """Everything between a batch and moved parameters.
 
-    ``layout`` holds the objective as ``distributed.layout.parallelize`` laid it out; ``precision`` is fp32, bf16 or fp16;
+    ``layout`` holds the objective as ``distributed.parallel.parallelize`` laid it out; ``precision`` is fp32, bf16 or fp16;
     ``clip_norm`` 0 does not clip.
     """
 
