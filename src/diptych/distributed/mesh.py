@@ -23,6 +23,8 @@ class ParallelOptions:
     """Accelerator: auto, or the name of one (diptych selftest lists them); NAME:1 picks the second."""
     dist_backend: str = ""
     """Collective backend under torchrun; empty takes the device's own."""
+    dist_timeout: Annotated[float, Range(1)] = 600.0
+    """Seconds that a process waits for the others, at the start and in each exchange, before the run ends."""
     precision: str = "auto"
     """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
     matmul: Literal["auto", "exact", "fast", "default"] = "auto"

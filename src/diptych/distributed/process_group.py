@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from diptych.devices import Device
 from diptych.errors import DistributedError
 from diptych.registry import did_you_mean
 
+TIMEOUT = 600.0  # seconds; torch's own is half an hour with gloo
 Value = TypeVar("Value")
 Group: TypeAlias = dist.ProcessGroup | None
 
@@ -52,18 +54,40 @@ def world_from_environment() -> World:
     return world
 
 
-def start(device: Device, backend: str = "") -> World:
-    """Join the process group; ``backend`` overrides the device's own (nccl, gloo, ...). Raises DistributedError."""
+def start(device: Device, backend: str = "", timeout: float = TIMEOUT) -> World:
+    """Join the process group; ``backend`` overrides the device's own (nccl, gloo, ...).
+
+    ``timeout``: seconds that a process waits for the others, here and in each collective. Raises DistributedError.
+    """
     world = world_from_environment()
     _check_backend(backend)
     if world.size > 1 and not dist.is_initialized():
+        limit = timedelta(seconds=timeout)
         try:
-            dist.init_process_group(backend or device.backend, rank=world.rank, world_size=world.size)
+            dist.init_process_group(
+                backend or device.backend,
+                rank=world.rank,
+                world_size=world.size,
+                timeout=limit,
+                store=_own_store(limit),
+            )
         except (RuntimeError, ValueError) as error:
             raise DistributedError(
                 f"the collective backend {backend or device.backend!r} could not start: {error}"
             ) from error
     return world
+
+
+def _own_store(limit: timedelta) -> dist.Store | None:
+    """The store of torchrun's agent with a prefix for this attempt; None where torchrun shares none, and torch makes its own.
+
+    A restarted attempt would else read the addresses of the processes before it, and wait for them: torchrun keeps its store.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=limit)
+    return dist.PrefixStore(f"diptych_attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _check_backend(backend: str) -> None:

@@ -46,7 +46,7 @@ def prepared(config: TrainConfig) -> Iterator[Job]:
     config = _with_matmul(config, device)
     if config.parallel.deterministic:
         device.set_deterministic()
-    process_group.start(device, config.parallel.dist_backend)
+    process_group.start(device, config.parallel.dist_backend, config.parallel.dist_timeout)
     with contextlib.ExitStack() as stack:
         stack.callback(process_group.stop)
         job = _build(config, device, world)

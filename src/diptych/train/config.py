@@ -25,6 +25,9 @@ from diptych.train.changes import ModelOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
 
+NEWEST = ("latest", "auto")
+"""Values of --resume that mean the newest whole checkpoint of a folder, or a new run where there is none."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -127,7 +130,7 @@ class OutputOptions:
     keep_checkpoints: Count = 3
     """How many checkpoints to keep, newest first; 0 keeps all."""
     resume: str = ""
-    """Continue a run: latest (in --output), or the path of a checkpoint."""
+    """Continue the newest checkpoint of --output (latest, or auto), else start there; or continue that of a path."""
     stop_after: Count = 0
     """Stop and save after this many steps of this sitting, as an interrupt would; 0 runs to the end."""
     log_every_n_steps: int = 10
@@ -237,9 +240,9 @@ def _start(argv: Sequence[str]) -> tuple[dict[str, Any], str, list[str]]:
 
 def saved_values(resume: str, output: str) -> tuple[dict[str, Any], str]:
     """The resolved config of the run that ``--resume`` continues, and where it stands; nothing without one."""
-    folder = Path(resume).parent.parent if resume and resume != "latest" else Path(output)
+    folder = Path(resume).parent.parent if resume and resume not in NEWEST else Path(output)
     saved = folder / "config.toml"
-    if not resume or not (resume != "latest" or output) or not saved.is_file():
+    if not resume or not (resume not in NEWEST or output) or not saved.is_file():
         return {}, "defaults"
     values = config.read_toml(saved)
     # What belongs to one sitting is not inherited by the next.

@@ -22,7 +22,7 @@ from diptych.distributed import checkpoint, process_group
 from diptych.errors import ConfigError
 from diptych.files import write_text
 from diptych.models import model_config_from_dict
-from diptych.train.config import OutputOptions, TrainConfig, build
+from diptych.train.config import NEWEST, OutputOptions, TrainConfig, build
 from diptych.train.resume import check_resumed
 
 PARTS = ("step", "position", "weights", "step_state", "random_state", "companions", "architecture", "config")
@@ -51,7 +51,7 @@ def folder_of(config: TrainConfig) -> Path:
     out = config.output
     if out.output:
         return Path(out.output)
-    if out.resume and out.resume != "latest":
+    if out.resume and out.resume not in NEWEST:
         return Path(out.resume).parent.parent
     stamp = datetime.datetime.now().strftime("%Y_%m_%d-%H_%M_%S")
     model = config.model.model or Path(config.model.pretrained).stem or weights.DEFAULT_MODEL
@@ -102,20 +102,20 @@ def open_run(config: TrainConfig, identity: Identity) -> Run:
 
 def _to_resume(output: OutputOptions, folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint that ``--resume`` means and its state; None where ``latest`` finds a folder without any: a new run."""
-    if output.resume != "latest":
+    if output.resume not in NEWEST:
         path = Path(output.resume)
         if not path.is_file():
             raise ConfigError(f"--resume {path}: no such checkpoint file; give a path, or latest.")
         return path, checkpoint.load(path, PARTS)
     if not (output.output or output.name):
-        raise ConfigError("--resume latest: in which folder? Give --output, or --name.")
+        raise ConfigError(f"--resume {output.resume}: in which folder? Give --output, or --name.")
     resumed = checkpoint.newest(folder / "checkpoints", PARTS)
     if resumed is None:
         if (folder / "model.safetensors").exists():
             raise ConfigError(
-                f"--resume latest: {folder} holds weights but no checkpoint; start a new run with --pretrained."
+                f"--resume {output.resume}: {folder} holds weights but no checkpoint; start a new run with --pretrained."
             )
-        log.info(f"--resume latest: no checkpoint in {folder / 'checkpoints'} yet; starting a new run")
+        log.info(f"--resume {output.resume}: no checkpoint in {folder / 'checkpoints'} yet; starting a new run")
     return resumed
 
 

@@ -1,0 +1,92 @@
+"""Faults, done for real: processes that are killed under torchrun, and starts that fail again and again.
+
+One command line serves the first start and every restart: ``--resume auto``.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.data.world import write_jsonl
+from tests.train.runs import argv, assert_identical, losses
+
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc_per_node",
+    "2",
+    "--monitor-interval",
+    "0.2",
+]
+MARK = "DIPTYCH_TEST_OF_FAULTS"
+
+JOIN_AT_LAST = """
+import os
+from diptych.devices import get_device
+from diptych.distributed import process_group
+world = process_group.start(get_device("cpu"), timeout=30)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] != "20":
+    os._exit(3)
+print("joined", process_group.size(), flush=True)
+process_group.stop()
+"""
+
+
+def started(command, mark):
+    """The processes of a command, found again by a mark in their environment."""
+    environment = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def process_of_rank(rank, mark):
+    """The id of the process that trains as this rank, None while there is none."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            values = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"{MARK}={mark}".encode() in values and f"RANK={rank}".encode() in values:
+            return int(folder.name)
+    return None
+
+
+def wait_for(condition, limit=240.0):
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "the run did not come so far"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_changes_nothing(tmp_path, rank):
+    pairs = write_jsonl(tmp_path / "data")
+    flags = ["--max-steps", "24", "--save-every-steps", "4", "--keep-checkpoints", "0", "--resume", "auto"]
+    train = [*TORCHRUN, "--max-restarts", "2", "-m", "diptych", "train"]
+    whole = started([*train, *argv(pairs, tmp_path / "whole", *flags)], f"whole{rank}")
+    output, _ = whole.communicate(timeout=300)
+    assert whole.returncode == 0, output[-2000:]
+    folder, mark = tmp_path / "killed", f"killed{rank}"
+    killed = started([*train, *argv(pairs, folder, *flags)], mark)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(losses(folder)) >= 10)
+    os.kill(process_of_rank(rank, mark), signal.SIGKILL)
+    output, _ = killed.communicate(timeout=300)
+    assert killed.returncode == 0, output[-2000:]
+    assert_identical(folder, tmp_path / "whole")
+    assert losses(folder) == losses(tmp_path / "whole")  # each step once
+
+
+@pytest.mark.slow
+def test_twenty_failed_starts_in_a_row_do_not_hang(tmp_path):
+    script = tmp_path / "join.py"
+    script.write_text(JOIN_AT_LAST)
+    process = started([*TORCHRUN, "--max-restarts", "20", str(script)], "starts")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and output.count("joined 2") == 2, output[-2000:]
