@@ -35,6 +35,8 @@ class ParallelOptions:
     """Processes that share one copy of the state, a divisor of all; 0 takes all. Fewer make replicas of shards (HSDP)."""
     tensor_parallel_degree: Annotated[int, Range(1)] = 1
     """Processes that share the heads and MLP columns of each layer, and see the same pairs; 1 shares nothing."""
+    sync_batchnorm: bool = False
+    """Let batch normalization of an image tower (ResNets) see the images of all processes; micro-batches stay apart."""
     deterministic: bool = False
     """Use torch's deterministic algorithms on accelerators; CPU runs are deterministic without it."""
 
