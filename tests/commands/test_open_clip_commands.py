@@ -138,7 +138,10 @@ REFUSED = {
     "--opt timm/adopt": "the optimizer is AdamW",
     "--model roberta-ViT-B-32 --lock-text --lock-text-unlocked-layers 10": "unknown architecture 'roberta-ViT-B-32'",
     "--use-naflex --naflex-seq-lens 128 256": "NaFlex models are not here",
-    "--fsdp": "the model is replicated",
+    "--fsdp --fsdp-offload-cpu": "shards stay on their devices",
+    "--model tiny-test --batch-size 4 --fsdp --fsdp-no-reshard-after-forward": "--sharding stage2 divides the model over processes",
+    "--fsdp-no-reshard-after-forward": "goes with --fsdp",
+    "--model tiny-test --batch-size 4 --use-bn-sync": "--sync-batchnorm: tiny-test has no batch normalization",
 }
 
 

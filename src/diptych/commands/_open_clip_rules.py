@@ -176,6 +176,16 @@ def _jitter_flags(name: str, value: Any) -> list[str]:
     return ["--aug-color-jitter", str(brightness), "--aug-hue", str(hue)]
 
 
+def _fsdp(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    return ["--sharding", "stage2" if "--fsdp-no-reshard-after-forward" in given else "stage3"]
+
+
+def _fsdp_no_reshard(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    if "--fsdp" not in given:
+        raise ConfigError(f"{name} goes with --fsdp; add it.")
+    return []  # --fsdp says it
+
+
 def _wandb(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     sinks = {sink.strip() for value in given.get("--report-to", ()) for sink in value.split(",")}
     projects = DASHBOARDS if name == "--wandb-project-name" else {"wandb", "all"}
@@ -208,5 +218,7 @@ RULES: dict[str, Rule] = {
     "distill_pretrained": _distill_pretrained,
     "loss_dist_impl": _loss_dist_impl,
     "aug_cfg": _aug_cfg,
+    "fsdp": _fsdp,
+    "fsdp_no_reshard": _fsdp_no_reshard,
 }
 """Name in the table -> rule."""
