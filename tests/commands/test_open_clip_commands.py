@@ -139,7 +139,7 @@ REFUSED = {
     "--model roberta-ViT-B-32 --lock-text --lock-text-unlocked-layers 10": "unknown architecture 'roberta-ViT-B-32'",
     "--use-naflex --naflex-seq-lens 128 256": "NaFlex models are not here",
     "--fsdp --fsdp-offload-cpu": "shards stay on their devices",
-    "--model tiny-test --batch-size 4 --fsdp --fsdp-no-reshard-after-forward": "--sharding stage2 divides the model over processes",
+    "--model tiny-test --batch-size 4 --fsdp --fsdp-no-reshard-after-forward": "--sharding stage2 divides the model over",
     "--fsdp-no-reshard-after-forward": "goes with --fsdp",
     "--model tiny-test --batch-size 4 --use-bn-sync": "--sync-batchnorm: tiny-test has no batch normalization",
 }

@@ -4,14 +4,17 @@ One command line serves the first start and every restart: ``--resume auto``.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from diptych.distributed.watch import Seen, verdict
 from tests.data.world import write_jsonl
 from tests.train.runs import argv, assert_identical, losses
 
@@ -29,6 +32,7 @@ MARK = "DIPTYCH_TEST_OF_FAULTS"
 
 JOIN_AT_LAST = """
 import os
+import re
 from diptych.devices import get_device
 from diptych.distributed import process_group
 world = process_group.start(get_device("cpu"), timeout=30)
@@ -90,3 +94,43 @@ def test_twenty_failed_starts_in_a_row_do_not_hang(tmp_path):
     process = started([*TORCHRUN, "--max-restarts", "20", str(script)], "starts")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and output.count("joined 2") == 2, output[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_process_is_named_with_its_phase(tmp_path, rank):
+    pairs, folder, mark = write_jsonl(tmp_path / "data"), tmp_path / "a", f"stopped{rank}"
+    flags = argv(pairs, folder, "--max-steps", "100000", "--dist-timeout", "10", "--log-every-n-steps", "1")
+    run = started([*TORCHRUN, "--max-restarts", "0", "-m", "diptych", "train", *flags], mark)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(losses(folder)) >= 3)
+    stopped = process_of_rank(rank, mark)
+    os.kill(stopped, signal.SIGSTOP)
+    since = time.monotonic()
+    lines = []
+    for line in run.stdout:
+        if "has not answered" in line:
+            lines.append(line)
+            break
+    assert time.monotonic() - since < 10 + 5
+    assert re.fullmatch(
+        rf"diptych: rank {rank} has not answered for 10 s; it was in: (loading data|training step). The run ends; .*\n",
+        lines[0],
+    )
+    os.kill(stopped, signal.SIGKILL)
+    rest, _ = run.communicate(timeout=120)
+    assert run.returncode != 0 and "has not answered" not in rest
+    stacks = (folder / f"stacks.rank{1 - rank}.txt").read_text()
+    assert f"rank {rank} has not answered" in stacks and "Thread 0x" in stacks
+
+
+def test_a_process_that_others_wait_for_is_named():
+    now, limit = 100.0, 10.0
+    working = Seen(beat=50, phases=7, phase="training step", beat_since=99.5, phase_since=80.0)
+    assert verdict({0: working, 1: replace(working)}, now, limit) == ""  # however long a step takes
+    behind = replace(working, phases=6, phase="loading data")
+    assert verdict({0: working, 1: behind}, now, limit) == (
+        "rank 1 has been in one phase for 10 s, and others wait for it: loading data"
+    )
+    assert verdict({0: working, 1: replace(behind, phase_since=95.0)}, now, limit) == ""
+    silent = replace(working, beat_since=89.0)
+    assert verdict({0: working, 1: silent}, now, limit) == "rank 1 has not answered for 10 s; it was in: training step"

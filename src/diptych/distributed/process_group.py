@@ -63,13 +63,14 @@ def start(device: Device, backend: str = "", timeout: float = TIMEOUT) -> World:
     _check_backend(backend)
     if world.size > 1 and not dist.is_initialized():
         limit = timedelta(seconds=timeout)
+        store = own_store(limit) if _shares_store() else None
         try:
             dist.init_process_group(
                 backend or device.backend,
                 rank=world.rank,
                 world_size=world.size,
                 timeout=limit,
-                store=_own_store(limit),
+                store=store,
             )
         except (RuntimeError, ValueError) as error:
             raise DistributedError(
@@ -78,13 +79,16 @@ def start(device: Device, backend: str = "", timeout: float = TIMEOUT) -> World:
     return world
 
 
-def _own_store(limit: timedelta) -> dist.Store | None:
-    """The store of torchrun's agent with a prefix for this attempt; None where torchrun shares none, and torch makes its own.
+def _shares_store() -> bool:
+    """Whether torchrun's agent shares its store; else the first process makes one when the group starts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def own_store(limit: timedelta) -> dist.Store:
+    """A client of its own of the group's store, with a prefix for this attempt.
 
     A restarted attempt would else read the addresses of the processes before it, and wait for them: torchrun keeps its store.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=limit)
     return dist.PrefixStore(f"diptych_attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -16,7 +16,7 @@ from diptych import config as options
 from diptych import log, weights
 from diptych.data import ORDER_VERSION, START, Loader, Position, fingerprint
 from diptych.devices import Device, get_device
-from diptych.distributed import mesh, process_group
+from diptych.distributed import mesh, process_group, watch
 from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
@@ -37,6 +37,8 @@ from diptych.train.schedule import cooldown_steps, total_steps
 from diptych.train.step import Step, create_step
 from diptych.train.validate import ValidationData, Validator
 
+AFTER_WATCH = 15.0  # seconds after the watch, which names the process, that exchanges give up by themselves
+
 
 @contextlib.contextmanager
 def prepared(config: TrainConfig) -> Iterator[Job]:
@@ -46,9 +48,11 @@ def prepared(config: TrainConfig) -> Iterator[Job]:
     config = _with_matmul(config, device)
     if config.parallel.deterministic:
         device.set_deterministic()
-    process_group.start(device, config.parallel.dist_backend, config.parallel.dist_timeout)
+    limit = config.parallel.dist_timeout
+    process_group.start(device, config.parallel.dist_backend, limit + AFTER_WATCH)
     with contextlib.ExitStack() as stack:
         stack.callback(process_group.stop)
+        stack.enter_context(watch.watching(world, limit))
         job = _build(config, device, world)
         stack.callback(job.sinks.close)
         yield job
@@ -94,6 +98,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     data = _data_identity(pipeline, world, step_size)
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
     run = open_run(config, identity)
+    watch.stacks_into(run.folder)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
         changes_of(config.model, resumed=False)
     if world.main:

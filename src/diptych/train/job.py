@@ -14,7 +14,7 @@ import torch
 
 from diptych import log, weights
 from diptych.data import Loader, Position
-from diptych.distributed import checkpoint, process_group
+from diptych.distributed import checkpoint, process_group, watch
 from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import NonFiniteError
@@ -90,10 +90,13 @@ class Job:
 
     def batches(self) -> Iterator[tuple[list[Batch], Position]]:
         """The micro-batches of each step, and the position to resume at after it."""
+        watch.phase("loading data")
         for batches, position in self.loader.steps():
             self.bad_samples.append(self.loader.bad)
             self.bad_samples.append_damaged(self.loader.damaged)
+            watch.phase("training step")
             yield batches, position
+            watch.phase("loading data")
 
     def set_learning_rate(self, step: int) -> None:
         """Give the optimizer its learning rates for the coming step, counted from 0."""
@@ -138,6 +141,7 @@ class Job:
         """Measure the model on the validation data and log the scores."""
         if not self.validator.wanted:
             return
+        watch.phase("validation")
         request = ValidationRequest(self.events.pairs(done), self.events.labeled(done), last=done == self.total_steps)
         for row in self.validator.measure(self.run.folder, request):
             self.sinks.write("eval", done, {"epoch": self._epochs(position), "time": time.time(), **row})
@@ -153,6 +157,7 @@ class Job:
 
         Gathering the state is a collective; rank 0 writes it.
         """
+        watch.phase("saving a checkpoint")
         layout, device = self.step.layout, self.step.device
         whole = layout.full_state()
         self._check_finite(done, whole)
@@ -209,6 +214,7 @@ class Job:
 
     def finish(self, done: int) -> None:
         """Write the final weights, with the architecture and preprocessing in their metadata."""
+        watch.phase("writing the weights")
         layout = self.step.layout
         state = layout.model_state()  # a collective
         self._check_finite(done, state)
