@@ -19,7 +19,7 @@ from diptych.distributed.process_group import World
 from diptych.evaluate import EVALUATORS, Encoder, ProbeData, open_labeled
 from diptych.evaluate._scores import retrieval_ranks
 from diptych.image import EvalTransform
-from diptych.objectives import ObjectiveOptions, create_objective
+from diptych.objectives import OBJECTIVES, create_objective
 
 
 def encoder(path: Path) -> Encoder:
@@ -29,7 +29,7 @@ def encoder(path: Path) -> Encoder:
     model = weights.load(str(path))
     preprocess, size = model.config.preprocess, model.config.vision.image_size
     transform = EvalTransform(size, preprocess.resize_mode, preprocess.interpolation, preprocess.resize_to)
-    layout = Layout(create_objective(ObjectiveOptions(), model), device, World())
+    layout = Layout(create_objective(OBJECTIVES.get("clip").Config(), model), device, World())
     return Encoder(layout, weights.tokenizer_of(model.config), transform, device, 64, 1)
 
 
