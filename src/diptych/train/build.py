@@ -30,6 +30,7 @@ from diptych.train.first_checks import check_learning, check_step_size, check_va
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import check_cacheable, with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
+from diptych.train.optimizer import check_options
 from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run_folder import Identity, Run, open_run
 from diptych.train.schedule import cooldown_steps, total_steps
@@ -70,6 +71,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     device.seed(config.data.seed)
     precision = _precision(config.parallel.precision, device)
     allowed = allowed_skips(config.optimizer.on_nonfinite)
+    check_options(config.optimizer)
     architecture, pretrained = weights.choose(config.model.model, config.model.pretrained)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=pretrained))
     changes = changes_of(config.model, resumed=bool(config.output.resume))
@@ -96,13 +98,16 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         "step_size": step_size,
     }
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
+    step = create_step(objective, config.optimizer, device, precision, world)
+    layout = step.layout
+    rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
+    check_learning(step, rate)
+    check_step_size(planned.options, planned.count, objective.min_pairs)
     run = open_run(config, identity)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
         changes_of(config.model, resumed=False)
     if world.main:
         weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
-    step = create_step(objective, config.optimizer, device, precision, world)
-    layout = step.layout
     if run.state:
         _restore(step, run, device)
     if config.model.cache_features:
@@ -116,9 +121,6 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, world, device, config.accum_freq)
-    check_step_size(loader.options, loader.count, objective.min_pairs)
-    rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
-    check_learning(step, rate)
     return Job(
         run, world, step, changes, loader, _validator(config, pipeline, layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
@@ -190,7 +192,7 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.world),
         pipeline.labeled_v2_source,
     )  # fmt: skip
-    return Validator(layout, encoder, data, config.evaluate)
+    return Validator(layout, encoder, data, config.evaluate, step.average)
 
 
 def _precision(asked: str, device: Device) -> str:
