@@ -99,7 +99,6 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     }
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
     step = create_step(objective, config.optimizer, device, precision, world)
-    layout = step.layout
     rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
     check_learning(step, rate)
     check_step_size(planned.options, planned.count, objective.min_pairs)
@@ -113,7 +112,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     if config.model.cache_features:
         check_cacheable(objective)
         encoder = Encoder(
-            layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
+            step.layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
             precision, shared=world.size > 1,
         )  # fmt: skip
         source = with_features(pipeline.train_source, encoder, objective.wants)
@@ -122,7 +121,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, world, device, config.accum_freq)
     return Job(
-        run, world, step, changes, loader, _validator(config, pipeline, layout, step),
+        run, world, step, changes, loader, _validator(config, pipeline, step.layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
         rate, _events(config.output, config.evaluate, per_epoch, total),
         BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
