@@ -16,9 +16,9 @@ from diptych.report.compare import comparison
 from diptych.report.page import page
 from diptych.report.png import write_pngs
 from diptych.report.read import RunFiles, read_run
-from diptych.report.summary import HEADS, Summary, columns, summary
+from diptych.report.summary import HEADS, TITLES, Summary, columns, summary
 
-__all__ = ["HEADS", "Summary", "columns", "read_run", "summary", "write_comparison", "write_report"]
+__all__ = ["HEADS", "TITLES", "Summary", "columns", "read_run", "summary", "write_comparison", "write_report"]
 
 
 def write_report(run_folder: StrPath) -> Path:
