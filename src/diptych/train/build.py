@@ -26,7 +26,7 @@ from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
-from diptych.train.first_checks import check_learning, check_step_size, check_variety
+from diptych.train.first_checks import check_learning, check_other_captions, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import check_cacheable, with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
@@ -36,6 +36,7 @@ from diptych.train.run_folder import Identity, Run, open_run
 from diptych.train.schedule import cooldown_steps, total_steps
 from diptych.train.step import Step, create_step
 from diptych.train.validate import ValidationData, Validator
+from diptych.train.view_options import training_wants
 
 
 @contextlib.contextmanager
@@ -79,7 +80,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     objective = create_objective(config.objective, model, weights.load)
     tokenizer = weights.tokenizer_of(model.config, config.model.pretrained)
     pipeline = build_pipeline(
-        config.data, config.source, model.config, tokenizer, wants=objective.wants,
+        config.data, config.source, model.config, tokenizer, views=config.views,
+        wants=training_wants(objective.wants, config.views, config.objective.objective),
         validation_wants=objective.validation_wants,
     )  # fmt: skip
     _check_data(pipeline, world, device)
@@ -115,7 +117,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
             step.layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
             precision, shared=world.size > 1,
         )  # fmt: skip
-        source = with_features(pipeline.train_source, encoder, objective.wants)
+        source = with_features(pipeline.train_source, encoder, pipeline.wants)
         pipeline = dataclasses.replace(pipeline, train_source=source)
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
@@ -129,8 +131,10 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
 
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
-    """Decode a record of every source, and see that there is something to learn. Raises DataError."""
+    """Decode a record of every source, and see that there is something to learn. Raises DataError, ConfigError."""
     prepare = pipeline.loader(START, world, device).prepare
+    if "another" in pipeline.wants.texts:
+        check_other_captions(pipeline.train_source, prepare.choice, pipeline.data.bad_samples_max)
     check_usable(pipeline.train_source, "--train-data", lambda record, index: prepare(record, 0, index))
     check_variety(pipeline.train_source)
     if pipeline.val_source is not None:

@@ -42,6 +42,8 @@ class ModelOptions:
     """How images are resized; empty takes the architecture's or the weights' own."""
     image_resize_mode: Literal["", "shortest", "longest", "squash"] = ""
     """What evaluation does with an image that is no square: cropped, padded with black, or squashed; likewise."""
+    image_resize_to: Count = 0
+    """To how many pixels evaluation resizes the short side before it crops (256 before 224 in DeCLIP's family); likewise."""
     lock_image: bool = False
     """Leave the image tower as it is, and train the text tower only (LiT)."""
     lock_image_unlocked_groups: Count = 0
@@ -161,6 +163,15 @@ class OwnPreprocess(ModelChange):
         """Change the config of the model and the statistics in its image tower."""
         before = model.config.preprocess
         preprocess = dataclasses.replace(before, **_preprocess_of(options))
+        size = model.config.vision.image_size
+        if options.image_resize_to and options.image_resize_to < size:
+            raise ConfigError(
+                f"--image-resize-to {options.image_resize_to}: the model takes {size} pixels of it; give at least {size}."
+            )
+        if options.image_resize_to and preprocess.resize_mode != "shortest":
+            raise ConfigError(
+                f"--image-resize-to goes with --image-resize-mode shortest, which crops, not with {preprocess.resize_mode}."
+            )
         if options.pretrained and preprocess != before:
             log.warn(f"{options.pretrained}: trained with another preprocessing ({before}); now {preprocess}.")
         model.set_preprocess(preprocess)
@@ -168,7 +179,11 @@ class OwnPreprocess(ModelChange):
 
 def _preprocess_of(options: ModelOptions) -> dict[str, Any]:
     """What the options say of preprocessing, by field of ``PreprocessConfig``."""
-    values: dict[str, Any] = {"interpolation": options.image_interpolation, "resize_mode": options.image_resize_mode}
+    values: dict[str, Any] = {
+        "interpolation": options.image_interpolation,
+        "resize_mode": options.image_resize_mode,
+        "resize_to": options.image_resize_to,
+    }
     for name, numbers in (("mean", options.image_mean), ("std", options.image_std)):
         values[name] = numbers * 3 if len(numbers) == 1 else numbers
     return {name: value for name, value in values.items() if value}
