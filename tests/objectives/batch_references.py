@@ -58,5 +58,41 @@ def superclip(objective, batch, image, text):
     return {**clip(objective.model, image, text), "classification": whole_loss}
 
 
-FROM_BATCH = {"distill": distill, "superclip": superclip}
+def head(layers, inputs):
+    """A head of linear layers, norms and ReLU in NumPy; batch normalization by the statistics of the inputs."""
+    for layer in layers:
+        kind, weights = type(layer).__name__, {name: item.detach().numpy() for name, item in layer.named_parameters()}
+        if kind == "Linear":
+            inputs = inputs @ weights["weight"].T + weights.get("bias", 0)
+        elif kind == "ReLU":
+            inputs = np.maximum(inputs, 0)
+        else:
+            axis = 1 if kind == "LayerNorm" else 0
+            deviation = np.sqrt(inputs.var(axis=axis, keepdims=True) + layer.eps)
+            inputs = (inputs - inputs.mean(axis=axis, keepdims=True)) / deviation
+            inputs = inputs * weights.get("weight", 1) + weights.get("bias", 0)
+    return inputs
+
+
+def nt_xent(first, second, temperature):
+    """The textbook's NT-Xent: 2 N anchors, each against all others; its positive is the other view of its image."""
+    features, count = _unit(np.concatenate([first, second])), len(first)
+    loss = 0.0
+    for anchor, feature in enumerate(features):
+        scores = features @ feature / temperature
+        others = [number for number in range(2 * count) if number != anchor]
+        loss -= scores[(anchor + count) % (2 * count)] - np.log(np.exp(scores[others]).sum())
+    return loss / (2 * count)
+
+
+def slip(objective, batch, image, text):
+    """CLIP on the first view, and NT-Xent of the head on the states of the two others."""
+    config = objective.config
+    with torch.no_grad():
+        states = [objective.model.image(batch.images[view]).state.numpy() for view in (1, 2)]
+    ssl = nt_xent(*(head(objective.head, state) for state in states), config.ssl_temperature)
+    return {**clip(objective.model, image, text), "ssl": config.ssl_weight * ssl}
+
+
+FROM_BATCH = {"distill": distill, "slip": slip, "superclip": superclip}
 """Those that need the objective itself and the batch beside the features."""
