@@ -79,7 +79,7 @@ class Objective(nn.Module):
     scale_range: tuple[float, float] | None = (0.0, math.log(100.0))
     """Least and most of the logarithm of the logit scale, after every step; None leaves it free. CLIP's by default."""
 
-    equal_buffers: ClassVar[tuple[str, ...]] = ()
+    equal_buffers: tuple[str, ...] = ()
     """Names of large buffers that every process moves alike (queues, estimates), so that no layout sends them around."""
 
     cacheable: ClassVar[bool] = True
