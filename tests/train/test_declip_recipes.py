@@ -70,7 +70,8 @@ def test_a_recipe_takes_three_steps(name, tmp_path):
     preset = "tiny-test-resnet" if name.endswith("rn50") else "tiny-test"
     flags = (
         f"--recipe declip/{name} --model {preset} --train-data {pairs} --output {tmp_path / 'a'} --max-steps 3 --workers 0 "
-        f"--batch-size 32 --last-batch pad --device cpu --precision fp32 --warmup 1 --log-every-n-steps 1 {SMALL.get(objective, '')}"
+        f"--batch-size 32 --last-batch pad --device cpu --precision fp32 --warmup 1 --log-every-n-steps 1 "
+        f"{SMALL.get(objective, '')}"
     )
     outcome = train(read(flags.split(), program="diptych train"))
     assert outcome.steps == 3 and (tmp_path / "a" / "model.safetensors").exists()

@@ -60,7 +60,9 @@ def _by_name(spec: StrPath) -> tuple[str, list[str]]:
         return name, list(tomllib.loads(shipped.read_text(encoding="utf-8"))["templates"])
     if path.suffix or path.is_file() or len(path.parts) > 1:
         return name, lines_of(path)
-    raise ConfigError(did_you_mean(name, [*template_sets(), *ALIASES], "prompt set") + " Or give a text file with one per line.")
+    raise ConfigError(
+        did_you_mean(name, [*template_sets(), *ALIASES], "prompt set") + " Or give a text file with one per line."
+    )
 
 
 def fill(template: str, name: str) -> str:
