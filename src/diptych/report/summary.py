@@ -34,10 +34,10 @@ class Summary:
     metrics: Mapping[str, float]
     fps: float | None = None
     data_wait: float | None = None
-    steps: int | None = None
     epochs: float | None = None
     precision: str = ""
     batch_size: int | None = None
+    steps: int | None = None
 
     def cells(self) -> list[str]:
         """The columns of ``HEADS`` as text; a dash where nothing is known."""

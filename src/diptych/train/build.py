@@ -90,15 +90,10 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     total = total_steps(config.schedule, per_epoch)
     epochs = total / max(1, planned.steps_per_epoch)
     pairs = config.data.batch_size * config.accum_freq
-    step_size = pairs * world.size
     records = len(pipeline.train_source)
     objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, world.size))
-    data = {
-        **fingerprint(pipeline.train_source),
-        "order": ORDER_VERSION,
-        "processes": world.size,
-        "step_size": step_size,
-    }
+    sizes = {"processes": world.size, "step_size": pairs * world.size}
+    data = {**fingerprint(pipeline.train_source), "order": ORDER_VERSION, **sizes}
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
     step = create_step(objective, config.optimizer, device, precision, world)
     rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
