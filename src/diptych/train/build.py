@@ -26,6 +26,7 @@ from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
+from diptych.train.contact_sheet import write_contact_sheet
 from diptych.train.first_checks import check_learning, check_other_captions, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import check_cacheable, with_features
@@ -103,6 +104,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         changes_of(config.model, resumed=False)
     if world.main:
         weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
+        if run.state is None and not config.model.cache_features:
+            write_contact_sheet(run.folder, planned, pipeline.wants)
     step = create_step(objective, config.optimizer, device, precision, world)
     layout = step.layout
     if run.state:
