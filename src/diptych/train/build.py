@@ -92,20 +92,15 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     step_size = pairs * world.size
     records = len(pipeline.train_source)
     objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, world.size))
-    data = {
-        **fingerprint(pipeline.train_source),
-        "order": ORDER_VERSION,
-        "processes": world.size,
-        "step_size": step_size,
-    }
+    data = fingerprint(pipeline.train_source) | {
+        "order": ORDER_VERSION, "processes": world.size, "step_size": step_size,
+    }  # fmt: skip
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
     run = open_run(config, identity)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
         changes_of(config.model, resumed=False)
     if world.main:
-        weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
-        if run.state is None and not config.model.cache_features:
-            write_contact_sheet(run.folder, planned, pipeline.wants)
+        _write_first_files(run, config, model.config, planned, pipeline)
     step = create_step(objective, config.optimizer, device, precision, world)
     layout = step.layout
     if run.state:
@@ -130,6 +125,13 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         rate, _events(config.output, config.evaluate, per_epoch, total),
         BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
     )  # fmt: skip
+
+
+def _write_first_files(run: Run, config: TrainConfig, model: ModelConfig, planned: Loader, pipeline: Pipeline) -> None:
+    """What stands in a run's folder before its first step, beside its config: a vocabulary of its own, the sheet of its views."""
+    weights.save_vocabulary(model, config.model.pretrained, run.folder)
+    if run.state is None and not config.model.cache_features:
+        write_contact_sheet(run.folder, planned, pipeline.wants)
 
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
