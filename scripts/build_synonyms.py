@@ -19,7 +19,7 @@ import re
 import sys
 from pathlib import Path
 
-from diptych.text._synonyms import STOP_WORDS, TABLE, cleaned
+from diptych.text._synonyms import STOP_LIST, TABLE, cleaned
 from diptych.text.bpe import vocabulary
 
 PARTS = ("noun", "verb", "adj", "adv")
@@ -123,7 +123,7 @@ def main() -> None:
     insults = set().union(*(part.mostly_insults() for part in parts))
     words = dict.fromkeys([*caption_words(sys.argv[2:]), *vocabulary_words()])
     rows = []
-    for word in sorted(set(words) - STOP_WORDS):
+    for word in sorted(set(words) - STOP_LIST):
         synonyms = synonyms_of(word, parts, insults)
         if synonyms:
             rows.append(f"{word}\t{','.join(synonyms)}")

@@ -10,7 +10,7 @@ import pytest
 from diptych.errors import ConfigError
 from diptych.text import VIEWS, TextViewOptions
 from diptych.text import _synonyms as module
-from diptych.text._synonyms import STOP_WORDS, TABLE, Synonyms, cleaned, shipped_table
+from diptych.text._synonyms import STOP_LIST, TABLE, Synonyms, cleaned, shipped_table
 
 
 def test_the_table_has_the_words_of_captions_and_wordnets_answers():
@@ -25,7 +25,7 @@ def test_every_row_is_sorted_clean_and_without_the_word_itself():
     rows = gzip.decompress(TABLE.read_bytes()).decode("ascii").splitlines()
     assert rows == sorted(rows, key=lambda row: row.split("\t")[0])
     for word, synonyms in shipped_table().items():
-        assert re.fullmatch("[a-z]{2,}", word) and word not in STOP_WORDS
+        assert re.fullmatch("[a-z]{2,}", word) and word not in STOP_LIST
         assert list(synonyms) == sorted(set(synonyms)) and word not in synonyms
         assert all(re.fullmatch("[a-z]+( [a-z]+)*", synonym) and len(synonym) > 1 for synonym in synonyms), word
 

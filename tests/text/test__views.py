@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych.text import VIEWS, TextViewOptions, get_tokenizer
-from diptych.text._synonyms import STOP_WORDS, Synonyms
+from diptych.text._synonyms import STOP_LIST, Synonyms
 from diptych.text._views import Eda
 
 OPTIONS = TextViewOptions()
@@ -94,7 +94,7 @@ def test_stop_words_are_never_replaced():
         assert only(eda._replaced, "is it on a or in the", seed) == ["is", "it", "on", "a", "or", "in", "the"]
         before, after = SENTENCE.split(), only(eda._replaced, SENTENCE, seed)
         for first, second in zip(before, after, strict=True):
-            assert first == second or first.lower() not in STOP_WORDS
+            assert first == second or first.lower() not in STOP_LIST
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

@@ -1,5 +1,7 @@
 """Each optimizer by name: its own defaults and options, which parameters Muon moves, and runs that resume bit for bit."""
 
+import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from diptych.commands import main
 from diptych.devices import get_device
+from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.models import create_model
 from diptych.objectives import create_objective
@@ -17,7 +20,8 @@ from diptych.train.lamb import Lamb
 from diptych.train.muon import MuonWithAdamW
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import create_step
-from tests.objectives.worlds import make_batch, pieces_of
+from tests.distributed._processes import run_in_processes
+from tests.objectives.worlds import make_batch, own_rows, pieces_of
 
 from .runs import argv, assert_identical, losses, run
 
@@ -177,3 +181,56 @@ def test_the_parts_of_muon_share_state_and_groups():
     for group in optimizer.param_groups:
         group["lr"] = 0.5
     assert {group["lr"] for part in optimizer.parts for group in part.param_groups} == {0.5}
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_an_overflow_in_fp16_moves_neither_weights_nor_average(name):
+    torch.manual_seed(0)
+    objective = create_objective(ClipConfig(), create_model("tiny-test"))
+    step = create_step(objective, OptimizerOptions(optimizer=name, ema=0.9), get_device("cpu"), "fp16")
+    step([make_batch()])
+    before = copy.deepcopy((step.layout.full_state(), step.average.whole()))
+    step.scaler.update(2.0**120)  # gradients times this overflow
+    step([make_batch(seed=1)])
+    for old, new in zip(before, (step.layout.full_state(), step.average.whole()), strict=True):
+        assert all(torch.equal(old[key], item) for key, item in new.items())
+    assert step.average.updates == 1
+
+
+def test_state_of_a_fused_part_of_muon_restores_with_its_count_where_it_belongs():
+    device = get_device("cpu")
+    device.abilities = dataclasses.replace(device.abilities, fused_adamw=True)
+    steps = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        objective = create_objective(ClipConfig(), create_model("tiny-test"))
+        steps.append(create_step(objective, OptimizerOptions(optimizer="muon"), device))
+    first, other = steps
+    assert {group.get("fused") for group in first.optimizer.param_groups} == {None, True}
+    first([make_batch(seed=1)])
+    other.layout.load_full_state(first.layout.full_state())
+    other.restore(copy.deepcopy(first.state()))
+    first([make_batch(seed=2)]), other([make_batch(seed=2)])
+    assert all(torch.equal(item, other.layout.full_state()[key]) for key, item in first.layout.full_state().items())
+
+
+def states_of_all():
+    states = {}
+    for name in sorted(ALGORITHMS):
+        torch.manual_seed(0)
+        objective = create_objective(ClipConfig(), create_model("tiny-test", dtype=torch.float64))
+        world = process_group.world_from_environment()
+        step = create_step(objective, OptimizerOptions(optimizer=name, lr=1e-3), get_device("cpu"), world=world)
+        for seed in range(2):
+            step([own_rows(make_batch(8, seed=seed), world)])
+        states |= {f"{name} {key}": item.numpy().copy() for key, item in step.layout.full_state().items()}
+    return states
+
+
+def test_two_processes_move_the_weights_as_one_does():
+    expected, results = states_of_all(), run_in_processes(2, states_of_all)
+    for state in results:
+        for key, item in expected.items():
+            # Muon's iteration runs in bfloat16, where rounding of the gradients shows.
+            np.testing.assert_allclose(state[key], item, rtol=0, atol=2e-3 if "muon" in key else 1e-6, err_msg=key)
+    assert all(np.array_equal(item, results[1][key]) for key, item in results[0].items())

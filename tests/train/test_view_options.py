@@ -10,7 +10,8 @@ from diptych.data import Loader, open_source
 from diptych.errors import ConfigError
 from diptych.image import STRONG_RECIPES, StrongOptions
 from diptych.train.config import read
-from diptych.train.view_options import ViewFlags, strong_options, training_wants
+from diptych.train.view_flags import ViewFlags
+from diptych.train.view_options import strong_options, training_wants
 from diptych.types import Record, Wants
 from tests.data.world import write_images
 

@@ -21,7 +21,7 @@ from diptych.errors import ConfigError
 TABLE = Path(__file__).parent / "wordnet_synonyms.txt.gz"
 Thesaurus = Literal["shipped", "nltk"]
 
-_STOP_WORDS = """
+_STOP_LIST = """
     a about above after again against all am an and any are as at be because been before being below between both but by
     can cannot could did do does doing don down during each few for from further had has have having he her here hers
     herself him himself his how i if in into is it its itself just me more most my myself no nor not now of off on once
@@ -29,7 +29,7 @@ _STOP_WORDS = """
     then there these they this those through to too under until up upon very was we were what when where which while who
     whom whose why will with within without would you your yours yourself yourselves
 """
-STOP_WORDS = frozenset(_STOP_WORDS.split())
+STOP_LIST = frozenset(_STOP_LIST.split())
 """English words that carry grammar rather than content: never replaced, though WordNet has entries like "a" (angstrom)."""
 
 
@@ -55,7 +55,7 @@ class Synonyms:
         Those of all senses and parts of speech, as textaugment's EDA takes them; an inflected word (dogs) has those of its
         base form.
         """
-        if word in STOP_WORDS:
+        if word in STOP_LIST:
             return ()
         return shipped_table().get(word, ()) if self.thesaurus == "shipped" else _by_nltk(word)
 

@@ -26,6 +26,7 @@ from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
+from diptych.train.contact_sheet import write_contact_sheet
 from diptych.train.first_checks import check_learning, check_other_captions, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import check_cacheable, with_features
@@ -103,7 +104,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
         changes_of(config.model, resumed=False)
     if world.main:
-        weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
+        _write_first_files(run, config, model.config, planned, pipeline)
     if run.state:
         _restore(step, run, device)
     if config.model.cache_features:
@@ -123,6 +124,13 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         rate, _events(config.output, config.evaluate, per_epoch, total),
         BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
     )  # fmt: skip
+
+
+def _write_first_files(run: Run, config: TrainConfig, model: ModelConfig, planned: Loader, pipeline: Pipeline) -> None:
+    """What stands in a run's folder before its first step, beside its config: a vocabulary of its own, the sheet of its views."""
+    weights.save_vocabulary(model, config.model.pretrained, run.folder)
+    if run.state is None and not config.model.cache_features:
+        write_contact_sheet(run.folder, planned, pipeline.wants)
 
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:

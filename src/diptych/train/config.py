@@ -23,7 +23,7 @@ from diptych.objectives import OBJECTIVES, ObjectiveOptions
 from diptych.train.changes import ModelOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
-from diptych.train.view_options import ViewFlags
+from diptych.train.view_flags import ViewFlags
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from diptych.image import EvalTransform, TrainTransform, ViewOptions
 from diptych.models import ModelConfig
 from diptych.text import TextViewOptions, Tokenizer
 from diptych.train.config import DataOptions
-from diptych.train.view_options import ViewFlags, say_unused, text_view_options, view_options
+from diptych.train.view_flags import ViewFlags
+from diptych.train.view_options import say_unused, text_view_options, view_options
 from diptych.types import Wants
 
 
