@@ -3,9 +3,9 @@ Supervision"): DeCLIP's four losses, and FILIP's token-wise one beside them.
 
     loss = 0.4 contrastive + 0.2 simsiam + 0.2 mlm + 0.2 nearest + 0.2 dense
 
-The first four are ``declip``'s, with its options; ``dense`` is FILIP's loss of the first image view's patches and the tokens of the
-masked caption, each mapped to 256 numbers and of unit length, of which 16 stand for a pair among the others (``_dense``), with a
-scale of its own that begins at 1/0.07. ``--dense-aug`` takes the mean over all four pairs of an image view and a text view.
+The first four are ``declip``'s, with its options; ``dense`` is FILIP's loss of the patches of the first image view and the tokens
+of the masked caption, each mapped to 256 numbers and of unit length, of which 16 stand for a pair among the others (``_dense``),
+with a scale of its own that begins at 1/0.07. ``--dense-aug`` takes the mean over all four pairs of image view and text view.
 
 The logarithm of the dense scale lies in [3, 6] after each step, as published, that of the other in [3, ln 100]. Departures: those
 of ``declip``; padding is no word, where the published code selects and averages it. ``--compat`` brings back that rule and those
