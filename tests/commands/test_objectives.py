@@ -22,6 +22,8 @@ OBJECTIVES = {
     "wide": "--objective distill --distill-model tiny-test-wide --distill-pretrained wide/model.safetensors",
     "relation": "--distill-model tiny-test --distill-pretrained teacher/model.safetensors --local-loss --gather-with-grad",
     "superclip": "--objective superclip",
+    "filip": "--objective filip --filip-global-weight 0.5",
+    "filip as published": "--objective filip --compat",
 }
 
 
@@ -111,6 +113,8 @@ def test_another_teacher_is_another_run(world, capsys):
         ("--objective clip --distill-model teacher", "--distill-model"),
         ("--objective superclip --lock-image", "--lock-image locks; leave one of them out"),
         ("--objective superclip --superclip-weight -1", "at least 0"),
+        ("--objective filip --top-k 0", "--top-k"),
+        ("--objective filip --lock-image --cache-features", "leave --cache-features out"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_the_first_step(world, capsys, flags, message):
@@ -122,6 +126,7 @@ def test_what_cannot_be_is_one_line_before_the_first_step(world, capsys, flags, 
     [
         ("distill", ["--distill-model", "--distill-kind"], ["--superclip-weight"]),
         ("superclip", ["--superclip-weight"], ["--distill-kind"]),
+        ("filip", ["--filip-global-weight", "--top-k", "--dense-dim", "--compat"], ["--superclip-weight"]),
     ],
 )
 def test_help_shows_the_objectives_own_options(capsys, name, own, others):

@@ -140,11 +140,13 @@ def test_two_processes_equal_one(name, parts, on_two_processes):
 
 
 def concatenated(items):
-    """Rows of all parts; ids of shorter parts are padded with zeros, as a step does."""
+    """Rows of all parts; ids and tokens of shorter parts are padded with zeros, as a step does."""
     if items[0].dim() < 2:
         return torch.cat(items)
     longest = max(item.shape[1] for item in items)
-    return torch.cat([torch.nn.functional.pad(item, (0, longest - item.shape[1])) for item in items])
+    return torch.cat(
+        [torch.nn.functional.pad(item, (*(0, 0) * (item.dim() - 2), 0, longest - item.shape[1])) for item in items]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "resnet" in example.preset])
