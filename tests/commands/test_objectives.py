@@ -25,6 +25,8 @@ OBJECTIVES = {
     "slip": "--objective slip --ssl-width 16 --ssl-dim 8 --ssl-norm layer",
     "declip": "--objective declip --simsiam-width 16 --simsiam-bottleneck 8 --ssl-norm layer --queue-size 11",
     "defilip": "--objective defilip --simsiam-width 16 --ssl-norm none --queue-size 13 --dense-aug --compat",
+    "filip": "--objective filip --filip-global-weight 0.5",
+    "filip as published": "--objective filip --compat",
 }
 
 
@@ -130,6 +132,8 @@ def test_another_teacher_is_another_run(world, capsys):
             "--objective defilip --ssl-norm layer --dense-aug --declip-views image",
             "--dense-aug compares two text views",
         ),
+        ("--objective filip --top-k 0", "--top-k"),
+        ("--objective filip --lock-image --cache-features", "leave --cache-features out"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_the_first_step(world, capsys, flags, message):
@@ -144,6 +148,7 @@ def test_what_cannot_be_is_one_line_before_the_first_step(world, capsys, flags, 
         ("slip", ["--ssl-weight", "--ssl-width", "--ssl-norm", "--compat"], ["--queue-size", "--dense-aug"]),
         ("declip", ["--queue-size", "--nn-topk", "--mlm-weight", "--second-text"], ["--ssl-width", "--dense-aug"]),
         ("defilip", ["--queue-size", "--dense-weight", "--dense-aug", "--compat"], ["--ssl-width"]),
+        ("filip", ["--filip-global-weight", "--top-k", "--dense-dim", "--compat"], ["--superclip-weight"]),
     ],
 )
 def test_help_shows_the_objectives_own_options(capsys, name, own, others):
