@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from . import view_references as views
 from .references import _log_sum, _unit, clip
 
 
@@ -58,91 +59,46 @@ def superclip(objective, batch, image, text):
     return {**clip(objective.model, image, text), "classification": whole_loss}
 
 
-def head(layers, inputs):
-    """A head of linear layers, norms and ReLU in NumPy; batch normalization by the statistics of the inputs."""
-    for layer in layers:
-        kind, weights = type(layer).__name__, {name: item.detach().numpy() for name, item in layer.named_parameters()}
-        if kind == "Linear":
-            inputs = inputs @ weights["weight"].T + weights.get("bias", 0)
-        elif kind == "ReLU":
-            inputs = np.maximum(inputs, 0)
-        else:
-            axis = 1 if kind == "LayerNorm" else 0
-            deviation = np.sqrt(inputs.var(axis=axis, keepdims=True) + layer.eps)
-            inputs = (inputs - inputs.mean(axis=axis, keepdims=True)) / deviation
-            inputs = inputs * weights.get("weight", 1) + weights.get("bias", 0)
-    return inputs
+def _unit_tokens(tokens, layer):
+    mapped = tokens.numpy() @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+    return [_unit(item) for item in mapped]
 
 
-def nt_xent(first, second, temperature):
-    """The textbook's NT-Xent: 2 N anchors, each against all others; its positive is the other view of its image."""
-    features, count = _unit(np.concatenate([first, second])), len(first)
-    loss = 0.0
-    for anchor, feature in enumerate(features):
-        scores = features @ feature / temperature
-        others = [number for number in range(2 * count) if number != anchor]
-        loss -= scores[(anchor + count) % (2 * count)] - np.log(np.exp(scores[others]).sum())
-    return loss / (2 * count)
+def _best(sums, count):
+    return np.argsort(-sums, kind="stable")[:count]
 
 
-def slip(objective, batch, image, text):
-    """CLIP on the first view, and NT-Xent of the head on the states of the two others."""
-    config = objective.config
+def filip(objective, batch, image, text):
+    """The mean over tokens of the best similarity to the other pair's chosen tokens, both ways; CLIP beside it by its weight."""
+    config, model = objective.config, objective.model
+    ids, lengths = batch.tokens[0], batch.lengths[0]
+    if config.compat:  # masked, and padded to the whole context
+        context = model.config.text.context_length
+        ids = torch.nn.functional.pad(batch.masked.tokens, (0, context - ids.shape[1]))
     with torch.no_grad():
-        states = [objective.model.image(batch.images[view]).state.numpy() for view in (1, 2)]
-    ssl = nt_xent(*(head(objective.head, state) for state in states), config.ssl_temperature)
-    return {**clip(objective.model, image, text), "ssl": config.ssl_weight * ssl}
+        patches = _unit_tokens(model.image(batch.images[0], return_tokens=True).tokens, objective.maps.image)
+        encoded = model.text(ids, lengths, return_tokens=True)
+    text = _unit(encoded.pooled.numpy())
+    words = _unit_tokens(encoded.tokens, objective.maps.text)
+    if not config.compat:
+        words = [item[:length] for item, length in zip(words, lengths.tolist(), strict=True)]
+    similar = [some @ others.T for some, others in zip(patches, words, strict=True)]
+    chosen_patches = [item[_best(own.sum(axis=1), config.top_k)] for item, own in zip(patches, similar, strict=True)]
+    chosen_words = [item[_best(own.sum(axis=0), config.top_k)] for item, own in zip(words, similar, strict=True)]
+    loss, scale = 0.0, np.exp(objective.logit_scale_dense.item())
+    for rows, columns in ((patches, chosen_words), (words, chosen_patches)):
+        logits = scale * np.array([[(row @ column.T).max(axis=1).mean() for column in columns] for row in rows])
+        loss += float((_log_sum(logits, 1) - np.diag(logits)).mean()) / 2
+    contrastive = clip(model, image, text)["contrastive"]
+    return {"dense": loss, "contrastive": config.filip_global_weight * contrastive}
 
 
-def _cross_entropy(rows, columns, scale):
-    """Mean of the rows' cross-entropy, row i's own column being column i."""
-    logits = scale * rows @ columns.T
-    return float((_log_sum(logits, 1) - np.diag(logits)).mean())
-
-
-def _cosine(one, other):
-    return float((_unit(one) * _unit(other)).sum(axis=1).mean())
-
-
-def masked_tokens(objective, batch):
-    """The mean over predicted tokens of the cross-entropy of the token head's logits, all of them computed."""
-    layer = objective.token_head
-    with torch.no_grad():
-        states = objective.model.text(batch.masked.tokens, batch.lengths[0], return_tokens=True).tokens.numpy()
-    logits = states @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
-    losses = [
-        _log_sum(logits[row, position][None], 1)[0] - logits[row, position, target]
-        for (row, position), target in np.ndenumerate(batch.masked.targets.numpy())
-        if target >= 0
-    ]
-    return float(np.mean(losses)) if losses else 0.0
-
-
-def declip(objective, batch, image, text):
-    """DeCLIP's four terms, with the queue as the objective holds it."""
-    config, model, scale = objective.config, objective.model, np.exp(objective.model.logit_scale.item())
-    tokens = [batch.tokens[0] if batch.masked is None else batch.masked.tokens, *batch.tokens[1:]]
-    with torch.no_grad():
-        images = [model.image(item).pooled.numpy() for item in batch.images]
-        texts = [model.text(item, length).pooled.numpy() for item, length in zip(tokens, batch.lengths, strict=True)]
-    losses = {"contrastive": np.mean([clip(model, one, other)["contrastive"] for one in images for other in texts])}
-    if config.simsiam_weight:
-        targets = [head(objective.projector, item) for item in images]
-        predictions = [head(objective.predictor, item) for item in targets]
-        losses["simsiam"] = -(_cosine(predictions[0], targets[1]) + _cosine(predictions[1], targets[0])) / 2
-    if config.mlm_weight:
-        losses["mlm"] = masked_tokens(objective, batch)
-    if config.nn_weight:
-        queue, parts = objective.text_queue.entries.numpy(), []
-        for item in texts:
-            order = np.argsort(-(_unit(item) @ queue.T), axis=1)[:, : config.nn_topk]
-            neighbors = [queue[order[:, number]] for number in range(config.nn_topk)]
-            parts += [_cross_entropy(_unit(view), other, scale) for view in images for other in neighbors]
-        losses["nearest"] = np.mean(parts)
-    weights = {"contrastive": config.contrastive_weight, "nearest": config.nn_weight, "mlm": config.mlm_weight}
-    weights["simsiam"] = config.simsiam_weight
-    return {name: weights[name] * float(value) for name, value in losses.items()}
-
-
-FROM_BATCH = {"declip": declip, "distill": distill, "slip": slip, "superclip": superclip}
+FROM_BATCH = {
+    "declip": views.declip,
+    "defilip": views.defilip,
+    "distill": distill,
+    "filip": filip,
+    "slip": views.slip,
+    "superclip": superclip,
+}
 """Those that need the objective itself and the batch beside the features."""

@@ -12,7 +12,7 @@ from diptych.objectives._selfsupervised import masked_token_loss, masked_token_s
 from diptych.types import IGNORED
 from tests.distributed._processes import run_in_processes
 
-from . import batch_references as references
+from . import view_references as references
 
 
 def draw(*shape, seed=0, dtype=torch.float64):

@@ -17,7 +17,8 @@ from diptych.objectives.declip import DeclipConfig
 from diptych.types import IGNORED, MaskedTokens
 from tests.distributed._processes import run_in_processes
 
-from .batch_references import FROM_BATCH, _cosine, head
+from .batch_references import FROM_BATCH
+from .view_references import _cosine, head
 from .worlds import EXAMPLES, batch_for, make_objective, own_rows, without
 
 SMALL = EXAMPLES["declip-0"]

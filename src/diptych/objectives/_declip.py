@@ -6,10 +6,12 @@ needs: its head, its queue, its masked tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.config import NotNegative, Range
@@ -72,10 +74,10 @@ class DeclipOptions(ObjectiveOptions):
 
 class DeclipFeatures(NamedTuple):
     """Features [B, D] of the views, not normalized, the second text's None with one text view; of the masked tokens of each
-    text the summed cross-entropies [B] and their number int64 [B].
+    text the summed cross-entropies [B] and their number int64 [B]; what ``token_fields`` adds.
 
-    Of tokens, where they are asked for: ``patches_1`` and ``patches_2`` [B, N, width], ``states_1`` and ``states_2``
-    [B, L, width], ``real_1`` and ``real_2`` bool [B, L].
+    Of tokens, of unit length: ``patches_1`` and ``patches_2`` [B, N, E], ``word_tokens_1`` and ``word_tokens_2`` [B, L, E],
+    ``real_1`` and ``real_2`` bool [B, L].
     """
 
     image_1: Tensor
@@ -85,20 +87,25 @@ class DeclipFeatures(NamedTuple):
     masked_sums: Tensor | None
     masked_counts: Tensor | None
     patches_1: Tensor | None = None
-    states_1: Tensor | None = None
+    word_tokens_1: Tensor | None = None
     real_1: Tensor | None = None
     patches_2: Tensor | None = None
-    states_2: Tensor | None = None
+    word_tokens_2: Tensor | None = None
     real_2: Tensor | None = None
 
 
 class DeclipTerms(Objective):
-    """DeCLIP's terms as an objective that is not registered. ``dense_views`` 1 or 2 adds tokens of so many views to features."""
+    """DeCLIP's terms as an objective that is not registered.
+
+    A subclass with terms of tokens sets ``token_views``, the views of which towers give tokens, and ``pads_texts`` where it wants
+    padding to the whole context computed, and overrides ``token_fields``.
+    """
 
     config: DeclipOptions
     scale_range = FAMILY_SCALE
     cacheable = False
-    dense_views = 0
+    token_views = 0
+    pads_texts = False
 
     def __init__(self, config: DeclipOptions, model: TwoTower, load: LoadModel | None = None) -> None:
         super().__init__(config, model, load)
@@ -137,32 +144,31 @@ class DeclipTerms(Objective):
     # --- pair by pair ---------------------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch, frozen: Any = None) -> DeclipFeatures:
-        """Features of both image views and of the text views, the first of them masked; tokens of the dense views."""
-        images = [self.encode_images(batch, view, return_tokens=view < self.dense_views) for view in (0, 1)]
-        first = self._first_text(batch)
-        second = None
-        if self.config.declip_views == "both":
-            second = self.encode_texts(batch, 1, return_tokens=self.dense_views > 1)
+        """Features of both image views and of the text views, the first of them masked; what ``token_fields`` makes of tokens."""
+        images = [self.encode_images(batch, view, return_tokens=view < self.token_views) for view in (0, 1)]
+        texts = [self._encode_view(batch, view) for view in range(len(batch.tokens))]
         sums = counts = None
         if self.token_head is not None:
-            assert batch.masked is not None and first.tokens is not None
-            sums, counts = masked_token_sums(first.tokens, batch.masked.targets, self.token_head)
-        image_1, image_2, text_1 = (full_precision(item.pooled) for item in (*images, first))
-        text_2 = None if second is None else full_precision(second.pooled)
-        features = DeclipFeatures(image_1, image_2, text_1, text_2, sums, counts)
-        if not self.dense_views:
-            return features
-        features = features._replace(patches_1=images[0].tokens, states_1=first.tokens, real_1=first.mask)
-        if self.dense_views > 1:
-            assert second is not None
-            features = features._replace(patches_2=images[1].tokens, states_2=second.tokens, real_2=second.mask)
-        return features
+            assert batch.masked is not None and texts[0].tokens is not None
+            states = texts[0].tokens[:, : batch.masked.targets.shape[1]]
+            sums, counts = masked_token_sums(states, batch.masked.targets, self.token_head)
+        image_1, image_2, *pooled = (full_precision(item.pooled) for item in (*images, *texts))
+        features = DeclipFeatures(image_1, image_2, pooled[0], pooled[1] if len(pooled) > 1 else None, sums, counts)
+        return features._replace(**self.token_fields(images, texts))
 
-    def _first_text(self, batch: Batch) -> Encoded:
-        """The first text view with its tokens masked, which the contrastive loss sees too."""
-        if batch.masked is None:
-            return self.encode_texts(batch, return_tokens=self.dense_views > 0)
-        return self.model.text(batch.masked.tokens, batch.lengths[0], return_tokens=True, seeds=view_seeds(batch, 0))
+    def token_fields(self, images: Sequence[Encoded], texts: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Fields of the features that are made of the tokens of ``token_views`` views; none here."""
+        return {}
+
+    def _encode_view(self, batch: Batch, view: int) -> Encoded:
+        """A text view; the first with its tokens masked, as the contrastive loss sees it too."""
+        masked = batch.masked if view == 0 else None
+        ids = batch.tokens[view] if masked is None else masked.tokens
+        text = self.model.config.text
+        if self.pads_texts and view < self.token_views:
+            ids = F.pad(ids, (0, text.context_length - ids.shape[1]), value=text.pad_id)
+        return_tokens = masked is not None or view < self.token_views
+        return self.model.text(ids, batch.lengths[view], return_tokens=return_tokens, seeds=view_seeds(batch, view))
 
     # --- the whole batch ------------------------------------------------------------------------------------------------------
 

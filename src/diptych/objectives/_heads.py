@@ -115,8 +115,9 @@ def state_width(model: TwoTower) -> int:
     """The width of the image tower's state before its projection, asked of the tower itself with one black image."""
     side, device = model.config.vision.image_size, model.logit_scale.device
     black = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     with torch.no_grad():
         width = int(model.eval().image(black).state.shape[-1])
-    model.train(training)
+    for module, training in modes:  # each its own: a locked tower stays in evaluation mode
+        module.training = training
     return width
