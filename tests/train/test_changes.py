@@ -57,11 +57,11 @@ def test_nothing_is_changed_by_default():
 def test_changes_come_in_their_order():
     options = ModelOptions(
         pretrained="x", force_image_size=64, lock_text=True, force_patch_dropout=0.5, grad_checkpointing=True,
-        force_context_length=20, force_quick_gelu=True, image_mean=(0.5,),
+        force_context_length=20, force_quick_gelu=True, image_mean=(0.5,), lock_patch_embedding=True,
     )  # fmt: skip
     assert names(options) == [
-        "StretchedPositions", "StretchedContext", "QuickGelu", "OwnPreprocess", "Locks", "PatchDropout",
-        "ActivationCheckpointing",
+        "StretchedPositions", "StretchedContext", "QuickGelu", "OwnPreprocess", "Locks", "LockedPatchEmbedding",
+        "PatchDropout", "ActivationCheckpointing",
     ]  # fmt: skip
     assert names(options) == [type(change).__name__ for change in CHANGES]
 
@@ -76,6 +76,7 @@ IMPOSSIBLE = [
     ({"image_mean": (0.5, 0.5)}, "three numbers, or one"),
     ({"image_std": (0.5, 0.5, 0.0)}, "above 0"),
     ({"force_patch_dropout": 0.5, "lock_image": True, "pretrained": "x"}, "tower that is trained"),
+    ({"lock_patch_embedding": True, "lock_image": True, "pretrained": "x"}, "locks the whole image tower"),
 ]
 
 
@@ -140,6 +141,18 @@ def test_patch_dropout_needs_patches():
     assert model.image.patch_dropout == 0.25
     with pytest.raises(ConfigError, match="needs a ViT"):
         changed(ModelOptions(force_patch_dropout=0.25), "tiny-test-resnet")
+
+
+@pytest.mark.parametrize("model", ["tiny-test", "tiny-test-siglip"])
+def test_a_locked_patch_embedding_is_all_that_is_locked(model):
+    model, _ = changed(ModelOptions(lock_patch_embedding=True), model)
+    locked = {name for name, item in model.named_parameters() if not item.requires_grad}
+    assert locked == {f"image.patch_embedding.{leaf}" for leaf, _ in model.image.patch_embedding.named_parameters()}
+
+
+def test_a_resnet_has_no_patch_embedding_to_lock():
+    with pytest.raises(ConfigError, match="needs a ViT"):
+        changed(ModelOptions(lock_patch_embedding=True), "tiny-test-resnet")
 
 
 def test_activation_checkpointing_is_switched_on_in_both_towers():

@@ -52,6 +52,8 @@ class ModelOptions:
     """Leave the text tower as it is."""
     lock_text_unlocked_layers: Count = 0
     """With --lock-text: train its last so many groups: projection, last block with its norm, further blocks, embeddings."""
+    lock_patch_embedding: bool = False
+    """Leave a ViT's embedding of patches as it is, also at random (MoCo v3; DeCLIP's family has it so)."""
     force_patch_dropout: Share = 0.0
     """Share of patches that a ViT leaves out of every training image (FLIP); another recipe, about twice as fast at 0.5."""
     grad_checkpointing: bool = False
@@ -222,6 +224,27 @@ class Locks(ModelChange):
         model.lock(options.lock_image, options.lock_text, image, text)
 
 
+class LockedPatchEmbedding(ModelChange):
+    """``--lock-patch-embedding``: a ViT's first layer stays as it is, which steadies training (Chen et al. 2021, "MoCo v3")."""
+
+    def applies(self, options: ModelOptions) -> bool:
+        """Where it is asked for. Raises ConfigError for a tower that is locked as a whole."""
+        if options.lock_patch_embedding and options.locks_whole_image:
+            raise ConfigError(
+                "--lock-patch-embedding: --lock-image locks the whole image tower; leave one of them out."
+            )
+        return options.lock_patch_embedding
+
+    def after_weights(self, model: TwoTower, options: ModelOptions) -> None:
+        """Lock it. Raises ConfigError for a tower without one."""
+        embedding = getattr(model.image, "patch_embedding", None)
+        if embedding is None:
+            raise ConfigError(
+                f"--lock-patch-embedding: {model.config.name} has no embedding of patches; it needs a ViT: leave it out."
+            )
+        embedding.requires_grad_(False)
+
+
 class PatchDropout(ModelChange):
     """``--force-patch-dropout``: a ViT leaves out patches while it trains (Li et al. 2023, "FLIP")."""
 
@@ -256,7 +279,7 @@ class ActivationCheckpointing(ModelChange):
 
 
 CHANGES: tuple[ModelChange, ...] = (
-    StretchedPositions(), StretchedContext(), QuickGelu(), OwnPreprocess(), Locks(), PatchDropout(),
+    StretchedPositions(), StretchedContext(), QuickGelu(), OwnPreprocess(), Locks(), LockedPatchEmbedding(), PatchDropout(),
     ActivationCheckpointing(),
 )  # fmt: skip
 
