@@ -164,12 +164,13 @@ def test_slip_and_its_weight(tmp_path):
 def test_filip_has_another_width_and_weights(tmp_path, capsys):
     def change(tree):
         set_clip(tree, "filip_vitb32", "MOCOV2")
-        tree["model"]["kwargs"]["image_encode"]["embed_dim"] = 768
+        tree["model"]["kwargs"] = {"image_encode": {"embed_dim": 768}, "text_encode": {"embed_dim": 768}}
         tree["model"]["kwargs"]["clip"] = {"text_mask_type": "MLM", "select_topk": True, "return_dense": True}
         tree["clip_simsiam_loss_weight"] = {"clip_loss": 0.0, "clip_dense_loss": 1.0, "mae_loss": 0, "nn_text": 0}
 
     flags = pairs_of(flags_of(written(tmp_path, change)))
     assert (flags["--objective"], flags["--filip-global-weight"]) == ("filip", "0")
+    assert flags["--model"] == "declip-ViT-B-32-filip"
     assert "add --compat" in capsys.readouterr().err
 
 

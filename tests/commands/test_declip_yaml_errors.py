@@ -21,7 +21,11 @@ def at(*keys, value):
 
 REFUSED = [
     (at("model", "type", value="declip_vitb16"), "model.type 'declip_vitb16': unknown model type"),
-    (at("model", "kwargs", "image_encode", "embed_dim", value=3072), "declip-ViT-B-32 has an embedding of 512"),
+    (at("model", "kwargs", "image_encode", "embed_dim", value=640), "vitb32 has an embedding of 512 or 768 or 3072"),
+    (
+        at("model", "kwargs", "image_encode", "embed_dim", value=3072),
+        "embed_dim 512: the image tower's embedding has 3072",
+    ),
     (at("model", "kwargs", "text_encode", "text_encode_type", value="Bert"), "text_encode_type 'Bert'"),
     (at("model", "kwargs", "clip", "dense_aug", value=True), "it is an option of defilip"),
     (at("clip_simsiam_loss_weight", "mae_loss", value=0.1), "there is no such loss here"),

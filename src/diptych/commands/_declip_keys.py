@@ -14,7 +14,11 @@ from diptych.commands._yaml_keys import Keys
 from diptych.registry import did_you_mean
 
 OBJECTIVES = ("clip", "slip", "filip", "declip", "defilip")
-TOWERS = {"res50": ("declip-RN50", 1024), "vitb32": ("declip-ViT-B-32", 512)}
+TOWERS = {
+    "res50": {1024: "declip-RN50"},
+    "vitb32": {512: "declip-ViT-B-32", 768: "declip-ViT-B-32-filip", 3072: "declip-ViT-B-32-88m"},
+}
+"""Name in model.type -> width of the embedding -> our architecture."""
 TYPES = [f"{objective}_{tower}" for objective in OBJECTIVES for tower in TOWERS]
 SELF_SUPERVISED = ("declip", "defilip")
 WEIGHTS = {
@@ -36,17 +40,17 @@ def model(keys: Keys) -> None:
     if kind not in TYPES:
         raise keys.error("model.type", did_you_mean(kind, TYPES, "model type").rstrip("."))
     objective, _, tower = kind.partition("_")
-    preset, width = TOWERS[tower]
+    image, text = "model.kwargs.image_encode", "model.kwargs.text_encode"
+    usual = 768 if kind == "filip_vitb32" else next(iter(TOWERS[tower]))
+    width = keys.take(f"{image}.embed_dim", usual)
+    keys.only(
+        f"{image}.embed_dim", TOWERS[tower], f"{tower} has an embedding of {' or '.join(map(str, TOWERS[tower]))}"
+    )
+    keys.only(f"{text}.embed_dim", (width,), f"the image tower's embedding has {width}")
     keys.flag("--objective", objective)
-    keys.flag("--model", preset)
+    keys.flag("--model", TOWERS[tower][width])
     if tower == "vitb32":
         keys.flag("--lock-patch-embedding")
-    image, text = "model.kwargs.image_encode", "model.kwargs.text_encode"
-    for key in (f"{image}.embed_dim", f"{text}.embed_dim"):
-        if objective == "filip":
-            keys.drop(key, "FILIP compares tokens; pooled features have the width of the architecture")
-        else:
-            keys.only(key, (width,), f"{preset} has an embedding of {width}; change the key, or give another --model")
     for key in ("bn_group_size", "bn_sync_stats", "use_sync_bn"):
         keys.drop(f"{image}.{key}", "batch norm of towers is of each process; that of heads of all")
     keys.drop(f"{text}.bpe_path", "the vocabulary comes with the package")
