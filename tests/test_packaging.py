@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 RUN_TIME = {"fast", "logs", "plots", "hub", "parquet", "remote", "siglip"}
 # Import name -> package, where they differ.
-PACKAGE_OF = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn"}
+PACKAGE_OF = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Plug-ins of accelerators come with their vendor's torch; modelscope only where DIPTYCH_MODELSCOPE asks for it.
 PLUGINS = {"torch_npu", "torch_sdaa", "intel_extension_for_pytorch", "sdaa", "modelscope"}
 # What open_clip's own interface takes from a program that has it: tokenizers of transformers, taggers, progress bars.

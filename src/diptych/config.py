@@ -103,11 +103,11 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def find_recipe(name: str) -> Path:
-    """Resolve ``--recipe``: a path to a TOML file, or the name of one that ships with Diptych."""
+    """Resolve ``--recipe``: a path to a TOML file, or the name of one that ships with Diptych (``declip/clip-rn50``)."""
     path = Path(name)
     if path.suffix == ".toml" or path.exists():
         return path
-    shipped = {file.stem: file for file in RECIPES.glob("*.toml")}
+    shipped = {file.relative_to(RECIPES).with_suffix("").as_posix(): file for file in RECIPES.rglob("*.toml")}
     if name not in shipped:
         raise ConfigError(did_you_mean(name, shipped, "recipe"))
     return shipped[name]

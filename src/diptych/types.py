@@ -131,8 +131,9 @@ class Encoded(NamedTuple):
 
     ``pooled`` [B, D]: the feature, not normalized. ``state`` [B, width]: what the projection made it of, after the last norm
     (``pooled`` itself where a tower has no projection). ``tokens`` [B, N, width]: the features of patches or text tokens after
-    the tower's last norm and before its projection, without a class token; ``mask`` bool [B, N], True = real. Both are None
-    unless ``return_tokens`` was asked for. A tower's ``project_tokens`` takes tokens into the embedding, [B, N, D].
+    the tower's last norm and before its projection (before that norm too where ``VitConfig.norm_tokens`` is false), without a
+    class token; ``mask`` bool [B, N], True = real. Both are None unless ``return_tokens`` was asked for. A tower's
+    ``project_tokens`` takes tokens into the embedding, [B, N, D].
     """
 
     pooled: Tensor

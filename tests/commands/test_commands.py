@@ -164,7 +164,7 @@ def test_commands_in_the_readme_and_docs_exist():
         name, *arguments = command.split()
         assert name in COMMANDS.names(), command
         objective = arguments[arguments.index("--objective") + 1] if "--objective" in arguments else "clip"
-        known = {"--help", "--debug", "--recipe"} | _flags(name, objective)
+        known = {"--help", "--debug", "--recipe", "--config"} | _flags(name, objective)
         for argument in arguments:
             assert not argument.startswith("--") or argument.split("=")[0] in known, f"diptych {command}: no {argument}"
 

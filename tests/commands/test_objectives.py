@@ -22,6 +22,11 @@ OBJECTIVES = {
     "wide": "--objective distill --distill-model tiny-test-wide --distill-pretrained wide/model.safetensors",
     "relation": "--distill-model tiny-test --distill-pretrained teacher/model.safetensors --local-loss --gather-with-grad",
     "superclip": "--objective superclip",
+    "slip": "--objective slip --ssl-width 16 --ssl-dim 8 --ssl-norm layer",
+    "declip": "--objective declip --simsiam-width 16 --simsiam-bottleneck 8 --ssl-norm layer --queue-size 11",
+    "defilip": "--objective defilip --simsiam-width 16 --ssl-norm none --queue-size 13 --dense-aug --compat",
+    "filip": "--objective filip --filip-global-weight 0.5",
+    "filip as published": "--objective filip --compat",
 }
 
 
@@ -111,6 +116,24 @@ def test_another_teacher_is_another_run(world, capsys):
         ("--objective clip --distill-model teacher", "--distill-model"),
         ("--objective superclip --lock-image", "--lock-image locks; leave one of them out"),
         ("--objective superclip --superclip-weight -1", "at least 0"),
+        ("--objective slip", "--ssl-norm batch: 4 pairs of a process and step are too few"),
+        ("--objective slip --ssl-norm layer --lock-image", "--lock-image locks; leave one of them out"),
+        ("--objective slip --ssl-norm group", "--ssl-norm"),
+        ("--objective slip --ssl-temperature 0", "--ssl-temperature"),
+        ("--objective declip", "--ssl-norm batch: 4 pairs of a process and step are too few"),
+        ("--objective declip --ssl-norm layer --queue-size 7", "--queue-size 7: a step enqueues 8 text features"),
+        (
+            "--objective declip --ssl-norm layer --accum-freq 2 --queue-size 15",
+            "--queue-size 15: a step enqueues 16 text",
+        ),
+        ("--objective declip --declip-views image --second-text augmented", "--second-text augmented goes with"),
+        ("--objective defilip --ssl-norm layer --top-k 256", "--top-k"),
+        (
+            "--objective defilip --ssl-norm layer --dense-aug --declip-views image",
+            "--dense-aug compares two text views",
+        ),
+        ("--objective filip --top-k 0", "--top-k"),
+        ("--objective filip --lock-image --cache-features", "leave --cache-features out"),
     ],
 )
 def test_what_cannot_be_is_one_line_before_the_first_step(world, capsys, flags, message):
@@ -122,6 +145,10 @@ def test_what_cannot_be_is_one_line_before_the_first_step(world, capsys, flags, 
     [
         ("distill", ["--distill-model", "--distill-kind"], ["--superclip-weight"]),
         ("superclip", ["--superclip-weight"], ["--distill-kind"]),
+        ("slip", ["--ssl-weight", "--ssl-width", "--ssl-norm", "--compat"], ["--queue-size", "--dense-aug"]),
+        ("declip", ["--queue-size", "--nn-topk", "--mlm-weight", "--second-text"], ["--ssl-width", "--dense-aug"]),
+        ("defilip", ["--queue-size", "--dense-weight", "--dense-aug", "--compat"], ["--ssl-width"]),
+        ("filip", ["--filip-global-weight", "--top-k", "--dense-dim", "--compat"], ["--superclip-weight"]),
     ],
 )
 def test_help_shows_the_objectives_own_options(capsys, name, own, others):

@@ -54,7 +54,7 @@ def parse(argv: list[str]) -> None:
         # The parser of a run opens recipes and resumed runs; only names are checked here, values where the command runs.
         objective = flags[flags.index("--objective") + 1] if "--objective" in flags else "clip"
         tree = tree_for("clip" if ":" in objective else objective)
-        known = {"--" + leaf.replace("_", "-") for _, leaf in config.leaves(tree)} | {"--recipe"}
+        known = {"--" + leaf.replace("_", "-") for _, leaf in config.leaves(tree)} | {"--recipe", "--config"}
         flags = translated(flags, known)
         unknown = [
             flag for flag in flags if flag.startswith("--") and flag.split("=")[0].replace("--no-", "--") not in known

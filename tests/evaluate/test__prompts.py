@@ -31,6 +31,15 @@ def test_a_file_has_one_template_per_line(tmp_path):
     assert load_templates(path) == load_templates(str(path)) == ("a drawing of {}", "the {}")
 
 
+def test_declips_names_of_sets_and_files(tmp_path):
+    assert load_templates("prompt80") == load_templates("openai80")
+    path = tmp_path / "mine.txt"
+    path.write_text("a drawing of {0}\n", encoding="utf-8")
+    assert load_templates(f"file:{path}") == ("a drawing of {}",)
+    with pytest.raises(ConfigError, match="no such file"):
+        load_templates("file:none.txt")
+
+
 @pytest.mark.parametrize("lines", ["a photo\n", "{} and {}\n", "\n"])
 def test_a_template_holds_the_name_once(tmp_path, lines):
     path = tmp_path / "mine.txt"

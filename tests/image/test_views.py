@@ -1,12 +1,22 @@
 """Views by name: the strong one against Pillow's own operations and against exact formulas."""
 
 import colorsys
+import hashlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from diptych.image import VIEWS, EvalTransform, StrongTransform, TrainTransform, ViewOptions
+from diptych.errors import ConfigError
+from diptych.image import (
+    STRONG_RECIPES,
+    VIEWS,
+    EvalTransform,
+    StrongOptions,
+    StrongTransform,
+    TrainTransform,
+    ViewOptions,
+)
 from diptych.image.strong import shift_hue
 
 NEVER = {"jitter_p": 0.0, "grayscale_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
@@ -126,3 +136,97 @@ def test_blur_is_a_gaussian_of_that_many_pixels(sigma):
     inside = np.s_[6:-6, 6:-6]
     assert np.abs(ours[inside] - exact[inside]).mean() < 1.0
     assert np.abs(ours[inside] - exact[inside]).max() < 5
+
+
+def digest(pixels):
+    return hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=6).hexdigest()
+
+
+def drawing():
+    """Pixels of whole-number arithmetic only: no library decides them."""
+    y, x = np.mgrid[:90, :120]
+    return np.stack([x * 2 + y, (x * y) // 3, 255 - y * 2], axis=-1).astype(np.uint8)
+
+
+GOLDEN = {
+    "crop": "46090da8b8d6",
+    "strong": "03419eee504c",
+    "auto": "fb16bc78496f",
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_the_same_pixels_on_every_machine(name, compiled, monkeypatch):
+    """Ten seeds of a drawing, every random change among them; with and without the compiled kernels."""
+    from diptych.image import resize
+
+    monkeypatch.setattr(resize, "_compiled", [])
+    if compiled:
+        pytest.importorskip("numba")
+        resize.compile_kernels(None)
+    always = {"flip": 0.5, "color_jitter": 0.4, "hue": 0.1, "grayscale": 0.3, "blur": 0.5, "scale": (0.3, 1.0)}
+    options = ViewOptions(32, **always, auto="imagenet" if name == "auto" else "", strong=StrongOptions(solarize_p=0.3))
+    view = VIEWS["strong" if name == "strong" else "crop"](options)
+    assert digest(np.stack([view(drawing(), np.random.default_rng(seed)) for seed in range(10)])) == GOLDEN[name]
+
+
+def test_recipes_are_the_published_strengths():
+    declip = STRONG_RECIPES["moco-v2"]
+    assert declip == StrongOptions(
+        scale=(0.2, 1.0), jitter_p=0.8, jitter=0.4, hue=0.1, grayscale_p=0.2, blur_p=0.5, sigma=(0.1, 2.0), flip_p=0.5,
+        solarize_p=0.0,
+    )  # fmt: skip
+    assert STRONG_RECIPES["slip"] == StrongOptions(scale=(0.08, 1.0)) == StrongOptions()
+    made = VIEWS["strong"](ViewOptions(16, strong=declip, interpolation="bilinear"))
+    assert made == StrongTransform(16, "bilinear", scale=(0.2, 1.0))
+
+
+def test_solarizing_inverts_what_is_bright():
+    image = photo(16, 16)
+    solarized = StrongTransform(16, scale=(1.0, 1.0), **NEVER, solarize_p=1.0)(image, np.random.default_rng(0))
+    plain = StrongTransform(16, scale=(1.0, 1.0), **NEVER)(image, np.random.default_rng(0))
+    assert np.array_equal(solarized, np.where(plain < 128, plain, 255 - plain))
+    assert not np.array_equal(solarized, plain)
+
+
+def test_a_hue_of_nothing_rounds_no_color():
+    image = photo(16, 16)
+    never = {**NEVER, "jitter_p": 1.0}
+    same = StrongTransform(16, scale=(1.0, 1.0), **never, jitter=0.0, hue=0.0)(image, np.random.default_rng(0))
+    assert np.array_equal(same, StrongTransform(16, scale=(1.0, 1.0), **NEVER)(image, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"scale": (0.0, 1.0)}, "--strong-scale 0 1: expected the least and the most share"),
+        ({"scale": (0.5, 0.2)}, "--strong-scale 0.5 0.2"),
+        ({"scale": (0.5, 1.5)}, "--strong-scale 0.5 1.5"),
+        ({"sigma": (0.0, 2.0)}, "--strong-blur-sigma 0 2"),
+        ({"sigma": (2.0, 1.0)}, "--strong-blur-sigma 2 1"),
+    ],
+)
+def test_bounds_that_are_none_are_refused(values, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        StrongOptions(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_crop_is_blurred_where_that_is_asked_for():
+    image = photo(48, 48)
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    rng = np.random.default_rng(1)
+    plain = Image.fromarray(TrainTransform(48, **whole)(image, rng).transpose(1, 2, 0))
+    rng.random()
+    expected = np.asarray(plain.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0))))
+    blurred = TrainTransform(48, **whole, blur=1.0)(image, np.random.default_rng(1))
+    assert np.array_equal(blurred, expected.transpose(2, 0, 1))
+    changed = [
+        not np.array_equal(
+            TrainTransform(48, **whole, blur=0.3)(image, np.random.default_rng(seed)),
+            TrainTransform(48, **whole)(image, np.random.default_rng(seed)),
+        )
+        for seed in range(300)
+    ]
+    assert abs(np.mean(changed) - 0.3 * 0.93) < 0.09  # a sigma below 0.24 changes no byte

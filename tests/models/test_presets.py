@@ -75,3 +75,17 @@ def test_a_wrong_config_is_one_line(change, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
         model_config_from_dict(model_config("tiny-test").to_dict() | change)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("declip-ViT-B-32", 512), ("declip-ViT-B-32-filip", 768), ("declip-ViT-B-32-88m", 3072), ("declip-RN50", 1024)],
+)
+def test_declips_towers_are_clips_with_its_own_details(name, width):
+    config = model_config(name)
+    base = model_config("RN50" if "RN50" in name else "ViT-B-32")
+    assert (config.embed_dim, config.activation) == (width, "quickgelu")
+    assert (config.text.projection_bias, config.text.vocab_size, config.text.mask_id) == (True, 49409, 49408)
+    assert (config.preprocess.resize_to, config.preprocess.interpolation) == (256, "bilinear")
+    assert config.vision.width == base.vision.width and config.vision.layers == base.vision.layers
+    assert getattr(config.vision, "norm_tokens", False) is False

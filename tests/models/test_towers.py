@@ -1,10 +1,12 @@
 """Fast paths are exact: packed equals padded, the shortened last block equals the whole, in values and gradients."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from diptych.errors import ConfigError
-from diptych.models import TOWERS, SharedPrefixes, create_model
+from diptych.models import TOWERS, SharedPrefixes, create_model, model_config
 
 END = 49407
 
@@ -231,3 +233,17 @@ def test_ids_of_32_bits_are_ids():
     model = create_model("tiny-test").eval()
     ids = captions([3, 8, 5])
     assert torch.equal(model.encode_text(ids.int()), model.encode_text(ids))
+
+
+def test_declips_tokens_are_those_before_the_last_norm():
+    config = model_config("tiny-test")
+    before = create_model(dataclasses.replace(config, vision=dataclasses.replace(config.vision, norm_tokens=False)))
+    after = create_model(config)
+    after.load_state_dict(before.state_dict())
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        raw, normed = (model.eval().image(images, return_tokens=True) for model in (before, after))
+        assert torch.equal(before.image.ln_post(raw.tokens), normed.tokens)
+        assert not torch.allclose(raw.tokens, normed.tokens)
+        assert torch.equal(raw.pooled, normed.pooled) and torch.equal(raw.state, normed.state)
+        assert torch.equal(before.image.project_tokens(raw.tokens), after.image.project_tokens(normed.tokens))

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from . import view_references as views
 from .references import _log_sum, _unit, clip
 
 
@@ -58,5 +59,46 @@ def superclip(objective, batch, image, text):
     return {**clip(objective.model, image, text), "classification": whole_loss}
 
 
-FROM_BATCH = {"distill": distill, "superclip": superclip}
+def _unit_tokens(tokens, layer):
+    mapped = tokens.numpy() @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+    return [_unit(item) for item in mapped]
+
+
+def _best(sums, count):
+    return np.argsort(-sums, kind="stable")[:count]
+
+
+def filip(objective, batch, image, text):
+    """The mean over tokens of the best similarity to the other pair's chosen tokens, both ways; CLIP beside it by its weight."""
+    config, model = objective.config, objective.model
+    ids, lengths = batch.tokens[0], batch.lengths[0]
+    if config.compat:  # masked, and padded to the whole context
+        context = model.config.text.context_length
+        ids = torch.nn.functional.pad(batch.masked.tokens, (0, context - ids.shape[1]))
+    with torch.no_grad():
+        patches = _unit_tokens(model.image(batch.images[0], return_tokens=True).tokens, objective.maps.image)
+        encoded = model.text(ids, lengths, return_tokens=True)
+    text = _unit(encoded.pooled.numpy())
+    words = _unit_tokens(encoded.tokens, objective.maps.text)
+    if not config.compat:
+        words = [item[:length] for item, length in zip(words, lengths.tolist(), strict=True)]
+    similar = [some @ others.T for some, others in zip(patches, words, strict=True)]
+    chosen_patches = [item[_best(own.sum(axis=1), config.top_k)] for item, own in zip(patches, similar, strict=True)]
+    chosen_words = [item[_best(own.sum(axis=0), config.top_k)] for item, own in zip(words, similar, strict=True)]
+    loss, scale = 0.0, np.exp(objective.logit_scale_dense.item())
+    for rows, columns in ((patches, chosen_words), (words, chosen_patches)):
+        logits = scale * np.array([[(row @ column.T).max(axis=1).mean() for column in columns] for row in rows])
+        loss += float((_log_sum(logits, 1) - np.diag(logits)).mean()) / 2
+    contrastive = clip(model, image, text)["contrastive"]
+    return {"dense": loss, "contrastive": config.filip_global_weight * contrastive}
+
+
+FROM_BATCH = {
+    "declip": views.declip,
+    "defilip": views.defilip,
+    "distill": distill,
+    "filip": filip,
+    "slip": views.slip,
+    "superclip": superclip,
+}
 """Those that need the objective itself and the batch beside the features."""

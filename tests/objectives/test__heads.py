@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from diptych.distributed.gather import rank_offset
-from diptych.objectives._heads import GlobalBatchNorm, projection_head
+from diptych.errors import ConfigError
+from diptych.models import create_model
+from diptych.objectives._heads import GlobalBatchNorm, LocalBatchNorm, check_norm, projection_head, state_width
 from tests.distributed._processes import run_in_processes
 
 WIDTH = 5
@@ -84,3 +86,55 @@ def test_a_head_has_norm_and_relu_between_its_layers(last_norm):
     assert all(head[position].weight is not None for position in (1, 4))
     if last_norm:
         assert head[-1].weight is None and head[-1].num_features == 4
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("layer", "LayerNorm"), ("none", None), ("batch", "LocalBatchNorm")])
+def test_a_head_may_have_another_norm(norm, kind):
+    head = projection_head([7, 6, 5], lambda: None, True, norm=norm, synchronized=False)
+    kinds = [type(layer).__name__ for layer in head]
+    norms = [kind] if kind else []
+    assert kinds == ["Linear", *norms, "ReLU", "Linear", *norms]
+    # Only batch normalization takes a bias before it away.
+    assert all((layer.bias is None) == (norm == "batch") for layer in head if isinstance(layer, nn.Linear))
+    if kind:
+        assert head[1].weight is not None and head[-1].weight is None
+
+
+def local_in_process():
+    norm = LocalBatchNorm(WIDTH).double()
+    return trained(norm, lambda whole: whole[rank_offset(4) : rank_offset(4) + 4].clone())
+
+
+def test_the_unsynchronized_norm_is_each_processs_own():
+    results = run_in_processes(2, local_in_process)
+    for rank, result in enumerate(results):
+        own = nn.BatchNorm1d(WIDTH).double()
+        expected = trained(own, lambda whole, rank=rank: whole[4 * rank : 4 * rank + 4].clone())
+        for actual, wanted in zip(result, expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=1e-12)
+    assert not np.allclose(results[0][2], results[1][2])
+
+
+def test_the_unsynchronized_norm_computes_in_fp32():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert LocalBatchNorm(WIDTH)(features().bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("norm", "pairs", "fails"), [("batch", 31, True), ("batch", 32, False), ("batch", 0, False), ("layer", 2, False)]
+)
+def test_too_few_pairs_to_normalize_over_are_an_error(norm, pairs, fails):
+    if fails:
+        with pytest.raises(ConfigError, match=f"--ssl-norm batch: {pairs} pairs .* expected at least 32"):
+            check_norm(norm, pairs)
+    else:
+        check_norm(norm, pairs)
+
+
+@pytest.mark.parametrize("preset", ["tiny-test", "tiny-test-resnet", "tiny-test-siglip"])
+def test_the_width_of_the_state_is_that_of_the_tower(preset):
+    model = create_model(preset)
+    size = model.config.vision.image_size
+    with torch.no_grad():
+        state = model.eval().image(torch.zeros(2, 3, size, size, dtype=torch.uint8)).state
+    assert state_width(model.train()) == state.shape[1] and model.training and model.image.training

@@ -140,11 +140,15 @@ def test_two_processes_equal_one(name, parts, on_two_processes):
 
 
 def concatenated(items):
-    """Rows of all parts; ids of shorter parts are padded with zeros, as a step does."""
-    if items[0].dim() < 2:
-        return torch.cat(items)
-    longest = max(item.shape[1] for item in items)
-    return torch.cat([torch.nn.functional.pad(item, (0, longest - item.shape[1])) for item in items])
+    """Rows of all parts; shorter parts are padded with zeros to the longest in every other dimension, as a step does."""
+    if items[0] is None:
+        return None
+    shape = [sum(map(len, items)), *map(max, zip(*(item.shape[1:] for item in items), strict=True))]
+    whole, start = items[0].new_zeros(shape), 0
+    for item in items:
+        whole[(slice(start, start + len(item)), *(slice(size) for size in item.shape[1:]))] = item
+        start += len(item)
+    return whole
 
 
 @pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if "resnet" in example.preset])

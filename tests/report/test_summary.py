@@ -32,6 +32,20 @@ def test_fps_is_pairs_over_seconds_without_the_first_window():
     assert speed(rows[:1]) == (None, None) and speed([]) == (None, None)
 
 
+def test_fps_is_of_the_last_fifty_windows():
+    rows = [row(step, 10.0 if step <= 30 else 40.0) for step in range(1, 81)]
+    assert speed(rows)[0] == pytest.approx(40.0)
+    assert speed(rows[:60])[0] == pytest.approx(50 / (20 / 10 + 30 / 40))
+
+
+def test_zero_shot_accuracy_is_called_as_tables_call_it(tmp_path):
+    results = [{"name": "zeroshot", "metrics": {"top1": 0.328, "top5": 0.5}}]
+    folders = [make(tmp_path / name, [row(1, 1.0), row(7, 1.0)], "", results) for name in ("a", "b")]
+    assert summary(read_run(folders[0])).steps == 7
+    page = write_comparison(folders, tmp_path / "both.html").read_text()
+    assert all(f'<th scope="col">{head}</th>' in page for head in ("Acc@1", "Acc@5", "steps"))
+
+
 def test_the_summary_says_what_the_sources_tables_say(tmp_path):
     config = 'accum_freq = 2\n[data]\nbatch_size = 64\n[parallel]\nprecision = "auto"\n'
     rows = [
@@ -43,6 +57,7 @@ def test_the_summary_says_what_the_sources_tables_say(tmp_path):
         "8p",
         "800",
         "25.0 %",
+        "10",
         "5",
         "bf16",
         "1 024".replace(" ", "\N{NARROW NO-BREAK SPACE}"),
@@ -51,7 +66,7 @@ def test_the_summary_says_what_the_sources_tables_say(tmp_path):
 
 
 def test_a_folder_without_anything_has_dashes(tmp_path):
-    assert summary(read_run(make(tmp_path / "x", []))).cells() == ["x", "–", "–", "–", "–", "–"]
+    assert summary(read_run(make(tmp_path / "x", []))).cells() == ["x", "–", "–", "–", "–", "–", "–"]
 
 
 def test_curves_become_png_files(tmp_path):

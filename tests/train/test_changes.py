@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -56,11 +57,11 @@ def test_nothing_is_changed_by_default():
 def test_changes_come_in_their_order():
     options = ModelOptions(
         pretrained="x", force_image_size=64, lock_text=True, force_patch_dropout=0.5, grad_checkpointing=True,
-        force_context_length=20, force_quick_gelu=True, image_mean=(0.5,),
+        force_context_length=20, force_quick_gelu=True, image_mean=(0.5,), lock_patch_embedding=True,
     )  # fmt: skip
     assert names(options) == [
-        "StretchedPositions", "StretchedContext", "QuickGelu", "OwnPreprocess", "Locks", "PatchDropout",
-        "ActivationCheckpointing",
+        "StretchedPositions", "StretchedContext", "QuickGelu", "OwnPreprocess", "Locks", "LockedPatchEmbedding",
+        "PatchDropout", "ActivationCheckpointing",
     ]  # fmt: skip
     assert names(options) == [type(change).__name__ for change in CHANGES]
 
@@ -75,6 +76,7 @@ IMPOSSIBLE = [
     ({"image_mean": (0.5, 0.5)}, "three numbers, or one"),
     ({"image_std": (0.5, 0.5, 0.0)}, "above 0"),
     ({"force_patch_dropout": 0.5, "lock_image": True, "pretrained": "x"}, "tower that is trained"),
+    ({"lock_patch_embedding": True, "lock_image": True, "pretrained": "x"}, "locks the whole image tower"),
 ]
 
 
@@ -141,6 +143,18 @@ def test_patch_dropout_needs_patches():
         changed(ModelOptions(force_patch_dropout=0.25), "tiny-test-resnet")
 
 
+@pytest.mark.parametrize("model", ["tiny-test", "tiny-test-siglip"])
+def test_a_locked_patch_embedding_is_all_that_is_locked(model):
+    model, _ = changed(ModelOptions(lock_patch_embedding=True), model)
+    locked = {name for name, item in model.named_parameters() if not item.requires_grad}
+    assert locked == {f"image.patch_embedding.{leaf}" for leaf, _ in model.image.patch_embedding.named_parameters()}
+
+
+def test_a_resnet_has_no_patch_embedding_to_lock():
+    with pytest.raises(ConfigError, match="needs a ViT"):
+        changed(ModelOptions(lock_patch_embedding=True), "tiny-test-resnet")
+
+
 def test_activation_checkpointing_is_switched_on_in_both_towers():
     model, _ = changed(ModelOptions(grad_checkpointing=True))
     assert model.image.checkpointing and model.text.checkpointing
@@ -202,6 +216,36 @@ def test_pixels_are_prepared_as_the_flags_say_and_the_weights_keep_it(tmp_path):
         size = built.config.vision.image_size
         pixels = built.image.normalize(torch.full((1, 3, size, size), 255, dtype=torch.uint8))
         torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([5.0, 2.5, 0.5 / 0.3]))
+
+
+@pytest.mark.parametrize("forced", [0, 48])
+def test_images_are_resized_somewhat_larger_than_the_crop_where_that_is_asked_for(tmp_path, forced):
+    """DeCLIP's Resize 256, crop 224, at the size of a small model; what is given is not scaled by --force-image-size."""
+    from PIL import Image
+
+    model = changed(ModelOptions(image_resize_to=56, force_image_size=forced, image_interpolation="bilinear"))[0]
+    weights.save(tmp_path / "m.safetensors", model)
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    size = forced or 32
+    top, left = (56 - size) // 2, round((74 - size) / 2)
+    expected = np.asarray(Image.fromarray(noise).resize((74, 56), Image.Resampling.BILINEAR))
+    for built in (model, weights.load(tmp_path / "m.safetensors")):
+        assert built.config.preprocess.resize_to == 56
+        pixels = weights.eval_transform(built.config)(noise).numpy().transpose(1, 2, 0)
+        assert np.array_equal(pixels, expected[top : top + size, left : left + size])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image_resize_to": 31}, "--image-resize-to 31: the model takes 32 pixels of it; give at least 32"),
+        ({"image_resize_to": 40, "image_resize_mode": "squash"}, "--image-resize-mode shortest.*not with squash"),
+        ({"image_resize_to": 40, "force_image_size": 48}, "at least 48"),
+    ],
+)
+def test_a_resize_that_no_crop_fits_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        changed(ModelOptions(**values))
 
 
 def test_another_preprocessing_than_the_weights_had_is_said(tmp_path, capsys):

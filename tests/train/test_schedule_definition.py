@@ -18,6 +18,9 @@ def test_the_defaults_are_open_clips_with_a_warm_up_that_fits_short_runs():
         "lr_scheduler": "cosine",
         "min_lr": 0.0,
         "warmup_start_lr": 0.0,
+        "warmup_from_start": False,
+        "lr_steps": (),
+        "lr_step_gamma": 0.1,
         "epochs_cooldown": 0,
         "lr_cooldown_end": 0.0,
         "lr_cooldown_power": 1.0,
@@ -88,6 +91,44 @@ def test_a_constant_that_cools_down_is_the_polynomial(step, end, power):
     assert learning_rate(step, options, 2.0, 100, cooldown) == pytest.approx(expected, rel=1e-12)
 
 
+def declip_rate(t, base, peak, warmup_steps, max_iter, least=0.0):
+    """DeCLIP's learning rate at iteration t, counted from 1."""
+    if t < warmup_steps:
+        return base + (peak - base) * (t - 1) / (warmup_steps - 1)
+    return least + (peak - least) * (1 + math.cos(math.pi * (t - warmup_steps) / (max_iter - warmup_steps))) / 2
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-5])
+@pytest.mark.parametrize(
+    ("peak", "warmup", "last"), [(1e-3, 2500, 128_001), (5e-4, 2500, 128_001), (0.2, 5000, 300_001)]
+)
+def test_declips_curve_is_one_of_ours_with_one_step_less(peak, warmup, last, least):
+    options = ScheduleOptions(
+        max_steps=last - 1, warmup=warmup - 1, warmup_start_lr=1e-4, warmup_from_start=True, min_lr=least
+    )
+    for step in (0, 1, 2, 100, warmup - 3, warmup - 2, warmup - 1, warmup, warmup + 1, last // 2, last - 3, last - 2):
+        theirs = declip_rate(step + 1, 1e-4, peak, warmup, last, least)
+        assert learning_rate(step, options, peak, last - 1) == pytest.approx(theirs, rel=1e-9), step
+
+
+@pytest.mark.parametrize("given", [(40, 70), (0.4, 0.7), (70, 0.4)])
+def test_a_stair_falls_at_its_steps(given):
+    options = ScheduleOptions(warmup=10, lr_scheduler="step", lr_steps=given, lr_step_gamma=0.5)
+    assert total_steps(dataclasses.replace(options, max_steps=100), 1) == 100
+    rates = [learning_rate(step, options, 2.0, 100) for step in (4, 9, 10, 39, 40, 69, 70, 99)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 2.0, 1.0, 1.0, 0.5, 0.5], rel=1e-12)
+
+
+def test_the_stair_of_source_003_has_ten_levels_that_end_at_the_least_rate():
+    """bubbliiiing's 'step': rate x (least / rate)^(n / 9) in the n-th tenth of the run."""
+    options = ScheduleOptions(
+        warmup=0, lr_scheduler="step", lr_steps=tuple(n / 10 for n in range(1, 10)), lr_step_gamma=0.01 ** (1 / 9)
+    )
+    for step in range(50):
+        expected = 1e-5 * (1e-7 / 1e-5) ** (step // 5 / 9)
+        assert learning_rate(step, options, 1e-5, 50) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("power", [1.0, 0.5])
 def test_the_cool_down_is_open_clips_at_every_step(power):
     scheduler = pytest.importorskip("open_clip_train.scheduler")
@@ -107,6 +148,11 @@ def test_the_cool_down_is_open_clips_at_every_step(power):
         ({"epochs_cooldown": 1}, "go together"),
         ({"lr_cooldown_end": 0.1}, "add it"),
         ({"lr_scheduler": "const", "lr_cooldown_power": 2.0}, "add it"),
+        ({"lr_scheduler": "step"}, "step and the steps at which the rate falls go together"),
+        ({"lr_steps": (0.5,)}, "go together"),
+        ({"lr_step_gamma": 0.5}, "--lr-step-gamma goes with"),
+        ({"lr_scheduler": "step", "lr_steps": (500.0,)}, "500 is not before the end of a run of 320 steps"),
+        ({"warmup_from_start": True, "warmup": 0}, "--warmup-from-start: there is no warm-up"),
     ],
 )
 def test_a_cool_down_that_would_not_happen_is_refused(values, message):

@@ -107,3 +107,24 @@ def test_a_failed_proof_says_by_how_much(saved, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=r"not written: .* differ by 0\.25 \(images\) and 0\.5 \(texts\)"):
         convert(saved, "openclip", tmp_path / "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["openclip", "openai", "hf", "paddle"])
+def test_formats_of_clip_lose_the_row_of_the_mask_token_and_say_so(name, tmp_path, capsys):
+    text = dataclasses.replace(small().text, vocab_size=49409)
+    model = random_model(small(text=text))
+    weights.save(tmp_path / "a.safetensors", model)
+    path, proof = convert(tmp_path / "a.safetensors", name, tmp_path / "new")
+    assert proof.holds and capsys.readouterr().err.count("mask token") == 1
+    written = weights.load(path)
+    assert written.config.text.vocab_size == 49408
+    assert torch.equal(written.text.token_embedding.weight, model.text.token_embedding.weight[:49408])
+
+
+@pytest.mark.parametrize("name", ["declip", "diptych"])
+def test_formats_that_know_the_mask_token_keep_its_row(name, tmp_path, capsys):
+    model = random_model(declip_shaped())
+    weights.save(tmp_path / "a.safetensors", model)
+    written = weights.load(convert(tmp_path / "a.safetensors", name, tmp_path / "new")[0])
+    assert torch.equal(written.text.token_embedding.weight, model.text.token_embedding.weight)
+    assert "mask token" not in capsys.readouterr().err

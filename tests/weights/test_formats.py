@@ -28,7 +28,7 @@ def declip_shaped():
     from diptych.weights.declip import PREPROCESS
 
     text = dataclasses.replace(small().text, vocab_size=49409, projection_bias=True)
-    return small(text=text, preprocess=PREPROCESS)
+    return small(text=text, vision=dataclasses.replace(small().vision, norm_tokens=False), preprocess=PREPROCESS)
 
 
 def resnet():

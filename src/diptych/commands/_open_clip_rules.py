@@ -22,6 +22,7 @@ EXACT = {
     "distill": "distillation always scores this process's rows, with gradients that cross processes",
     "superclip": "superclip always scores this process's rows, with gradients that cross processes",
 }
+OPTIMIZERS = ("adamw", "lamb", "sgd", "muon")
 SAME_LOSS = ("bidir", "shift", "reduce", "gather")
 
 
@@ -122,6 +123,20 @@ def _distill_pretrained(name: str, values: Sequence[str], given: Mapping[str, Se
     return [name, values[0]]
 
 
+def _opt(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    kind = values[0].removeprefix("timm/")
+    if values[0] == kind or kind not in OPTIMIZERS:
+        raise ConfigError(
+            f"{name} {values[0]}: expected adamw, or one of {', '.join(f'timm/{item}' for item in OPTIMIZERS)}."
+        )
+    if "--optimizer" in given:
+        raise ConfigError(f"{name}: becomes --optimizer {kind}, and --optimizer is given too; leave one of them out.")
+    if kind == "lamb" and "--grad-clip-norm" not in given:
+        log.info(f"{name} {values[0]}: timm's clips gradients to a norm of 1 inside; here --grad-clip-norm 1 does.")
+        return ["--optimizer", kind, "--grad-clip-norm", "1"]
+    return ["--optimizer", kind]
+
+
 def _loss_dist_impl(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     if values[0] not in SAME_LOSS:
         raise ConfigError(f"{name} {values[0]}: expected one of {', '.join(SAME_LOSS)}.")
@@ -216,6 +231,7 @@ RULES: dict[str, Rule] = {
     "of_clip": _of_clip,
     "distill_model": _distill_model,
     "distill_pretrained": _distill_pretrained,
+    "opt": _opt,
     "loss_dist_impl": _loss_dist_impl,
     "aug_cfg": _aug_cfg,
     "fsdp": _fsdp,

@@ -68,16 +68,16 @@ def _shown(name: str, value: float) -> str:
 
 
 def print_summaries(summaries: list[Summary], stderr: bool = False) -> None:
-    """Print a row per run: name, metrics, FPS, waiting for data, epochs, precision, batch size.
+    """Print a row per run: name, metrics, FPS, waiting for data, steps, epochs, precision, batch size.
 
     Where the screen is too narrow for that, a column per run.
     """
     from rich.console import Console
 
-    from diptych.report import HEADS, columns
+    from diptych.report import HEADS, TITLES, columns
 
     metrics = columns(summaries)
-    lines = [[HEADS[0], *metrics, *HEADS[1:]]]
+    lines = [[HEADS[0], *(TITLES.get(name, name) for name in metrics), *HEADS[1:]]]
     for summary in summaries:
         name, *rest = summary.cells()
         scores = [_shown(key, summary.metrics[key]) if key in summary.metrics else "–" for key in metrics]

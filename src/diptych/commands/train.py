@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diptych.commands import command
+from diptych.commands._declip_yaml import flags_of
 from diptych.commands._open_clip_flags import translated
+from diptych.errors import ConfigError
 from diptych.train.config import TrainConfig, known_flags, read
 
 if TYPE_CHECKING:
@@ -20,13 +22,33 @@ EXAMPLE = "diptych train --model ViT-B-32 --train-data photos.csv --val-data val
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
-    """Flags, over a recipe (``--recipe NAME|FILE.toml``) or a resumed run's own config."""
+    """Flags, over a recipe (``--recipe NAME|FILE.toml``), DeCLIP's YAML (``--config FILE.yaml``) or a resumed run's config."""
     description = (
         f"Example: {EXAMPLE}\n\n{(main.__doc__ or '').strip()}\n\n"
-        "--recipe NAME|FILE.toml sets options that flags then change; --objective NAME shows its own options. "
+        "--recipe NAME|FILE.toml sets options that flags then change, --config FILE.yaml those of DeCLIP's YAML; "
+        "--objective NAME shows its own options. "
         "Flags of open_clip's training program are taken too: docs/open_clip.md says what each is here."
     )
-    return read(translated(argv, known_flags(argv)), program="diptych train", description=description)
+    path, given = _configuration(argv)
+    before = flags_of(path) if path else []
+    own = known_flags([*before, *given])
+    return read([*before, *translated(given, own)], program="diptych train", description=description)
+
+
+def _configuration(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of --config, empty without one, and the other arguments. Raises ConfigError where it has none, or is repeated."""
+    paths: list[str] = []
+    rest, arguments = [], iter(argv)
+    for argument in arguments:
+        if argument == "--config":
+            paths.append(next(arguments, ""))
+        elif argument.startswith("--config="):
+            paths.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    if len(paths) > 1 or "" in paths:
+        raise ConfigError("--config: expected one file of DeCLIP's, such as --config declip.yaml.")
+    return (paths or [""])[0], rest
 
 
 @command("train", example=EXAMPLE, parse=parse)

@@ -7,6 +7,7 @@ know no tokenizer, transform, batch size or rank; they know no loss either: obje
 
 from diptych.data._base import SOURCES, Format, LeftOut, Source, SourceOptions, with_root
 from diptych.data._captions import CaptionPerRecord
+from diptych.data._choice import CaptionChoice
 from diptych.data._collate import collate
 from diptych.data._columns import OWN_GROUP, OWN_KEY
 from diptych.data._fingerprint import fingerprint, spread
@@ -35,6 +36,7 @@ __all__ = [
     "START",
     "TRAIN_SPLITS",
     "VALIDATION_SPLITS",
+    "CaptionChoice",
     "CaptionPerRecord",
     "ConcatSource",
     "Format",

@@ -106,6 +106,11 @@ class Loader:
             raise ConfigError(f"a step of {self.options.micro_batches} micro-batches is read with Loader.steps().")
         return ((batches[0], after) for batches, after in self.steps())
 
+    def first_requests(self) -> list[SampleRequest]:
+        """What this rank reads in its first step, in order; nothing where there is no step."""
+        first = next(iter(self._plan()), None)
+        return [request for batch in first.micro_batches for request in batch] if first else []
+
     def _plan(self) -> Iterator[PlannedStep]:
         return plan_steps(self.options, self.count)
 

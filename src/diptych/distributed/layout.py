@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diptych.devices import Device
 from diptych.distributed import _full_state
 from diptych.distributed.process_group import Group, World, rank, size
+from diptych.errors import ConfigError
 from diptych.types import Batch, Pairs, Terms
 
 PRECISIONS = {
@@ -154,6 +155,20 @@ class Layout:
         self.objective.load_state_dict(
             {name: _full_state.like(value, own[name]) if name in own else value for name, value in state.items()}
         )
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors that are laid out like parameters, whole. A collective."""
+        return {name: _full_state.full(item) for name, item in tensors.items()}
+
+    def laid_out(self, values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Whole tensors laid out like the targets of their names. A collective. Raises ConfigError for other names."""
+        if values.keys() != targets.keys():
+            names = sorted(values.keys() ^ targets.keys())
+            raise ConfigError(
+                f"--resume: an average of other weights than in the checkpoint ({names[0]} and {len(names) - 1} more); "
+                "resume with the same locks, or start from its weights with --pretrained."
+            )
+        return {name: _full_state.like(value.to(targets[name].device), targets[name]) for name, value in values.items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's state by parameter name, whole. A collective."""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias, TypeVar
@@ -139,6 +139,15 @@ def broadcast_object(value: Value, group: Group = None) -> Value:
     source = 0 if group is None else dist.get_global_rank(group, 0)
     dist.broadcast_object_list(values, src=source, group=group)
     return values[0]
+
+
+def broadcast(tensors: Iterable[Tensor], group: Group = None) -> None:
+    """Give every process the first rank's values of some tensors, in place."""
+    if size(group) == 1:
+        return
+    source = 0 if group is None else dist.get_global_rank(group, 0)
+    for tensor in tensors:
+        dist.broadcast(tensor, src=source, group=group)
 
 
 def all_gather_object(value: Value, group: Group = None) -> list[Value]:

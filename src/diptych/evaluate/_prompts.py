@@ -19,6 +19,9 @@ from diptych.text import texts_of
 
 PLACEHOLDER = re.compile(r"\{(0|c|class|classname|class_name|label)\}")
 FOLDER = Path(__file__).parent / "prompts"
+ALIASES = {"prompt80": "openai80"}
+"""Other people's names of sets: DeCLIP's prompt80 is OpenAI's 80 in OpenAI's order."""
+FROM_FILE = "file:"
 CLASSES = Path(__file__).parent / "classes"
 
 
@@ -28,7 +31,7 @@ def template_sets() -> list[str]:
 
 
 def load_templates(templates: StrPath | Sequence[str]) -> tuple[str, ...]:
-    """Return templates: of a shipped set by name, of a text file with one per line, or those given.
+    """Return templates: of a shipped set by name, of a text file with one per line (``file:PATH`` too), or those given.
 
     ``{0}``, ``{c}`` (CLIP_benchmark), ``{class}`` and ``{classname}`` are taken for ``{}``; empty lines of a file are skipped.
     Raises ConfigError for an unknown set, a missing file, no template at all, or a template that does not hold ``{}`` once.
@@ -47,13 +50,19 @@ def load_templates(templates: StrPath | Sequence[str]) -> tuple[str, ...]:
 
 
 def _by_name(spec: StrPath) -> tuple[str, list[str]]:
-    name, path = os.fspath(spec), Path(spec)
+    name = os.fspath(spec)
+    if isinstance(spec, str) and name.startswith(FROM_FILE):
+        return name, lines_of(Path(name.removeprefix(FROM_FILE)))
+    name = ALIASES.get(name, name)
+    path = Path(name)
     shipped = FOLDER / f"{name}.toml"
     if isinstance(spec, str) and name in template_sets():
         return name, list(tomllib.loads(shipped.read_text(encoding="utf-8"))["templates"])
     if path.suffix or path.is_file() or len(path.parts) > 1:
         return name, lines_of(path)
-    raise ConfigError(did_you_mean(name, template_sets(), "prompt set") + " Or give a text file with one per line.")
+    raise ConfigError(
+        did_you_mean(name, [*template_sets(), *ALIASES], "prompt set") + " Or give a text file with one per line."
+    )
 
 
 def fill(template: str, name: str) -> str:

@@ -38,7 +38,7 @@ class ZeroshotOptions:
     """How images are classified by texts."""
 
     templates: str = ""
-    """Prompts: openai80, openai7, prompt8, prompt6, simple, cc, or a text file; empty: templates.txt there, or openai80."""
+    """Prompts: openai80 (prompt80), openai7, prompt8, prompt6, simple, cc, or a text file; empty: templates.txt, or openai80."""
     labels: str = ""
     """Class names: imagenet, or a text file, one per line in the folders' order; empty: labels.txt, or the folders' names."""
     clean_names: bool = False

@@ -7,17 +7,20 @@ from diptych.image._endings import image_endings
 from diptych.image.decode import MAX_PIXELS, Decoded, decode, decode_image, decode_pixels
 from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import compile_kernels
-from diptych.image.strong import StrongTransform
+from diptych.image.strong import RECIPES as STRONG_RECIPES
+from diptych.image.strong import StrongOptions, StrongTransform
 from diptych.image.transforms import EvalTransform, TrainTransform
 from diptych.image.views import VIEWS, ImageView, ViewOptions
 
 __all__ = [
     "MAX_PIXELS",
+    "STRONG_RECIPES",
     "VIEWS",
     "AnyImage",
     "Decoded",
     "EvalTransform",
     "ImageView",
+    "StrongOptions",
     "StrongTransform",
     "TrainTransform",
     "ViewOptions",

@@ -1,8 +1,9 @@
 """The strong random view of self-supervised objectives: SimCLR's recipe, on bytes, by Pillow and numpy.
 
-Crop, jitter of brightness, contrast, saturation and hue in a random order, gray, blur, mirror: probabilities and strengths as
-in SLIP (Mu et al. 2021, "SLIP: Self-supervision meets Language-Image Pre-training", its ``augment``), which took them from
-SimCLR (Chen et al. 2020) and MoCo v2. No training loss and no text is known here.
+Crop, jitter of brightness, contrast, saturation and hue in a random order, gray, blur, mirror, and BYOL's solarizing:
+probabilities and strengths as in SLIP (Mu et al. 2021, "SLIP: Self-supervision meets Language-Image Pre-training", its
+``augment``), which took them from SimCLR (Chen et al. 2020) and MoCo v2, or as named in ``RECIPES``. No training loss and no text
+is known here.
 """
 
 from __future__ import annotations
@@ -11,35 +12,65 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from diptych.errors import ConfigError
 from diptych.image.pixels import AnyImage
 from diptych.image.resize import planar
-from diptych.image.transforms import TrainTransform, shift_hue
+from diptych.image.transforms import BLUR_SIGMA, TrainTransform, shift_hue
 
 JITTER = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+SOLARIZED = 128
+"""The value from which solarizing inverts: BYOL's (Grill et al. 2020, "Bootstrap your own latent", appendix B)."""
 
 
-@dataclass(frozen=True)
-class StrongTransform:
-    """A small random crop, strongly changed: two of one image are a positive pair of SimCLR.
+@dataclass(frozen=True, kw_only=True)
+class StrongOptions:
+    """How strongly an image is changed; the defaults are SLIP's.
 
     ``scale`` bounds the share of the area that the crop covers. With probability ``jitter_p`` the factors of brightness,
     contrast and saturation are drawn from 1 - ``jitter`` to 1 + ``jitter`` and the hue is shifted by up to ``hue`` of the circle,
     in a random order; with ``grayscale_p`` color is dropped; with ``blur_p`` a Gaussian of standard deviation ``sigma`` pixels
-    blurs; with ``flip_p`` it is mirrored. ``kernel`` as in TrainTransform.
+    blurs; with ``flip_p`` it is mirrored; with ``solarize_p`` values of at least 128 are inverted. Raises ConfigError for
+    bounds that are none, named as the flags of ``diptych train``.
     """
 
-    size: int
     scale: tuple[float, float] = (0.08, 1.0)
-    interpolation: str = "bicubic"
     jitter_p: float = 0.8
     jitter: float = 0.4
     hue: float = 0.1
     grayscale_p: float = 0.2
     blur_p: float = 0.5
-    sigma: tuple[float, float] = (0.1, 2.0)
+    sigma: tuple[float, float] = BLUR_SIGMA
     flip_p: float = 0.5
+    solarize_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ConfigError(
+                f"--strong-scale {self.scale[0]:g} {self.scale[1]:g}: expected the least and the most share of an image that "
+                "a crop keeps, above 0 and at most 1."
+            )
+        if not 0 < self.sigma[0] <= self.sigma[1]:
+            raise ConfigError(
+                f"--strong-blur-sigma {self.sigma[0]:g} {self.sigma[1]:g}: expected the least and the most standard deviation "
+                "in pixels, above 0."
+            )
+
+
+RECIPES: dict[str, StrongOptions] = {"slip": StrongOptions(), "moco-v2": StrongOptions(scale=(0.2, 1.0))}
+"""Published strengths by name: SLIP's, and MoCo v2's, which DeCLIP takes for DeCLIP, FILIP, DeFILIP and its own SLIP."""
+
+
+@dataclass(frozen=True)
+class StrongTransform(StrongOptions):
+    """A small random crop, strongly changed: two of one image are a positive pair of SimCLR.
+
+    ``size`` in pixels; ``interpolation`` and ``kernel`` as in TrainTransform; strengths as in StrongOptions.
+    """
+
+    size: int
+    interpolation: str = "bicubic"
     kernel: Literal["exact", "fast"] = "exact"
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
@@ -54,6 +85,9 @@ class StrongTransform:
             view = view.filter(ImageFilter.GaussianBlur(rng.uniform(*self.sigma)))
         if rng.random() < self.flip_p:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # A change that is never made draws nothing, so that runs from before it are what they were.
+        if self.solarize_p and rng.random() < self.solarize_p:
+            view = ImageOps.solarize(view, SOLARIZED)
         return planar(np.asarray(view))
 
     def _jittered(self, view: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -61,5 +95,8 @@ class StrongTransform:
         factors = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, len(JITTER))
         shift = float(rng.uniform(-self.hue, self.hue))
         for number in order.tolist():
-            view = JITTER[number](view).enhance(factors[number]) if number < len(JITTER) else shift_hue(view, shift)
+            if number == len(JITTER):
+                view = shift_hue(view, shift) if self.hue else view  # a turn by nothing rounds colors
+            elif self.jitter:
+                view = JITTER[number](view).enhance(factors[number])
         return view

@@ -12,12 +12,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 from diptych.errors import ConfigError
+from diptych.image.auto_augment import auto_augment
 from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import Box, planar, resize, resize_fast
+
+BLUR_SIGMA = (0.1, 2.0)
+"""Standard deviations of a random blur, in pixels, least and most: MoCo v2's."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,10 @@ class TrainTransform:
     ``scale`` bounds the share of the area that the crop keeps, ``ratio`` its width over height (drawn on a logarithmic
     scale). ``flip`` and ``grayscale`` are probabilities; ``color_jitter`` j draws factors of brightness, contrast and
     saturation from 1 - j to 1 + j, and ``hue`` h turns the hue by up to h of the color circle; ``color_jitter_prob`` is the
-    probability of both. ``kernel`` "exact" gives Pillow's pixels; "fast" those of torch's vectorised form of the
-    same kernel, which rounds between its two passes in another order: 0.04 gray levels apart on average.
+    probability of both. ``blur`` is that of a Gaussian blur of 0.1 to 2 pixels; ``auto`` "imagenet" changes every image by
+    AutoAugment's policy, after the mirror and before the colors. ``kernel`` "exact" gives Pillow's pixels; "fast" those of
+    torch's vectorised form of the same kernel, which rounds between its two passes in another order: 0.04 gray levels apart
+    on average.
     """
 
     size: int
@@ -84,6 +90,8 @@ class TrainTransform:
     kernel: Literal["exact", "fast"] = "exact"
     hue: float = 0.0
     color_jitter_prob: float = 1.0
+    blur: float = 0.0
+    auto: Literal["", "imagenet"] = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -106,13 +114,15 @@ class TrainTransform:
             square = resize_fast(crop, self.size, self.interpolation)
         else:
             square = resize(crop, (self.size, self.size), self.interpolation)
-        if not (self.flip or self.color_jitter or self.hue or self.grayscale):
+        if not (self.flip or self.color_jitter or self.hue or self.grayscale or self.blur or self.auto):
             return square
         return planar(np.asarray(self._changed(Image.fromarray(square.transpose(1, 2, 0)), rng)))
 
     def _changed(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if self.flip and rng.random() < self.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.auto:
+            image = auto_augment(image, rng)
         # A certain change draws nothing, so that runs from before the probability are what they were.
         jitters = self.color_jitter_prob == 1 or rng.random() < self.color_jitter_prob
         if self.color_jitter and jitters:
@@ -122,6 +132,8 @@ class TrainTransform:
             image = shift_hue(image, float(rng.uniform(-self.hue, self.hue)))
         if self.grayscale and rng.random() < self.grayscale:
             image = image.convert("L").convert("RGB")
+        if self.blur and rng.random() < self.blur:
+            image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
         return image
 
     def _box(self, width: int, height: int, rng: np.random.Generator) -> Box:

@@ -7,12 +7,12 @@ pixels and a random generator. Which stream of randomness a view draws from is t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 
-from diptych.image.strong import StrongTransform
+from diptych.image.strong import StrongOptions, StrongTransform
 from diptych.image.transforms import EvalTransform, TrainTransform
 
 
@@ -20,8 +20,9 @@ from diptych.image.transforms import EvalTransform, TrainTransform
 class ViewOptions:
     """What a run says of its views: the square's ``size`` in pixels, the options of the training crop, the model's preprocess.
 
-    ``scale``, ``flip``, ``color_jitter``, ``hue``, ``color_jitter_prob``, ``grayscale`` as in TrainTransform; ``resize_mode``,
-    ``resize_to`` as in EvalTransform; ``interpolation`` for all views, ``kernel`` for the random ones.
+    ``scale``, ``flip``, ``color_jitter``, ``hue``, ``color_jitter_prob``, ``grayscale``, ``blur``, ``auto`` as in TrainTransform;
+    ``resize_mode``, ``resize_to`` as in EvalTransform; ``strong`` of the strong view; ``interpolation`` for all views, ``kernel``
+    for the random ones.
     """
 
     size: int
@@ -35,6 +36,9 @@ class ViewOptions:
     resize_to: int = 0
     hue: float = 0.0
     color_jitter_prob: float = 1.0
+    blur: float = 0.0
+    auto: Literal["", "imagenet"] = ""
+    strong: StrongOptions = field(default_factory=StrongOptions)
 
     @property
     def train_transform(self) -> TrainTransform:
@@ -42,6 +46,7 @@ class ViewOptions:
         return TrainTransform(
             self.size, self.scale, interpolation=self.interpolation, flip=self.flip, color_jitter=self.color_jitter,
             grayscale=self.grayscale, kernel=self.kernel, hue=self.hue, color_jitter_prob=self.color_jitter_prob,
+            blur=self.blur, auto=self.auto,
         )  # fmt: skip
 
     @property
@@ -73,7 +78,7 @@ def _crop(options: ViewOptions) -> ImageView:
 
 
 def _strong(options: ViewOptions) -> ImageView:
-    return StrongTransform(options.size, interpolation=options.interpolation, kernel=options.kernel)
+    return StrongTransform(options.size, options.interpolation, options.kernel, **asdict(options.strong))
 
 
 def _eval(options: ViewOptions) -> ImageView:

@@ -7,15 +7,16 @@ parameter names of other libraries.
 from __future__ import annotations
 
 from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower, Tower, lengths_of
-from diptych.models._config import ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
+from diptych.models._config import CLIP_VOCABULARY, ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
 from diptych.models._locks import parameter_groups
 from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
 from diptych.models._packing import FullAttention, PackedCausal
 from diptych.models._presets import list_models, model_config, model_config_from_dict
-from diptych.models._statistics import put_back, restored_statistics, statistics_of
+from diptych.models._statistics import put_back, restored_statistics, running_statistics, statistics_of
 
 __all__ = [
+    "CLIP_VOCABULARY",
     "TOWERS",
     "FullAttention",
     "ImageTower",
@@ -38,6 +39,7 @@ __all__ = [
     "parameter_groups",
     "put_back",
     "restored_statistics",
+    "running_statistics",
     "statistics_of",
     "traced",
 ]

@@ -22,6 +22,17 @@ def statistics_of(module: nn.Module) -> Statistics:
     return [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances in a module by name, themselves; not the counts of batches."""
+    return {
+        f"{name}.{own}" if name else own: buffer
+        for name, item in module.named_modules()
+        if isinstance(item, nn.modules.batchnorm._BatchNorm)
+        for own, buffer in item.named_buffers(recurse=False)
+        if buffer.is_floating_point()
+    }
+
+
 @torch.no_grad()
 def put_back(saved: Statistics) -> None:
     """Give the buffers what they held."""

@@ -37,6 +37,8 @@ class VitConfig(VisionConfig):
     """A norm before the first block; CLIPA has none."""
     pool: Literal["class", "patches"] = "class"
     """What becomes the image's feature: the class token, or the mean of the patches, normed afterwards (CLIPA)."""
+    norm_tokens: bool = True
+    """Whether tokens that are asked for are taken after the last norm; DeCLIP takes its dense features before it."""
     family: str = field(default="vit", kw_only=True)
 
     def problem(self, embed_dim: int) -> str:
@@ -67,7 +69,7 @@ class Vit(ImageTower):
         self.class_embedding = nn.Parameter(torch.empty(vision.width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, vision.width))
         self.ln_pre = nn.LayerNorm(vision.width, eps) if vision.norm_before else nn.Identity()
-        self.pool = vision.pool
+        self.pool, self.norm_tokens = vision.pool, vision.norm_tokens
         self.layers = nn.ModuleList(
             Block(vision.width, vision.heads, hidden, config.activation, eps=eps, layer_scale=vision.layer_scale)
             for _ in range(vision.layers)
@@ -80,11 +82,12 @@ class Vit(ImageTower):
         return list(self.layers)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
-        """[B, N, width] -> [B, N, D], by the projection of the pooled state."""
-        return self.projection(tokens)
+        """[B, N, width] -> [B, N, D], by the norm, where tokens are taken before it, and the projection of the pooled state."""
+        return self.projection(tokens if self.norm_tokens else self.ln_post(tokens))
 
     def forward(self, images: Tensor, return_tokens: bool = False, seeds: Tensor | None = None) -> Encoded:
-        """uint8 or normalized [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are the patches after the last norm.
+        """uint8 or normalized [B, 3, H, W] -> pooled [B, D]; tokens [B, N, width] are the patches after the last norm
+        (before it where the architecture has ``norm_tokens`` false).
 
         N counts the patches that patch dropout left, in training. ``seeds`` int64 [B] decide which; see ``ImageTower``.
         """
@@ -103,10 +106,10 @@ class Vit(ImageTower):
             return Encoded(self.projection(state), state)
         if self.pool == "class":
             normed = self.ln_post(x)
-            state, tokens = normed[:, 0], normed[:, 1:]
+            state, tokens = normed[:, 0], (normed if self.norm_tokens else x)[:, 1:]
         else:
             state = self.ln_post(x[:, 1:].mean(dim=1))
-            tokens = self.ln_post(x[:, 1:]) if return_tokens else x
+            tokens = self.ln_post(x[:, 1:]) if return_tokens and self.norm_tokens else x[:, 1:]
         pooled = self.projection(state)
         if not return_tokens:
             return Encoded(pooled, state)

@@ -76,10 +76,10 @@ class Objective(nn.Module):
     validation_wants: ClassVar[Wants] = Wants(images=("eval",))
     """What ``validation_terms`` asks of the data."""
 
-    scale_range: ClassVar[tuple[float, float] | None] = (0.0, math.log(100.0))
+    scale_range: tuple[float, float] | None = (0.0, math.log(100.0))
     """Least and most of the logarithm of the logit scale, after every step; None leaves it free. CLIP's by default."""
 
-    equal_buffers: ClassVar[tuple[str, ...]] = ()
+    equal_buffers: tuple[str, ...] = ()
     """Names of large buffers that every process moves alike (queues, estimates), so that no layout sends them around."""
 
     cacheable: ClassVar[bool] = True

@@ -6,6 +6,7 @@ against the columns of all. No module, no parameter, no option; gathering is ask
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,12 @@ from diptych.distributed.process_group import Group
 from diptych.objectives._tiles import LOWEST, others_of_class, tiled_cross_entropy
 
 MATRIX_LIMIT = 1 << 20  # similarities that are held at once; more are computed in tiles
+
+PUBLISHED_SCALE = (3.0, 6.0)
+"""Least and most of the scale's logarithm after every step in DeCLIP's repository, which trains SLIP and FILIP too."""
+
+FAMILY_SCALE = (3.0, math.log(100.0))
+"""The same, under CLIP's limit of 100."""
 
 
 class Features(NamedTuple):
@@ -102,6 +109,25 @@ def _contrastive_matrix(
         by_image, by_text = (item.masked_fill(others, LOWEST) for item in (by_image, by_text))
     loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
     return loss, (by_image.detach().argmax(dim=1) == own).float().mean()
+
+
+def row_contrastive(
+    rows: Tensor, columns: Tensor, scale: Tensor, offset: int = 0, *, classes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One direction of ``contrastive``: the mean over R rows of the cross-entropy of ``scale * rows @ columns.T``, in nats, and
+    the share of rows whose own column, ``offset + i``, won.
+
+    ``rows`` [R, D] and ``columns`` [N, D] of unit length, ``scale`` [1]; ``classes`` as there. Both results are scalars.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        own = torch.arange(len(rows), device=rows.device) + offset
+        if len(rows) * len(columns) > MATRIX_LIMIT:
+            loss, correct = tiled_cross_entropy(rows, columns, scale, offset, classes=classes)
+            return loss / len(rows), correct.to(loss.dtype) / len(rows)
+        logits = scale * rows @ columns.T
+        if classes is not None:
+            logits = logits.masked_fill(others_of_class(classes, own), LOWEST)
+        return F.cross_entropy(logits, own), (logits.detach().argmax(dim=1) == own).to(logits.dtype).mean()
 
 
 def sigmoid(

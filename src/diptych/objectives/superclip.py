@@ -29,6 +29,7 @@ from diptych.errors import ConfigError
 from diptych.models import TwoTower
 from diptych.objectives import OBJECTIVES, Example, LoadModel, Objective, ObjectiveOptions
 from diptych.objectives._terms import Features, full_precision, global_contrastive, unit
+from diptych.objectives._tokens import image_token_width
 from diptych.text import TOKENIZERS
 from diptych.types import Batch, Pairs, Terms
 
@@ -69,7 +70,7 @@ class SuperClip(Objective):
                 "--objective superclip teaches the image tower, which --lock-image locks; leave one of them out."
             )
         vocabulary = model.config.text.vocab_size
-        self.classifier = nn.Linear(_token_width(model), vocabulary)
+        self.classifier = nn.Linear(image_token_width(model, "superclip classifies by"), vocabulary)
         self.register_buffer("document_counts", torch.zeros(vocabulary, dtype=torch.int64))
         self.register_buffer("documents", torch.zeros(1, dtype=torch.int64))
         self.special = _special_ids(model)
@@ -143,18 +144,3 @@ def _special_ids(model: TwoTower) -> list[int]:
         for name, own in (("start_id", text.start_id), ("end_id", text.end_id))
     }
     return sorted(number for number in ids if number is not None and 0 <= number < text.vocab_size)
-
-
-def _token_width(model: TwoTower) -> int:
-    """The width of the image tower's tokens, asked of the tower itself with one black image."""
-    size, device = model.config.vision.image_size, model.logit_scale.device
-    black = torch.zeros(1, 3, size, size, dtype=torch.uint8, device=device)
-    training = model.training
-    with torch.no_grad():
-        tokens = model.eval().image(black, return_tokens=True).tokens
-    model.train(training)
-    if tokens is None:
-        raise ConfigError(
-            f"{model.config.name}: its image tower gives no tokens, which superclip classifies by; give another --model."
-        )
-    return int(tokens.shape[-1])

@@ -42,10 +42,12 @@ _added: dict[str, dict[str, Any]] = {}
 @cache
 def _of_presets() -> dict[str, dict[str, Any]]:
     """The presets that open_clip's config can say, without values that are its defaults."""
-    towers = {name: model_config(name).vision.family for name in presets()}
-    # SigLIP's image tower is timm's in open_clip.
-    configs = {name: open_clip_values(name) for name, family in towers.items() if family != "siglip"}
-    return configs | _worldwide()
+    configs = {name: model_config(name) for name in presets()}
+    # SigLIP's image tower is timm's in open_clip, and no projection of its CLIP has a bias, as DeCLIP's has.
+    expressible = [
+        name for name, item in configs.items() if item.vision.family != "siglip" and not item.text.projection_bias
+    ]
+    return {name: open_clip_values(name) for name in expressible} | _worldwide()
 
 
 def _worldwide() -> dict[str, dict[str, Any]]:

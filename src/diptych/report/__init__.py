@@ -16,16 +16,16 @@ from diptych.report.compare import comparison
 from diptych.report.page import page
 from diptych.report.png import write_pngs
 from diptych.report.read import RunFiles, read_run
-from diptych.report.summary import HEADS, Summary, columns, summary
+from diptych.report.summary import HEADS, TITLES, Summary, columns, summary
 
-__all__ = ["HEADS", "Summary", "columns", "read_run", "summary", "write_comparison", "write_report"]
+__all__ = ["HEADS", "TITLES", "Summary", "columns", "read_run", "summary", "write_comparison", "write_report"]
 
 
 def write_report(run_folder: StrPath) -> Path:
     """Make ``report.html``, ``loss.png`` and ``recall.png`` in the folder from what is there; return the page's path.
 
-    Reads ``config.toml``, ``metrics.jsonl``, ``results.json`` and ``gallery.json``; each may be absent or truncated.
-    Raises OutputError when there is no such folder, or when a file cannot be written.
+    Reads ``config.toml``, ``metrics.jsonl``, ``results.json``, ``gallery.json`` and ``views.png``; each may be absent or
+    truncated. Raises OutputError when there is no such folder, or when a file cannot be written.
     """
     folder = Path(run_folder)
     run = _read(folder)

@@ -38,6 +38,12 @@ def page(run: RunFiles) -> str:
             "Best answers first, with their cosine similarity. Right ones are framed and ticked.",
             galleries(run),
         ),
+        _section(
+            "views",
+            "What it learned from",
+            "The first records of the run: each image, and the views of it and of its captions that were trained on.",
+            f'<img class="sheet" src="{run.views}" alt="images, their views and captions">' if run.views else "",
+        ),
         _section("curves", "How it learned", "Point at a curve to read its values.", _grid(curves(run))),
         _config(run),
     ]
@@ -59,6 +65,7 @@ def _contents(sections: list[str]) -> str:
     titles = (
         ("results", "Results"),
         ("gallery", "What it finds"),
+        ("views", "What it learned from"),
         ("curves", "How it learned"),
         ("config", "Configuration"),
     )

@@ -6,6 +6,7 @@ header (pairs seen, duration).
 
 from __future__ import annotations
 
+import base64
 import json
 import statistics
 import tomllib
@@ -24,7 +25,9 @@ PAUSE_SECONDS = 1800.0  # a longer silence between two rows, if also unusual for
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run's folder holds: ``config`` parsed, ``config_text`` as written, the rows of the log, results, gallery."""
+    """What a run's folder holds: ``config`` parsed, ``config_text`` as written, the rows of the log, results, gallery;
+    ``views`` the sheet of views as an embedded image.
+    """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -34,6 +37,7 @@ class RunFiles:
     results: tuple[Row, ...] = ()
     gallery: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
+    views: str = ""
 
     def option(self, name: str, default: Any = None) -> Any:
         """The value of an option, in whichever table of the config it stands."""
@@ -98,6 +102,7 @@ def read_run(folder: StrPath) -> RunFiles:
         results=_listed(folder / "results.json", notes),
         gallery=_listed(folder / "gallery.json", notes),
         notes=tuple(notes),
+        views=_embedded(folder / "views.png"),
     )
 
 
@@ -141,6 +146,15 @@ def _mappings(parsed: Any) -> Iterator[Row]:
     for item in parsed if isinstance(parsed, list) else [parsed]:
         if isinstance(item, Mapping):
             yield item
+
+
+def _embedded(path: Path) -> str:
+    """A PNG as an address that holds all of it; empty where there is none."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return ""
+    return "data:image/png;base64," + base64.b64encode(data).decode() if data.startswith(b"\x89PNG") else ""
 
 
 def _text(path: Path, notes: list[str]) -> str:

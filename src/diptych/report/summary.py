@@ -1,8 +1,9 @@
-"""One line that says what came of a run: name, metric, FPS, epochs, precision and batch size, as the Ascend tables print it.
+"""One line that says what came of a run: name, metric, FPS, steps, epochs, precision and batch size, as the sources print it.
 
-FPS is pairs per second over all processes, from the seconds that training took: the mean over the logged steps without the
-first window, which holds the start-up; validating and saving are not in it. The share of that time spent waiting for data
-stands beside it. No score is computed here.
+FPS is pairs per second over all processes, from the seconds that training took: the pairs of the last 50 logged windows (steps
+from one row of the log to the next) by their seconds, as DeCLIP's scripts take the last 50 lines; never the first window, which
+holds the start-up; validating and saving are not in it. The share of that time spent waiting for data stands beside it. No
+score is computed here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from diptych.report.read import Row, RunFiles, number
 from diptych.report.scale import count, percent
 
 WANTED = ("image_to_text_R@5", "text_to_image_R@5", "image_to_text_R@10", "text_to_image_R@10", "top1", "top5")
-HEADS = ("name", "FPS", "waiting for data", "epochs", "precision", "batch size")
+TITLES = {"top1": "Acc@1", "top5": "Acc@5"}
+"""What a column of a metric is called, where it is not the metric's own name: zero-shot tables say Acc@k."""
+WINDOWS = 50
+HEADS = ("name", "FPS", "waiting for data", "steps", "epochs", "precision", "batch size")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Summary:
     epochs: float | None = None
     precision: str = ""
     batch_size: int | None = None
+    steps: int | None = None
 
     def cells(self) -> list[str]:
         """The columns of ``HEADS`` as text; a dash where nothing is known."""
@@ -40,6 +45,7 @@ class Summary:
             self.name,
             "–" if self.fps is None else count(int(self.fps)),
             "–" if self.data_wait is None else percent(self.data_wait),
+            "–" if self.steps is None else count(self.steps),
             "–" if self.epochs is None else f"{self.epochs:g}",
             self.precision or "–",
             "–" if self.batch_size is None else count(self.batch_size),
@@ -58,6 +64,7 @@ def summary(run: RunFiles) -> Summary:
         metrics=_metrics(run),
         fps=fps,
         data_wait=wait,
+        steps=run.steps or None,
         epochs=round(epoch, 1) if epoch else None,
         precision=str(last.get("precision") or ("" if asked == "auto" else asked)),
         batch_size=run.batch * processes if run.batch else None,
@@ -65,8 +72,8 @@ def summary(run: RunFiles) -> Summary:
 
 
 def speed(rows: Sequence[Row]) -> tuple[float | None, float | None]:
-    """(pairs per second, share of the time waiting for data) over all logged steps but the first window."""
-    steps = seconds = waited = 0.0
+    """(pairs per second, share of the time waiting for data) over the last 50 windows of the log, without its first."""
+    windows: list[tuple[float, float, float]] = []
     before: float | None = None
     for row in sorted(rows, key=lambda row: number(row.get("step")) or 0.0):
         step, rate = number(row.get("step")), number(row.get("pairs_per_second"))
@@ -75,16 +82,16 @@ def speed(rows: Sequence[Row]) -> tuple[float | None, float | None]:
         if before is not None and step > before:
             # A window of w steps of b pairs took w * b / rate seconds; b is the same in all, and cancels.
             spent = (step - before) / rate
-            steps, seconds = steps + step - before, seconds + spent
-            waited += spent * (number(row.get("data_wait")) or 0.0)
+            windows.append((step - before, spent, spent * (number(row.get("data_wait")) or 0.0)))
         before = step
+    steps, seconds, waited = (sum(values) for values in zip(*windows[-WINDOWS:], strict=True)) if windows else (0, 0, 0)
     return (steps / seconds, waited / seconds) if seconds else (None, None)
 
 
 def summary_table(summaries: Sequence[Summary]) -> str:
     """The summaries as an HTML table, one row each."""
     metrics = columns(summaries)
-    heads = [HEADS[0], *metrics, *HEADS[1:]]
+    heads = [HEADS[0], *(TITLES.get(name, name) for name in metrics), *HEADS[1:]]
     body = "".join(f"<tr>{''.join(_cells(item, metrics))}</tr>" for item in summaries)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     return f'<div class="scroll"><table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

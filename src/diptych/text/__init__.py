@@ -8,12 +8,15 @@ from __future__ import annotations
 from diptych.text._base import TOKENIZERS, Tokenized, Tokenizer, get_tokenizer, texts_of
 from diptych.text._masking import mask_tokens
 from diptych.text._merges import byte_symbols, merged
-from diptych.text._views import VIEWS, TextView
+from diptych.text._synonyms import Thesaurus
+from diptych.text._views import VIEWS, TextView, TextViewOptions
 
 __all__ = [
     "TOKENIZERS",
     "VIEWS",
     "TextView",
+    "TextViewOptions",
+    "Thesaurus",
     "Tokenized",
     "Tokenizer",
     "byte_symbols",

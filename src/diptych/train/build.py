@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -27,15 +26,18 @@ from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
-from diptych.train.first_checks import check_learning, check_step_size, check_variety
+from diptych.train.contact_sheet import write_contact_sheet
+from diptych.train.first_checks import check_learning, check_other_captions, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import check_cacheable, with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
+from diptych.train.optimizer import check_options
 from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run_folder import Identity, Run, open_run
 from diptych.train.schedule import cooldown_steps, total_steps
 from diptych.train.step import Step, create_step
 from diptych.train.validate import ValidationData, Validator
+from diptych.train.view_options import training_wants
 
 AFTER_WATCH = 15.0  # seconds after the watch, which names the process, that exchanges give up by themselves
 
@@ -75,6 +77,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     device.seed(config.data.seed)
     precision = _precision(config.parallel.precision, device)
     allowed = allowed_skips(config.optimizer.on_nonfinite)
+    check_options(config.optimizer)
     architecture, pretrained = weights.choose(config.model.model, config.model.pretrained)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=pretrained))
     changes = changes_of(config.model, resumed=bool(config.output.resume))
@@ -82,7 +85,8 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     objective = create_objective(config.objective, model, weights.load)
     tokenizer = weights.tokenizer_of(model.config, config.model.pretrained)
     pipeline = build_pipeline(
-        config.data, config.source, model.config, tokenizer, wants=objective.wants,
+        config.data, config.source, model.config, tokenizer, views=config.views,
+        wants=training_wants(objective.wants, config.views, config.objective.objective),
         validation_wants=objective.validation_wants,
     )  # fmt: skip
     data_world = mesh.data_world(config.parallel, world)
@@ -92,53 +96,54 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     total = total_steps(config.schedule, per_epoch)
     epochs = total / max(1, planned.steps_per_epoch)
     pairs = config.data.batch_size * config.accum_freq
-    step_size = pairs * data_world.size
     records = len(pipeline.train_source)
     objective.begin_run(RunFacts(records, epochs, config.data.dataset_resampled, pairs, data_world.size))
-    data = _data_identity(pipeline, world, step_size)
+    sizes = {"processes": world.size, "step_size": pairs * data_world.size}
+    data = {**fingerprint(pipeline.train_source), "order": ORDER_VERSION, **sizes}
     identity = Identity(model.config.to_dict(), frozen_digests(objective.frozen()), data)
+    step = create_step(objective, config.optimizer, device, precision, world, parallel=config.parallel)
+    rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
+    check_learning(step, rate)
+    check_step_size(planned.options, planned.count, objective.min_pairs)
     run = open_run(config, identity)
     watch.stacks_into(run.folder)
     if run.state is None and config.output.resume:  # a new run after all: nothing is trained already
         changes_of(config.model, resumed=False)
     if world.main:
-        weights.save_vocabulary(model.config, config.model.pretrained, run.folder)
-    step = create_step(objective, config.optimizer, device, precision, world, parallel=config.parallel)
-    layout = step.layout
+        _write_first_files(run, config, model.config, planned, pipeline)
     if run.state:
         _restore(step, run, device)
     if config.model.cache_features:
         check_cacheable(objective)
         encoder = Encoder(
-            layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
+            step.layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
             precision, shared=data_world.size > 1,
         )  # fmt: skip
-        source = with_features(pipeline.train_source, encoder, objective.wants)
+        source = with_features(pipeline.train_source, encoder, pipeline.wants)
         pipeline = dataclasses.replace(pipeline, train_source=source)
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, data_world, device, config.pieces)
-    check_step_size(loader.options, loader.count, objective.min_pairs)
-    rate = LearningRate(config.schedule, config.optimizer.lr, total, cooldown_steps(config.schedule, per_epoch, total))
-    check_learning(step, rate)
     return Job(
-        run, world, step, changes, loader, _validator(config, pipeline, layout, step),
+        run, world, step, changes, loader, _validator(config, pipeline, step.layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
         rate, _events(config.output, config.evaluate, per_epoch, total),
         BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
     )  # fmt: skip
 
 
-def _data_identity(pipeline: Pipeline, world: World, step_size: int) -> dict[str, Any]:
-    """What a resumed run compares: the data itself, the edition of its order, and how it is dealt to processes."""
-    return {
-        **fingerprint(pipeline.train_source), "order": ORDER_VERSION, "processes": world.size, "step_size": step_size,
-    }  # fmt: skip
+def _write_first_files(run: Run, config: TrainConfig, model: ModelConfig, planned: Loader, pipeline: Pipeline) -> None:
+    """What stands in a run's folder before its first step, beside its config: a vocabulary of its own, the sheet of its views."""
+    weights.save_vocabulary(model, config.model.pretrained, run.folder)
+    if run.state is None and not config.model.cache_features:
+        write_contact_sheet(run.folder, planned, pipeline.wants)
 
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:
-    """Decode a record of every source, and see that there is something to learn. Raises DataError."""
+    """Decode a record of every source, and see that there is something to learn. Raises DataError, ConfigError."""
     prepare = pipeline.loader(START, world, device).prepare
+    if "another" in pipeline.wants.texts:
+        check_other_captions(pipeline.train_source, prepare.choice, pipeline.data.bad_samples_max)
     check_usable(pipeline.train_source, "--train-data", lambda record, index: prepare(record, 0, index))
     check_variety(pipeline.train_source)
     if pipeline.val_source is not None:
@@ -199,7 +204,7 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world),
         pipeline.labeled_v2_source,
     )  # fmt: skip
-    return Validator(layout, encoder, data, config.evaluate)
+    return Validator(layout, encoder, data, config.evaluate, step.average)
 
 
 def _precision(asked: str, device: Device) -> str:

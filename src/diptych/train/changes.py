@@ -42,6 +42,8 @@ class ModelOptions:
     """How images are resized; empty takes the architecture's or the weights' own."""
     image_resize_mode: Literal["", "shortest", "longest", "squash"] = ""
     """What evaluation does with an image that is no square: cropped, padded with black, or squashed; likewise."""
+    image_resize_to: Count = 0
+    """To how many pixels evaluation resizes the short side before it crops (256 before 224 in DeCLIP's family); likewise."""
     lock_image: bool = False
     """Leave the image tower as it is, and train the text tower only (LiT)."""
     lock_image_unlocked_groups: Count = 0
@@ -50,6 +52,8 @@ class ModelOptions:
     """Leave the text tower as it is."""
     lock_text_unlocked_layers: Count = 0
     """With --lock-text: train its last so many groups: projection, last block with its norm, further blocks, embeddings."""
+    lock_patch_embedding: bool = False
+    """Leave a ViT's embedding of patches as it is, also at random (MoCo v3; DeCLIP's family has it so)."""
     force_patch_dropout: Share = 0.0
     """Share of patches that a ViT leaves out of every training image (FLIP); another recipe, about twice as fast at 0.5."""
     grad_checkpointing: bool = False
@@ -161,6 +165,15 @@ class OwnPreprocess(ModelChange):
         """Change the config of the model and the statistics in its image tower."""
         before = model.config.preprocess
         preprocess = dataclasses.replace(before, **_preprocess_of(options))
+        size = model.config.vision.image_size
+        if options.image_resize_to and options.image_resize_to < size:
+            raise ConfigError(
+                f"--image-resize-to {options.image_resize_to}: the model takes {size} pixels of it; give at least {size}."
+            )
+        if options.image_resize_to and preprocess.resize_mode != "shortest":
+            raise ConfigError(
+                f"--image-resize-to goes with --image-resize-mode shortest, which crops, not with {preprocess.resize_mode}."
+            )
         if options.pretrained and preprocess != before:
             log.warn(f"{options.pretrained}: trained with another preprocessing ({before}); now {preprocess}.")
         model.set_preprocess(preprocess)
@@ -168,7 +181,11 @@ class OwnPreprocess(ModelChange):
 
 def _preprocess_of(options: ModelOptions) -> dict[str, Any]:
     """What the options say of preprocessing, by field of ``PreprocessConfig``."""
-    values: dict[str, Any] = {"interpolation": options.image_interpolation, "resize_mode": options.image_resize_mode}
+    values: dict[str, Any] = {
+        "interpolation": options.image_interpolation,
+        "resize_mode": options.image_resize_mode,
+        "resize_to": options.image_resize_to,
+    }
     for name, numbers in (("mean", options.image_mean), ("std", options.image_std)):
         values[name] = numbers * 3 if len(numbers) == 1 else numbers
     return {name: value for name, value in values.items() if value}
@@ -207,6 +224,27 @@ class Locks(ModelChange):
         model.lock(options.lock_image, options.lock_text, image, text)
 
 
+class LockedPatchEmbedding(ModelChange):
+    """``--lock-patch-embedding``: a ViT's first layer stays as it is, which steadies training (Chen et al. 2021, "MoCo v3")."""
+
+    def applies(self, options: ModelOptions) -> bool:
+        """Where it is asked for. Raises ConfigError for a tower that is locked as a whole."""
+        if options.lock_patch_embedding and options.locks_whole_image:
+            raise ConfigError(
+                "--lock-patch-embedding: --lock-image locks the whole image tower; leave one of them out."
+            )
+        return options.lock_patch_embedding
+
+    def after_weights(self, model: TwoTower, options: ModelOptions) -> None:
+        """Lock it. Raises ConfigError for a tower without one."""
+        embedding = getattr(model.image, "patch_embedding", None)
+        if embedding is None:
+            raise ConfigError(
+                f"--lock-patch-embedding: {model.config.name} has no embedding of patches; it needs a ViT: leave it out."
+            )
+        embedding.requires_grad_(False)
+
+
 class PatchDropout(ModelChange):
     """``--force-patch-dropout``: a ViT leaves out patches while it trains (Li et al. 2023, "FLIP")."""
 
@@ -241,7 +279,7 @@ class ActivationCheckpointing(ModelChange):
 
 
 CHANGES: tuple[ModelChange, ...] = (
-    StretchedPositions(), StretchedContext(), QuickGelu(), OwnPreprocess(), Locks(), PatchDropout(),
+    StretchedPositions(), StretchedContext(), QuickGelu(), OwnPreprocess(), Locks(), LockedPatchEmbedding(), PatchDropout(),
     ActivationCheckpointing(),
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ from diptych.objectives import OBJECTIVES, ObjectiveOptions
 from diptych.train.changes import ModelOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
+from diptych.train.view_flags import ViewFlags
 
 NEWEST = ("latest", "auto")
 """Values of --resume that mean the newest whole checkpoint of a folder, or a new run where there is none."""
@@ -77,6 +78,8 @@ class DataOptions:
     """Which of an image's captions are trained on: a random one each time, always the first, or all, a pair each."""
     caption_weights: str = ""
     """Draw among the texts under several keys of a record, e.g. caption=0.3,blip_caption=0.7."""
+    bad_captions: typing.Literal["", "cjk"] = ""
+    """Captions that are bad samples, beside empty ones: cjk, those with a Chinese character, as DeCLIP's data has it."""
     resize_kernel: typing.Literal["exact", "fast"] = "exact"
     """Resizing of training images: to Pillow's own gray levels, or by torch's form of the kernel, fast without numba too."""
     aug_scale: tuple[float, float] = (0.9, 1.0)
@@ -91,6 +94,10 @@ class DataOptions:
     """Probability of --aug-color-jitter and --aug-hue for a training image."""
     aug_grayscale: Share = 0.0
     """Probability of dropping a training image's colors."""
+    aug_blur: Share = 0.0
+    """Probability of blurring a training image, by a Gaussian of 0.1 to 2 pixels."""
+    aug_auto: typing.Literal["", "imagenet"] = ""
+    """Change every training image by AutoAugment's policy: imagenet, 25 pairs of operations; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,7 @@ class TrainConfig:
 
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    views: ViewFlags = field(default_factory=ViewFlags)
     source: SourceOptions = field(default_factory=SourceOptions)
     objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)

@@ -8,7 +8,7 @@ changed here.
 from __future__ import annotations
 
 from diptych import log
-from diptych.data import LoaderOptions, Source, image_id, spread
+from diptych.data import CaptionChoice, LoaderOptions, Source, image_id, spread
 from diptych.errors import ConfigError, DataError, SourceError
 from diptych.evaluate import TRIED
 from diptych.train.job import LearningRate
@@ -33,6 +33,20 @@ def check_variety(source: Source) -> None:
             f"{source.name}: all {len(source)} records {what}, so there is nothing to distinguish; check the columns."
         )
     log.warn(f"{source.name}: {len(records)} of {len(source):,} records were looked at, and all {what}")
+
+
+def check_other_captions(source: Source, choice: CaptionChoice, limit: float) -> None:
+    """For an objective that wants a second caption of each image: raise ConfigError where too many records have a single one.
+
+    A few are bad samples, so ``limit`` is their share as ``--bad-samples-max`` has it, of the records that are looked at.
+    """
+    records = _readable(source, spread(len(source), COMPARED))
+    single = [record.key for record in records if choice.distinct(record) < 2]
+    if len(single) > limit * len(records):
+        raise ConfigError(
+            f"{source.name}: {len(single)} of {len(records)} records looked at have a single caption (the first: {single[0]}), "
+            "and the objective wants another of the same image; give data with several captions a record, and no --captions all."
+        )
 
 
 def _readable(source: Source, indices: list[int]) -> list[Record]:

@@ -18,6 +18,7 @@ from diptych.distributed import checkpoint, process_group, watch
 from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import NonFiniteError
+from diptych.train.average import AVERAGE_FILE
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, exported
 from diptych.train.nonfinite import SkippedSteps, names_not_finite
@@ -212,16 +213,22 @@ class Job:
             f"{last}; try a lower --lr or --grad-clip-norm 1."
         )
 
+    def _write_weights(self, name: str, done: int, state: Mapping[str, torch.Tensor]) -> None:
+        """A file of weights in the run's folder, as the architecture names them; rank 0 writes."""
+        if self.world.main:
+            config = self.step.layout.objective.model.config
+            weights.save_state(self.run.folder / name, config, exported(self.changes, state), {"steps": str(done)})
+
     def finish(self, done: int) -> None:
-        """Write the final weights, with the architecture and preprocessing in their metadata."""
+        """Write the final weights, and their average beside; the architecture and preprocessing are in their metadata."""
         watch.phase("writing the weights")
         layout = self.step.layout
         state = layout.model_state()  # a collective
         self._check_finite(done, state)
-        if self.world.main:
-            path = self.run.folder / weights.WEIGHT_FILE
-            config = layout.objective.model.config
-            weights.save_state(path, config, exported(self.changes, state), {"steps": str(done)})
+        self._write_weights(weights.WEIGHT_FILE, done, state)
+        if self.step.average is not None:
+            with self.step.average.applied():
+                self._write_weights(AVERAGE_FILE, done, layout.model_state())
         for name, stats in self.loader.truncation.items():
             if stats.captions:
                 log.info(

@@ -1,7 +1,7 @@
-"""AdamW with open_clip's decay rule, by tower and by depth, fused where the device has it.
+"""How parameters move: their groups, with open_clip's decay rule, rates by tower and by depth, for any of the optimizers.
 
 The rule: parameters of one dimension or none (biases, norms, scales) do not decay; everything else decays. A group of parameters
-carries its own peak learning rate (``peak_lr``) and weight decay. Not a zoo of optimizers.
+carries its own peak learning rate (``peak_lr``) and weight decay. The algorithms themselves are in ``algorithms.py``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from diptych.devices import Device
 from diptych.distributed.layout import is_sharded
 from diptych.errors import ConfigError
 from diptych.models import Tower, TwoTower
-
-# AdamW's beta2 and epsilon (Radford et al. 2021, table 18).
-DEFAULTS, RESNET_DEFAULTS = (0.98, 1e-6), (0.999, 1e-8)
+from diptych.train.algorithms import ALGORITHMS, AlgorithmOptions, check_algorithm
+from diptych.train.average import check_average
+from diptych.train.muon import HIDDEN, hidden_matrices
 
 SCALE = "model.logit_scale"
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(AlgorithmOptions):
     """How parameters move."""
 
     lr: NotNegative = 5e-4
@@ -50,16 +50,16 @@ class OptimizerOptions:
     """Factor on the learning rate from each block of the image tower to the one below it (BEiT); 1 for none."""
     text_layer_decay: Share = 1.0
     """Factor on the learning rate from each block of the text tower to the one below it; 1 for none."""
-    beta1: Share = 0.9
-    """Decay of AdamW's first moment."""
-    beta2: Share | None = None
-    """Decay of AdamW's second moment; without it 0.98, for ResNets 0.999, as in CLIP's paper."""
-    eps: NotNegative | None = None
-    """AdamW's epsilon; without it 1e-6, for ResNets 1e-8, as in CLIP's paper."""
     grad_clip_norm: NotNegative = 0.0
     """Clip the global gradient norm to this; 0 leaves it alone."""
     on_nonfinite: str = "stop"
     """A loss or gradient that is not finite: stop, or skip:N to leave out up to N such steps of the run."""
+    ema: Share = 0.0
+    """Decay of a moving average of the weights, such as 0.999: evaluated and saved beside them; 0 for none."""
+    ema_warmup: bool = False
+    """Let the decay of --ema grow: in update n it is (1 + n) / (10 + n), at most --ema."""
+    scale_range: tuple[float, ...] = ()
+    """Least and most of the logarithm of the logit scale, after every step, e.g. 3 6; none takes the objective's own range."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,17 @@ class _TowerRule:
         return [flag for flag, is_given in zip(self.flags, given, strict=True) if is_given]
 
 
+def check_options(options: OptimizerOptions) -> None:
+    """Raise ConfigError for options that cannot be, whatever the model is."""
+    check_algorithm(options)
+    check_average(options.ema, options.ema_warmup)
+    ends = options.scale_range
+    if ends and (len(ends) != 2 or ends[0] > ends[1]):
+        raise ConfigError(
+            f"--scale-range {' '.join(map(str, ends))}: expected two numbers, the least and the most of the scale's logarithm."
+        )
+
+
 def decays(parameter: nn.Parameter) -> bool:
     """Whether weight decay applies to the parameter."""
     return parameter.ndim > 1
@@ -98,35 +109,47 @@ def depths(tower: Tower) -> dict[str, int]:
 
 def create_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], model: TwoTower, options: OptimizerOptions, device: Device
-) -> torch.optim.AdamW:
-    """AdamW over ``named`` trained parameters (of an objective that holds ``model`` as ``model``).
+) -> torch.optim.Optimizer:
+    """The chosen optimizer over ``named`` trained parameters (of an objective that holds ``model`` as ``model``).
 
-    Groups have the key ``peak_lr``, from which the schedule makes ``lr``. Raises ConfigError when nothing is trained.
+    Groups have the key ``peak_lr``, from which the schedule makes ``lr``. Raises ConfigError when nothing is trained, and for
+    options that do not fit what is.
     """
-    named, rules = list(named), _rules(model, options)
-    for rule in rules:
-        if rule.given and not any(name.startswith(rule.prefix) for name, _ in named):
-            raise ConfigError(f"{rule.given[0]} is for a tower that is locked; leave it out, or train the tower.")
-    rates, excluded = _rates(rules, options), _excluded(named, model, options.wd_exclude)
-    if options.scale_lr is not None:
-        if SCALE not in dict(named):
-            raise ConfigError("--scale-lr is for a logit scale that is locked; leave it out, or train the scale.")
-        rates[SCALE] = (options.scale_lr, options.wd)
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    check_options(options)
+    named = list(named)
+    if not named:
+        raise ConfigError("every parameter is locked; leave something to train.")
+    rates, excluded = _all_rates(named, model, options), _excluded(named, model, options.wd_exclude)
+    hidden = hidden_matrices(model) if options.optimizer == "muon" else set()
+    groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         lr, wd = rates.get(name, (options.lr, options.wd))
         wd = wd if decays(parameter) and name not in excluded else 0.0
         # Kernels over many tensors do not mix sharded and whole ones.
-        groups.setdefault((lr, wd, is_sharded(parameter)), []).append(parameter)
-    if not groups:
-        raise ConfigError("every parameter is locked; leave something to train.")
-    beta2, eps = RESNET_DEFAULTS if model.config.vision.family == "resnet" else DEFAULTS
-    return torch.optim.AdamW(
-        [{"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd, _), items in groups.items()],
-        betas=(options.beta1, beta2 if options.beta2 is None else options.beta2),
-        eps=eps if options.eps is None else options.eps,
-        fused=device.abilities.fused_adamw or None,
-    )
+        groups.setdefault((lr, wd, id(parameter) in hidden, is_sharded(parameter)), []).append(parameter)
+    own_key = {HIDDEN} if options.optimizer == "muon" else set()
+    described = [
+        {"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd, **dict.fromkeys(own_key, is_hidden)}
+        for (lr, wd, is_hidden, _), items in groups.items()
+    ]
+    return ALGORITHMS[options.optimizer].create(described, options, device, model.config.vision.family == "resnet")
+
+
+def _all_rates(
+    named: Iterable[tuple[str, nn.Parameter]], model: TwoTower, options: OptimizerOptions
+) -> dict[str, tuple[float, float]]:
+    """Peak rate and decay by name, where they are not the general ones. Raises ConfigError for options of what is locked."""
+    names, rules = {name for name, _ in named}, _rules(model, options)
+    for rule in rules:
+        if rule.given and not any(name.startswith(rule.prefix) for name in names):
+            raise ConfigError(f"{rule.given[0]} is for a tower that is locked; leave it out, or train the tower.")
+    rates = _rates(rules, options)
+    for flag, value in (("--scale-lr", options.scale_lr), ("--scale-range", options.scale_range or None)):
+        if value is not None and SCALE not in names:
+            raise ConfigError(f"{flag} is for a logit scale that is locked; leave it out, or train the scale.")
+    if options.scale_lr is not None:
+        rates[SCALE] = (options.scale_lr, options.wd)
+    return rates
 
 
 def _excluded(named: Iterable[tuple[str, nn.Parameter]], model: TwoTower, patterns: Iterable[str]) -> set[str]:

@@ -33,8 +33,10 @@ from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import LabeledImages, open_labeled
 from diptych.image import EvalTransform, TrainTransform, ViewOptions
 from diptych.models import ModelConfig
-from diptych.text import Tokenizer
+from diptych.text import TextViewOptions, Tokenizer
 from diptych.train.config import DataOptions
+from diptych.train.view_flags import ViewFlags
+from diptych.train.view_options import say_unused, text_view_options, view_options
 from diptych.types import Wants
 
 
@@ -42,7 +44,8 @@ from diptych.types import Wants
 class Pipeline:
     """The data of a run: sources, and how records become samples.
 
-    ``wants`` of training and ``validation_wants`` of validation; ``views`` the options that image views are made with.
+    ``wants`` of training and ``validation_wants`` of validation; ``views`` and ``texts`` the options that image and
+    text views are made with.
     """
 
     data: DataOptions
@@ -50,6 +53,7 @@ class Pipeline:
     validation_wants: Wants
     tokenizer: Tokenizer
     views: ViewOptions
+    texts: TextViewOptions
     train_source: Source
     val_source: Source | None
     labeled_source: LabeledImages | None
@@ -75,7 +79,7 @@ class Pipeline:
         prepare = build_prepare(
             self.wants, self.tokenizer, self.views,
             captions="first" if data.captions == "first" else "random", weights=caption_weights(data.caption_weights),
-            strict=data.bad_samples_strict,
+            strict=data.bad_samples_strict, texts=self.texts,
         )  # fmt: skip
         options = LoaderOptions(
             size, count, data.workers, data.seed, world.rank, world.size, start,
@@ -124,6 +128,7 @@ def build_pipeline(
     model: ModelConfig,
     tokenizer: Tokenizer,
     *,
+    views: ViewFlags,
     wants: Wants,
     validation_wants: Wants,
 ) -> Pipeline:
@@ -132,14 +137,11 @@ def build_pipeline(
         alone = " To measure a model and train nothing: diptych evaluate." if data.val_data or data.imagenet_val else ""
         raise ConfigError(f"--train-data is missing: give one of {known_data()}.{alone}")
     check_roots(data)
-    preprocess = model.preprocess
-    views = ViewOptions(
-        model.vision.image_size, data.aug_scale, data.aug_flip, data.aug_color_jitter, data.aug_grayscale,
-        data.resize_kernel, preprocess.interpolation, preprocess.resize_mode, preprocess.resize_to, data.aug_hue,
-        data.aug_color_jitter_prob,
-    )  # fmt: skip
+    images, texts = view_options(data, views, model), text_view_options(data, views)
+    say_unused(data, wants)
     for wanted in (wants, validation_wants):
-        build_prepare(wanted, tokenizer, views)  # unknown views and masks without a mask token are errors now
+        # Unknown views and masks without a mask token are errors now.
+        build_prepare(wanted, tokenizer, images, texts=texts)
     all_opened: list[Opened] = []
     labeled, second = (_labeled(path, data, source, all_opened) for path in (data.imagenet_val, data.imagenet_v2))
     validation = None
@@ -152,7 +154,7 @@ def build_pipeline(
     check_options(all_opened)
     for opened in all_opened:
         check_left_out(opened.source, data.bad_samples_max)
-    return Pipeline(data, wants, validation_wants, tokenizer, views, train, validation, labeled, second)
+    return Pipeline(data, wants, validation_wants, tokenizer, images, texts, train, validation, labeled, second)
 
 
 def _labeled(path: str, data: DataOptions, source: SourceOptions, all_opened: list[Opened]) -> LabeledImages | None:

@@ -31,6 +31,7 @@ def check_resumed(path: Path, state: Mapping[str, Any], config: Mapping[str, Any
         _refuse(path, "train_num_samples", saved, now)
     if "all" in (saved.get("data.captions"), now["data.captions"]):
         _refuse(path, "captions", saved, now)
+    _check_optimizer(path, str(saved.get("optimizer.optimizer", "adamw")), str(now["optimizer.optimizer"]))
     _check_data(path, state.get("data"), data)
     _check_length(path, state.get("data"), data, now)
     changed = [
@@ -60,6 +61,14 @@ def _check_data(path: Path, saved: Mapping[str, Any] | None, now: Mapping[str, A
     raise ConfigError(
         f"--resume {path}: the training data is not that of the run ({what}); give it back, or {_new_run(path)}."
     )
+
+
+def _check_optimizer(path: Path, saved: str, now: str) -> None:
+    if saved != now:
+        raise ConfigError(
+            f"--resume {path}: it was trained with --optimizer {saved}, whose state {now} cannot use; "
+            f"leave it as it was, or {_new_run(path)}."
+        )
 
 
 def _check_length(

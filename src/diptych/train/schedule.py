@@ -1,6 +1,6 @@
-"""The learning rate over time: linear warm-up, then a cosine (to zero), a constant, or a constant that cools down at the end.
+"""The learning rate over time: linear warm-up, then a cosine (to zero), a constant, one that cools down at the end, or a stair.
 
-The formulas are open_clip's.
+The formulas are open_clip's; ``--warmup-from-start`` makes the warm-up DeCLIP's, whose first step has the start value itself.
 
 A pure function of the step, so that a resumed run needs no state for it.
 """
@@ -25,8 +25,12 @@ class ScheduleOptions:
     """Length of the whole run in optimizer steps; 0 takes it from --epochs."""
     warmup: float = -1.0
     """Warm-up in steps; below 1, a share of the run; -1 means 10000 steps but at most a tenth of the run."""
-    lr_scheduler: Literal["cosine", "const", "const-cooldown"] = "cosine"
-    """What follows the warm-up: a cosine down to --min-lr, a constant, or a constant that falls in the last epochs."""
+    lr_scheduler: Literal["cosine", "const", "const-cooldown", "step"] = "cosine"
+    """What follows the warm-up: a cosine to --min-lr, a constant, one that falls in the last epochs, or a stair (step)."""
+    lr_steps: tuple[NotNegative, ...] = ()
+    """Steps of the run at which the rate of --lr-scheduler step falls; below 1, shares of the run."""
+    lr_step_gamma: NotNegative = 0.1
+    """Factor by which the rate of --lr-scheduler step falls each time."""
     epochs_cooldown: Count = 0
     """Epochs at the end in which const-cooldown falls to --lr-cooldown-end."""
     lr_cooldown_end: NotNegative = 0.0
@@ -37,6 +41,8 @@ class ScheduleOptions:
     """Where the cosine ends; at most each group's own peak."""
     warmup_start_lr: NotNegative = 0.0
     """Where the warm-up begins; at most each group's own peak."""
+    warmup_from_start: bool = False
+    """The first step has --warmup-start-lr itself, as DeCLIP's; without it, the first of --warmup equal rises above it."""
 
 
 def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
@@ -52,13 +58,35 @@ def total_steps(options: ScheduleOptions, steps_per_epoch: int) -> int:
         )
     if not cools and (options.lr_cooldown_end or options.lr_cooldown_power != 1):
         raise ConfigError("--lr-cooldown-end and --lr-cooldown-power go with --lr-scheduler const-cooldown; add it.")
-    if options.warmup_start_lr and not warmup_steps(options, total):
-        raise ConfigError(f"--warmup-start-lr {options.warmup_start_lr:g}: there is no warm-up; give --warmup.")
+    if (options.warmup_start_lr or options.warmup_from_start) and not warmup_steps(options, total):
+        flag = f"--warmup-start-lr {options.warmup_start_lr:g}" if options.warmup_start_lr else "--warmup-from-start"
+        raise ConfigError(f"{flag}: there is no warm-up; give --warmup.")
+    _check_stair(options, total)
     if total < 1:
         raise ConfigError(
             f"--epochs {options.epochs} gives no step to train; give --epochs or --max-steps of at least 1."
         )
     return total
+
+
+def _check_stair(options: ScheduleOptions, total: int) -> None:
+    """Raise ConfigError for a stair without steps, steps without a stair, and steps that the run never comes to."""
+    is_stair = options.lr_scheduler == "step"
+    if is_stair != bool(options.lr_steps):
+        raise ConfigError(
+            f"--lr-scheduler {options.lr_scheduler} with {len(options.lr_steps)} --lr-steps: step and the steps at which the "
+            "rate falls go together; give both or neither."
+        )
+    if not is_stair and options.lr_step_gamma != ScheduleOptions.lr_step_gamma:
+        raise ConfigError("--lr-step-gamma goes with --lr-scheduler step; add it.")
+    late = [step for step in stair(options, total) if step >= total]
+    if late:
+        raise ConfigError(f"--lr-steps: {late[0]} is not before the end of a run of {total} steps; leave it out.")
+
+
+def stair(options: ScheduleOptions, total: int) -> list[int]:
+    """The steps, counted from 0, from which on the rate is lower."""
+    return sorted(round(step * total) if step < 1 else int(step) for step in options.lr_steps)
 
 
 def warmup_steps(options: ScheduleOptions, total: int) -> int:
@@ -88,7 +116,9 @@ def learning_rate(step: int, options: ScheduleOptions, peak: float, total: int, 
     warm = warmup_steps(options, total)
     if step < warm:
         start = min(options.warmup_start_lr, peak)
-        return start + (peak - start) * (step + 1) / warm
+        return start + (peak - start) * (step + (not options.warmup_from_start)) / warm
+    if options.lr_scheduler == "step":
+        return float(peak * options.lr_step_gamma ** sum(step >= fall for fall in stair(options, total)))
     if options.lr_scheduler == "const" or (options.lr_scheduler == "const-cooldown" and step < total - cooldown):
         return peak
     if options.lr_scheduler == "const-cooldown":

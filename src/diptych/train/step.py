@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych import log
 from diptych.devices import Device
 from diptych.distributed import process_group
 from diptych.distributed.layout import Layout
@@ -27,6 +28,7 @@ from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
 from diptych.models import put_back, restored_statistics, statistics_of
 from diptych.objectives import Objective, differentiable, pairs_of
+from diptych.train.average import WeightAverage, create_average
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.types import Batch, Terms
 
@@ -56,11 +58,19 @@ def create_step(
     *,
     parallel: ParallelOptions | None = None,
 ) -> Step:
-    """The step of an objective in training mode, laid out over ``world`` (None: this process alone), with its AdamW."""
+    """The step of an objective in training mode, laid out over ``world`` (None: this process alone), with its optimizer.
+
+    Raises ConfigError for options that cannot be, or do not fit what is trained.
+    """
+    if options.scale_range:
+        # Before the layout, on the objective: further scales of its own move in the same range.
+        setattr(objective, "scale_range", options.scale_range)  # noqa: B010 - of this run, where the class has a default
     layout = parallelize(objective, device, world or World(), parallel)
     layout.train()
     optimizer = create_optimizer(layout.trainable(), objective.model, options, device)
-    return Step(layout, optimizer, device, precision, options.grad_clip_norm)
+    step = Step(layout, optimizer, device, precision, options.grad_clip_norm)
+    step.average = create_average(layout, options.ema, options.ema_warmup)
+    return step
 
 
 def move(batch: Batch, device: torch.device) -> Batch:
@@ -77,7 +87,7 @@ class Step:
     """Everything between a batch and moved parameters.
 
     ``layout`` holds the objective as ``distributed.parallel.parallelize`` laid it out; ``precision`` is fp32, bf16 or fp16;
-    ``clip_norm`` 0 does not clip.
+    ``clip_norm`` 0 does not clip. ``average``: a moving average of the weights, None for none.
     """
 
     def __init__(
@@ -90,6 +100,7 @@ class Step:
     ) -> None:
         self.layout, self.optimizer, self.device, self.precision = layout, optimizer, device, precision
         self.clip_norm = clip_norm
+        self.average: WeightAverage | None = None
         self.scaler = device.scaler(precision)
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
@@ -109,6 +120,8 @@ class Step:
                 self.layout.clip_gradients(self.clip_norm, norm)
             if self._moved_parameters():
                 self.layout.after_step(features, pairs_of(moved))
+                if self.average is not None:
+                    self.average.update()
         losses = {name: item.detach() for name, item in terms.losses.items()}
         metrics = {name: item.detach() for name, item in terms.metrics.items()}
         return StepResult(loss, losses, metrics, norm, finite)
@@ -169,12 +182,20 @@ class Step:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the weights. A collective: every rank calls it."""
-        return {"optimizer": self.layout.optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
+        state = {"optimizer": self.layout.optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
+        return state if self.average is None else {**state, "average": self.average.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what ``state`` gave, under any layout. Raises ConfigError when other parameters are trained."""
+        """Take back what ``state`` gave, under any layout; the weights are restored already.
+
+        Raises ConfigError when other parameters are trained.
+        """
         self.layout.load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.restore(state.get("average"))
+        elif "average" in state:
+            log.info("--ema 0: the average of the weights in the checkpoint is left behind")
 
 
 def total(terms: Terms) -> Tensor:

@@ -7,6 +7,7 @@ names no evaluator.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from diptych.distributed.layout import Layout
 from diptych.errors import DataError, SourceError
 from diptych.evaluate import DataKind, Encoder, LabeledImages, Result, evaluators, options_from
 from diptych.files import write_text
+from diptych.train.average import SUFFIX, WeightAverage
 from diptych.train.config import EvaluateOptions
 from diptych.train.step import move, total
 from diptych.types import Batch, Terms
@@ -65,11 +67,18 @@ class Validator:
     """Measures the objective and the model of a ``layout`` on the run's validation data.
 
     ``encoder`` encodes with that layout; ``options`` are the run's, from which an evaluator takes those that it declares under
-    the same name.
+    the same name. Where the run has an ``average`` of its weights, it is measured too; its results have "-ema" after their name.
     """
 
-    def __init__(self, layout: Layout, encoder: Encoder, data: ValidationData, options: EvaluateOptions) -> None:
-        self.layout, self.encoder, self.data, self.options = layout, encoder, data, options
+    def __init__(
+        self,
+        layout: Layout,
+        encoder: Encoder,
+        data: ValidationData,
+        options: EvaluateOptions,
+        average: WeightAverage | None = None,
+    ) -> None:
+        self.layout, self.encoder, self.data, self.options, self.average = layout, encoder, data, options, average
         self._entries: dict[
             str, dict[str, Any]
         ] = {}  # the last scores of each data set: they are not all due each time
@@ -84,6 +93,16 @@ class Validator:
 
         The row of the pairs has their ``loss``, its parts and the objective's metrics too. Raises the DataError of any rank.
         """
+        rows, drawings = self._measured(request, "")
+        if self.average is not None:
+            with self.average.applied():
+                rows += self._measured(dataclasses.replace(request, last=False), SUFFIX)[0]
+        if process_group.rank() == 0:
+            self._write(folder, drawings)
+        yield from rows
+
+    def _measured(self, request: ValidationRequest, after: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of scores of the weights as they stand, and drawings; ``after`` the name of each result."""
         due = self.data.due(request)
         losses = self.losses() if any(kind == "pairs" for kind, _, _ in due) else {}
         rows, drawings = [], []
@@ -91,7 +110,7 @@ class Validator:
         for evaluator, (_, suffix, source) in [
             (item, entry) for item in measured for entry in due if entry[0] == item.data
         ]:
-            name = evaluator.training_name + suffix
+            name = evaluator.training_name + suffix + after
             result = evaluator().run(self.encoder, source, options_from(evaluator, self.options))
             own, losses = (losses, {}) if evaluator.data == "pairs" else ({}, losses)
             self._entries[name] = result.entry(name)
@@ -99,9 +118,7 @@ class Validator:
             log.info(f"{name}: " + (f"loss {own['loss']:.3f} · " if own else "") + headline(result))
             if request.last and process_group.rank() == 0:
                 drawings += evaluator().images(result, source, name)
-        if process_group.rank() == 0:
-            self._write(folder, drawings)
-        yield from rows
+        return rows, drawings
 
     def losses(self) -> dict[str, float]:
         """Means over the validation batches of all ranks: ``loss``, each ``loss_<part>`` where several are summed, and metrics.

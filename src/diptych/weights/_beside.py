@@ -60,6 +60,7 @@ TABLE = (
     Beside("results.json", "Diptych", "scores"),
     Beside("gallery.json", "Diptych", "pictures of the report"),
     Beside("predictions.jsonl", "Diptych", "outcomes"),
+    Beside("views.png", "Diptych", "the sheet of views of the report"),
     Beside("bad_samples*", "Diptych", "the list of bad samples"),
     Beside("tf_model.h5", "TensorFlow", "weights of another framework"),
     Beside("flax_model.msgpack", "Flax", "weights of another framework"),

@@ -8,6 +8,7 @@ rule wrong both ways would pass it: the rules themselves are held against the or
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -18,10 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diptych import log
 from diptych.errors import ConfigError, OutputError, WeightsError
 from diptych.files import StrPath
-from diptych.models import ModelConfig, TwoTower
+from diptych.models import CLIP_VOCABULARY, ModelConfig, TwoTower
 from diptych.registry import did_you_mean
+from diptych.weights._assemble import TOKEN_TABLE
 from diptych.weights._base import CHECKPOINT_FORMATS
 from diptych.weights._load import Precision, load
 from diptych.weights._locate import vocabulary_file
@@ -111,7 +114,19 @@ def _write(model: TwoTower, name: str, folder: Path) -> Path:
         return folder / WEIGHT_FILE
     checkpoint_format = CHECKPOINT_FORMATS.get(name)()
     tensors = {key: tensor.detach() for key, tensor in model.state_dict().items()}
-    return checkpoint_format.write(folder, model.config, to_theirs(checkpoint_format.rules(model.config), tensors))
+    config = model.config
+    if config.text.mask_id is not None and name != "declip":
+        config = _without_mask(config, tensors, name)
+    return checkpoint_format.write(folder, config, to_theirs(checkpoint_format.rules(config), tensors))
+
+
+def _without_mask(config: ModelConfig, tensors: dict[str, Tensor], name: str) -> ModelConfig:
+    """The config with CLIP's own vocabulary, and ``tensors`` without the row of the mask token, which only training uses."""
+    log.info(
+        f"{config.name}: the row of its mask token, the vocabulary's last, is left out: {name} has CLIP's {CLIP_VOCABULARY:,}."
+    )
+    tensors[TOKEN_TABLE] = tensors[TOKEN_TABLE][:CLIP_VOCABULARY]
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=CLIP_VOCABULARY))
 
 
 def probe_inputs(config: ModelConfig, count: int = 4) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from diptych.errors import WeightsError
 from diptych.files import replacing
 from diptych.models import ModelConfig, PreprocessConfig
+from diptych.models.vit import VitConfig
 from diptych.tensorfiles.read import Stored
 from diptych.weights._base import CHECKPOINT_FORMATS, CheckpointFormat, Description, require_clip
 from diptych.weights._clip_names import NamingScheme, clip_rules
@@ -60,6 +61,8 @@ class DeClip(CheckpointFormat):
         """By the shapes: heads are always 64 wide."""
         config = config_from_shapes(stored.tensors, self._scheme(stored), str(stored.path), heads_of_64=True)
         config = dataclasses.replace(config, name="declip", activation="quickgelu", preprocess=PREPROCESS)
+        if isinstance(config.vision, VitConfig):  # the family's dense features are tokens before the last norm
+            config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, norm_tokens=False))
         return Description(config, "DeCLIP's weights", preprocess_known=True)
 
     def rules(self, config: ModelConfig, stored: Stored | None = None) -> list[Rule]:

@@ -1,0 +1,111 @@
+"""A moving average of the weights (EMA) beside the trained ones: moved once a step, evaluated, saved, resumed.
+
+    a <- d a + (1 - d) w        d = --ema, with --ema-warmup min(--ema, (1 + n) / (10 + n)) in update n
+
+(Polyak and Juditsky 1992; the growing d is TensorFlow's ``ExponentialMovingAverage``.) Averaged are the trained parameters of
+the objective, so that a validation loss has heads that belong to the averaged towers, and the running statistics of batch
+normalization, with the same d: statistics of the last weights would not fit averaged ones. Everything else (locked weights,
+queues, counters) is that of the run. Decides nothing about when to evaluate or save.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych import log
+from diptych.distributed import process_group
+from diptych.distributed.layout import Layout
+from diptych.errors import ConfigError
+from diptych.models import running_statistics
+
+AVERAGE_FILE = "model_ema.safetensors"
+SUFFIX = "-ema"
+"""After the name of a result that averaged weights gave."""
+
+
+def check_average(decay: float, warmup: bool) -> None:
+    """Raise ConfigError for a decay that would never move the average, and for a warm-up of no average."""
+    if decay == 1:
+        raise ConfigError("--ema 1: the average would stay at the first weights; give less, such as 0.999.")
+    if warmup and not decay:
+        raise ConfigError("--ema-warmup is for an average of the weights; add --ema, such as 0.999.")
+
+
+def create_average(layout: Layout, decay: float, warmup: bool) -> WeightAverage | None:
+    """The average that the options ask for, begun at the weights as they are; None for a decay of 0. Raises ConfigError."""
+    check_average(decay, warmup)
+    return WeightAverage(layout, decay, warmup) if decay else None
+
+
+class WeightAverage:
+    """The moving average of a layout's trained state, laid out as that state is: sharded parameters have sharded averages."""
+
+    def __init__(self, layout: Layout, decay: float, warmup: bool = False) -> None:
+        self.layout, self.decay, self.warmup, self.updates = layout, decay, warmup, 0
+        self._live = {**dict(layout.trainable()), **running_statistics(layout.objective)}
+        self._averages = {name: item.detach().clone() for name, item in self._live.items()}
+
+    @property
+    def factor(self) -> float:
+        """How much of the average the coming update leaves, in [0, 1)."""
+        growing = (1 + self.updates) / (10 + self.updates)
+        return min(self.decay, growing) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights; once after each step that was taken."""
+        # a + (1 - d) (w - a): a weight that does not move stays equal to its average to the last bit.
+        weight = 1.0 - self.factor
+        for name, average in self._averages.items():
+            average.lerp_(self._live[name].detach(), weight)
+        self.updates += 1
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages stand in the weights' place, and the weights come back. A collective."""
+        self._equalize()
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self._averages.items():
+            live = self._live[name].detach()
+            weights = live.clone()
+            live.copy_(average)
+            average.copy_(weights)
+
+    def _equalize(self) -> None:
+        """Every process takes the first one's statistics: they are of its own pairs, and evaluation shares its work."""
+        trained = dict(self.layout.trainable())
+        process_group.broadcast(
+            [item for name, item in self._averages.items() if name not in trained], self.layout.group
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: ``averages`` by name, whole, and the number of ``updates``. A collective."""
+        return {"averages": self.layout.whole(self._averages), "updates": self.updates}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any] | None) -> None:
+        """Take back what ``state`` gave, under any layout; None begins at the weights as they are now, which is said."""
+        if state is None:
+            log.info("--ema: the checkpoint has no average; it begins at the weights of the checkpoint")
+            for name, average in self._averages.items():
+                average.copy_(self._live[name].detach())
+            return
+        for name, value in self.layout.laid_out(state["averages"], self._averages).items():
+            self._averages[name].copy_(value)
+        self.updates = int(state["updates"])
+
+    def whole(self) -> dict[str, Tensor]:
+        """Every average by the objective's names, whole. A collective."""
+        return self.layout.whole(self._averages)
