@@ -11,7 +11,7 @@ from diptych import weights
 from diptych.commands import main
 from diptych.devices import get_device
 from diptych.distributed import process_group
-from diptych.distributed.layout import parallelize
+from diptych.distributed.parallel import parallelize
 from diptych.errors import ConfigError
 from diptych.train.average import WeightAverage, check_average
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
