@@ -21,6 +21,7 @@ def at(*keys, value):
 
 REFUSED = [
     (at("model", "type", value="declip_vitb16"), "model.type 'declip_vitb16': unknown model type"),
+    (at("model", "kwargs", "image_encode", "embed_dim", value=[512]), "vitb32 has an embedding of"),
     (at("model", "kwargs", "image_encode", "embed_dim", value=640), "vitb32 has an embedding of 512 or 768 or 3072"),
     (
         at("model", "kwargs", "image_encode", "embed_dim", value=3072),

@@ -63,7 +63,7 @@ class Keys:
     def only(self, key: str, allowed: Collection[Any], reason: str) -> None:
         """Take a key that may have these values alone. Raises ConfigError with the reason."""
         value = self.take(key)
-        if value is not None and value not in allowed:
+        if value is not None and not any(value == item for item in allowed):  # a list is in no dictionary
             raise self.error(key, reason)
 
     def error(self, key: str, reason: str) -> ConfigError:
