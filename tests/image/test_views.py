@@ -17,7 +17,7 @@ from diptych.image import (
     TrainTransform,
     ViewOptions,
 )
-from diptych.image.strong import shift_hue
+from diptych.image.colors import shift_hue
 
 NEVER = {"jitter_p": 0.0, "grayscale_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
 
