@@ -163,10 +163,10 @@ def box_of(sigma: float) -> tuple[int, int, int]:
     variance = np.float32(np.float32(sigma) * np.float32(sigma)) / np.float32(PASSES)
     length = np.float32(math.sqrt(12.0 * float(variance) + 1.0))
     whole = np.float32(math.floor((float(length) - 1.0) / 2.0))
-    one, two, three, six = np.float32(1), np.float32(2), np.float32(3), np.float32(6)
-    rest = (two * whole + one) * (whole * (whole + one) - three * variance)
-    radius = whole + rest / (six * (variance - (whole + one) * (whole + one)))
-    inner = int(np.float32(1 << 24) / (radius * two + one))
+    unit, two, three, six = np.float32(1), np.float32(2), np.float32(3), np.float32(6)
+    rest = (two * whole + unit) * (whole * (whole + unit) - three * variance)
+    radius = whole + rest / (six * (variance - (whole + unit) * (whole + unit)))
+    inner = int(np.float32(1 << 24) / (radius * two + unit))
     return int(radius), inner, ((1 << 24) - (int(radius) * 2 + 1) * inner) // 2
 
 
