@@ -17,7 +17,7 @@ from diptych.image import (
     TrainTransform,
     ViewOptions,
 )
-from diptych.image.strong import shift_hue
+from diptych.image.colors import shift_hue
 
 NEVER = {"jitter_p": 0.0, "grayscale_p": 0.0, "blur_p": 0.0, "flip_p": 0.0}
 
@@ -159,12 +159,14 @@ GOLDEN = {
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_the_same_pixels_on_every_machine(name, compiled, monkeypatch):
     """Ten seeds of a drawing, every random change among them; with and without the compiled kernels."""
-    from diptych.image import resize
+    from diptych.image import colors, resize
 
     monkeypatch.setattr(resize, "_compiled", [])
+    monkeypatch.setattr(colors, "_compiled", [])
     if compiled:
         pytest.importorskip("numba")
         resize.compile_kernels(None)
+        colors.compile_color_kernels(None)
     always = {"flip": 0.5, "color_jitter": 0.4, "hue": 0.1, "grayscale": 0.3, "blur": 0.5, "scale": (0.3, 1.0)}
     options = ViewOptions(32, **always, auto="imagenet" if name == "auto" else "", strong=StrongOptions(solarize_p=0.3))
     view = VIEWS["strong" if name == "strong" else "crop"](options)

@@ -26,7 +26,7 @@ from diptych.data._order import draw
 from diptych.data._prepare import Prepare
 from diptych.data._steps import LoaderOptions, PlannedStep, Position, SampleRequest, plan_steps, records_at
 from diptych.errors import ConfigError, DataError, RecordError, SourceError
-from diptych.image import compile_kernels
+from diptych.image import StrongTransform, compile_color_kernels, compile_kernels
 from diptych.types import Batch, Sample
 
 ATTEMPTS = 16  # records tried in place of a bad one before giving up
@@ -116,13 +116,13 @@ class Loader:
 
     def _data_loader(self) -> DataLoader[Fetched]:
         options, fetch = self.options, _Fetch(self)
-        compile_kernels(fetch.images)  # before the processes start, so that they inherit them
+        _compile(fetch.images, fetch.colors)  # before the processes start, so that they inherit them
         return DataLoader(
             # A dataset by its ``__getitems__``, which torch's types do not know.
             cast("Dataset[Fetched]", fetch), batch_sampler=_MicroBatches(self), collate_fn=_only,
             num_workers=options.workers, pin_memory=options.pin_memory,
             prefetch_factor=PREFETCH if options.workers else None,
-            worker_init_fn=functools.partial(_prepare_worker, fetch.images),
+            worker_init_fn=functools.partial(_prepare_worker, fetch.images, fetch.colors),
             # Else torch would draw from the random state of the training, and a resumed run would draw once more.
             generator=torch.Generator().manual_seed(options.seed),
         )  # fmt: skip
@@ -174,13 +174,20 @@ def _kill(workers: list[BaseProcess]) -> None:
         process.kill()
 
 
-def _prepare_worker(images: int | None, worker: int) -> None:
+def _compile(images: int | None, colors: bool) -> None:
+    """Use compiled kernels where so many images repay them; those of colors where a view needs them."""
+    compile_kernels(images)
+    if colors:
+        compile_color_kernels(images)
+
+
+def _prepare_worker(images: int | None, colors: bool, worker: int) -> None:
     # Ctrl-C, and the SIGTERM that clusters send to every process, are for the main process, which saves and then ends its
     # workers; a worker whose parent has gone leaves by itself. torch must not start threads beside them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    compile_kernels(images)  # where processes are not forked, they inherit nothing
+    _compile(images, colors)  # where processes are not forked, they inherit nothing
 
 
 class _Fetch:
@@ -195,6 +202,7 @@ class _Fetch:
         )
         epochs = loader.options.epochs
         self.images = None if epochs is None else loader.count * epochs
+        self.colors = any(isinstance(view, StrongTransform) for view, _ in loader.prepare.image_views)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -4,6 +4,7 @@ Normalizing is not done here: mean and std live in the image tower, so pixels an
 """
 
 from diptych.image._endings import image_endings
+from diptych.image.colors import compile_color_kernels
 from diptych.image.decode import MAX_PIXELS, Decoded, decode, decode_image, decode_pixels
 from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import compile_kernels
@@ -24,6 +25,7 @@ __all__ = [
     "StrongTransform",
     "TrainTransform",
     "ViewOptions",
+    "compile_color_kernels",
     "compile_kernels",
     "decode",
     "decode_image",

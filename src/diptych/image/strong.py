@@ -1,4 +1,4 @@
-"""The strong random view of self-supervised objectives: SimCLR's recipe, on bytes, by Pillow and numpy.
+"""The strong random view of self-supervised objectives: SimCLR's recipe, on bytes.
 
 Crop, jitter of brightness, contrast, saturation and hue in a random order, gray, blur, mirror, and BYOL's solarizing:
 probabilities and strengths as in SLIP (Mu et al. 2021, "SLIP: Self-supervision meets Language-Image Pre-training", its
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from diptych.errors import ConfigError
+from diptych.image.colors import Change, changed
 from diptych.image.pixels import AnyImage
-from diptych.image.resize import planar
-from diptych.image.transforms import BLUR_SIGMA, TrainTransform, shift_hue
+from diptych.image.transforms import BLUR_SIGMA, TrainTransform
 
-JITTER = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+JITTER = ("brightness", "contrast", "saturation")
 SOLARIZED = 128
 """The value from which solarizing inverts: BYOL's (Grill et al. 2020, "Bootstrap your own latent", appendix B)."""
 
@@ -76,27 +75,26 @@ class StrongTransform(StrongOptions):
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         """An image, or its pixels uint8 [h, w, 3] -> uint8 [3, size, size]; all randomness from ``rng``."""
         crop = TrainTransform(self.size, self.scale, interpolation=self.interpolation, kernel=self.kernel)
-        view = Image.fromarray(crop(image, rng).transpose(1, 2, 0))
-        if rng.random() < self.jitter_p:
-            view = self._jittered(view, rng)
+        return changed(crop(image, rng), self._drawn(rng))
+
+    def _drawn(self, rng: np.random.Generator) -> list[Change]:
+        """The changes of a crop, in their order."""
+        changes = self._jitter(rng) if rng.random() < self.jitter_p else []
         if rng.random() < self.grayscale_p:
-            view = view.convert("L").convert("RGB")
+            changes.append(("gray", 0.0))
         if rng.random() < self.blur_p:
-            view = view.filter(ImageFilter.GaussianBlur(rng.uniform(*self.sigma)))
+            changes.append(("blur", float(rng.uniform(*self.sigma))))
         if rng.random() < self.flip_p:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            changes.append(("mirror", 0.0))
         # A change that is never made draws nothing, so that runs from before it are what they were.
         if self.solarize_p and rng.random() < self.solarize_p:
-            view = ImageOps.solarize(view, SOLARIZED)
-        return planar(np.asarray(view))
+            changes.append(("solarize", float(SOLARIZED)))
+        return changes
 
-    def _jittered(self, view: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _jitter(self, rng: np.random.Generator) -> list[Change]:
         order = rng.permutation(len(JITTER) + 1)
         factors = rng.uniform(max(0.0, 1 - self.jitter), 1 + self.jitter, len(JITTER))
         shift = float(rng.uniform(-self.hue, self.hue))
-        for number in order.tolist():
-            if number == len(JITTER):
-                view = shift_hue(view, shift) if self.hue else view  # a turn by nothing rounds colors
-            elif self.jitter:
-                view = JITTER[number](view).enhance(factors[number])
-        return view
+        amounts = [*zip(JITTER, factors.tolist(), strict=True), ("hue", shift)]
+        # A factor of 1 changes nothing, but a turn by nothing would round colors.
+        return [amounts[number] for number in order.tolist() if (self.hue if number == len(JITTER) else self.jitter)]

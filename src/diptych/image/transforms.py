@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.image.auto_augment import auto_augment
+from diptych.image.colors import shift_hue
 from diptych.image.pixels import AnyImage, pixels_of
 from diptych.image.resize import Box, planar, resize, resize_fast
 
@@ -150,13 +151,3 @@ class TrainTransform:
         high = max(1, min(height, round(width / shape)))
         left, top = (width - wide) // 2, (height - high) // 2
         return left, top, left + wide, top + high
-
-
-def shift_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Turn the hue of an RGB image by ``shift`` of the color circle, -0.5 to 0.5, in Pillow's 8-bit HSV.
-
-    The same rounding as torchvision's ``adjust_hue`` of Pillow images, which published augmentations ran with.
-    """
-    hue, saturation, value = image.convert("HSV").split()
-    turned = np.asarray(hue) + np.uint8(int(shift * 255) % 256)  # uint8 wraps around the circle
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
