@@ -27,7 +27,9 @@ def state_of(config, scheme):
 @pytest.mark.parametrize("make", [small, declip_shaped], ids=["small", "declip"])
 def test_sizes_are_read_under_every_scheme(make, scheme):
     config = make()
-    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, norm_tokens=True))  # no tensor shows it
+    config = dataclasses.replace(
+        config, vision=dataclasses.replace(config.vision, norm_tokens=True)
+    )  # no tensor shows it
     inferred = config_from_shapes(state_of(config, scheme), scheme, "file", heads_of_64=True)
     assert inferred == dataclasses.replace(
         config, name="from-tensors", activation="gelu", preprocess=inferred.preprocess, logit_bias=None
