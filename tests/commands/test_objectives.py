@@ -156,3 +156,20 @@ def test_help_shows_the_objectives_own_options(capsys, name, own, others):
         main(["train", "--objective", name, "--help"])
     shown = capsys.readouterr().out
     assert all(flag in shown for flag in own) and not any(flag in shown for flag in others)
+
+
+def test_declips_weights_are_trained_with_their_own_vocabulary(world):
+    text = replace(model_config("tiny-test").text, vocab_size=49409, projection_bias=True, width=64, heads=1)
+    vision = replace(model_config("tiny-test").vision, width=64, heads=1, norm_tokens=False)
+    preprocess = model_config("declip-RN50").preprocess
+    config = replace(model_config("tiny-test"), text=text, vision=vision, activation="quickgelu", preprocess=preprocess)
+    model = create_model(config)
+    weights.save("own/model.safetensors", model)
+    path, _ = weights.convert("own/model.safetensors", "declip", "declip")
+    flags = f"--pretrained {path} --objective filip --compat --lock-patch-embedding --max-steps 1 --output a"
+    command = COMMAND.replace("--model tiny-test ", "").replace("--epochs 2 ", "").replace("--warmup 1 ", "--warmup 0 ")
+    assert main([*command.split(), *flags.split()]) == 0
+    trained = weights.load("a")
+    assert (trained.config.text.vocab_size, trained.config.vision.norm_tokens) == (49409, False)
+    assert torch.equal(trained.image.patch_embedding.weight, model.image.patch_embedding.weight)
+    assert not torch.equal(trained.text.layers[0].mlp_in.weight, model.text.layers[0].mlp_in.weight)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from diptych.distributed import process_group
 from diptych.objectives import _terms, _tiles
 from diptych.objectives._repeats import caption_classes, caption_ids
-from diptych.objectives._terms import Features, contrastive, sigmoid
+from diptych.objectives._sigmoid import sigmoid
+from diptych.objectives._terms import Features, contrastive
 from tests.distributed._processes import run_in_processes
 
 from .test_objectives import gradients, make_step

@@ -1,13 +1,15 @@
-"""Gathering features from all processes so that a contrastive loss sees every pair, with the true gradient.
+"""Gathering features from all processes so that a contrastive loss sees every pair, with the true gradient; and a ring.
 
 Forward: each process contributes [B, D] and receives [W*B, D], in rank order. Backward: the gradients that all processes
 hold for our slice are summed. With losses that are means over local rows, and parameter gradients averaged over
 processes, the result is the gradient of the loss over the whole global batch (a test holds this to rounding).
-At world size 1 both are the identity. Every process must bring the same B; the loader sees to that.
+At world size 1 both are the identity. Every process must bring the same B; the loader sees to that. ``passed_on`` moves a
+tensor to the next process, for what need not be held whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -80,3 +82,26 @@ class _AllReduceWithGradient(torch.autograd.Function):
 def all_reduce_with_gradient(local: Tensor, group: Group = None) -> Tensor:
     """The sum of a tensor over processes; the gradients that all processes hold for it are summed on the way back."""
     return local if size(group) == 1 else _AllReduceWithGradient.apply(local, group)  # type: ignore[no-any-return]
+
+
+def passed_on(local: Tensor, group: Group = None) -> Callable[[], Tensor]:
+    """Begin to send a tensor to the next rank (the last to the first), without gradient; call the result for the previous rank's.
+
+    Of the same shape and type on every process. ``local`` must stay as it is until the call returns.
+    """
+    if size(group) == 1:
+        return lambda: local
+    local, received = local.contiguous(), torch.empty_like(local, memory_format=torch.contiguous_format)
+    following, previous = ((rank(group) + step) % size(group) for step in (1, -1))
+    if group is not None:
+        following, previous = dist.get_global_rank(group, following), dist.get_global_rank(group, previous)
+    work = dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, local, following, group), dist.P2POp(dist.irecv, received, previous, group)]
+    )
+
+    def wait() -> Tensor:
+        for item in work:
+            item.wait()
+        return received
+
+    return wait

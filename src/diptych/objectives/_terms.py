@@ -1,7 +1,7 @@
 """Formulas that several objectives share: pure functions of features, computed in fp32 or more whatever the towers ran in.
 
-CLIP's symmetric cross-entropy (Radford et al. 2021) and SigLIP's sigmoid loss (Zhai et al. 2023), each of this process's rows
-against the columns of all. No module, no parameter, no option; gathering is asked for explicitly.
+CLIP's symmetric cross-entropy (Radford et al. 2021) of this process's rows against the columns of all. No module, no parameter,
+no option; gathering is asked for explicitly. SigLIP's loss gathers nothing, and is in ``_sigmoid``.
 """
 
 from __future__ import annotations
@@ -128,22 +128,3 @@ def row_contrastive(
         if classes is not None:
             logits = logits.masked_fill(others_of_class(classes, own), LOWEST)
         return F.cross_entropy(logits, own), (logits.detach().argmax(dim=1) == own).to(logits.dtype).mean()
-
-
-def sigmoid(
-    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, offset: int = 0, *, classes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """SigLIP's loss of R local images against N texts of the global batch, and the share of rows whose own caption won.
-
-    ``image`` [R, D] and ``text`` [N, D] have unit length; ``scale`` [1] is already exponentiated, ``bias`` [1]; the text of row
-    i is ``offset + i``. The loss is the sum over texts, averaged over rows, of the binary cross-entropy in nats. Both results
-    are scalars. ``classes`` int64 [N]: texts of a row's own class, but for its own, are left out of the sum, and cannot win.
-    """
-    with torch.autocast(image.device.type, enabled=False):
-        logits = scale * image @ text.T + bias
-        own = torch.arange(len(image), device=image.device) + offset
-        signs = torch.where(torch.arange(len(text), device=image.device) == own[:, None], 1.0, -1.0)
-        if classes is not None:  # a very low logit is a no that costs nothing
-            logits = logits.masked_fill(others_of_class(classes, own), LOWEST)
-        loss = F.softplus(-signs * logits).sum() / len(image)
-        return loss, (logits.detach().argmax(dim=1) == own).float().mean()

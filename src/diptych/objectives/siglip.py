@@ -1,8 +1,9 @@
 """The sigmoid loss of SigLIP (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training").
 
 Every pair of an image and a text of the global batch is a yes-or-no question of its own. Needs a bias, which it asks of any
-model before weights are created, so that CLIP's presets and weights work. Texts are gathered whole; not in chunks around a ring.
-As published every other pair is a no; --repeated-captions ignored asks nothing where another pair has the same caption.
+model before weights are created, so that CLIP's presets and weights work. Texts are not gathered: they travel around the ring of
+processes, as in the paper (``_sigmoid``). As published every other pair is a no; --repeated-captions ignored asks nothing where
+another pair has the same caption.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from diptych.distributed.gather import rank_offset
 from diptych.models import ModelNeeds
 from diptych.objectives import OBJECTIVES, Example, Objective, ObjectiveOptions
 from diptych.objectives._repeats import CaptionedFeatures, RepeatOptions, classes_of, with_captions
-from diptych.objectives._terms import Features, full_precision, gathered, sigmoid, unit
+from diptych.objectives._sigmoid import sigmoid
+from diptych.objectives._terms import Features, full_precision, unit
 from diptych.types import Batch, Pairs, Terms
 
 
@@ -58,9 +59,7 @@ class SigLip(Objective):
         """``sigmoid``: the sum over all texts, averaged over this process's images, of the binary cross-entropy, in nats."""
         assert self.model.logit_bias is not None  # model_needs asked for it
         scale, bias = full_precision(self.model.logit_scale).exp(), full_precision(self.model.logit_bias)
-        texts = gathered(features.text, self.group)
         classes = classes_of(features, self.group)
-        offset = rank_offset(len(features.image), self.group)
-        loss, correct = sigmoid(features.image, texts, scale, bias, offset, classes=classes)
+        loss, correct = sigmoid(features.image, features.text, scale, bias, self.group, classes=classes)
         metrics = {"logit_scale": scale.detach(), "logit_bias": bias.detach(), "batch_accuracy": correct}
         return Terms({"sigmoid": loss}, metrics)
