@@ -17,11 +17,10 @@ causal: a masked token is predicted from what is left of it. With ``--nn-topk`` 
 Departures from the reference implementation: the queue holds the texts of all processes, is in checkpoints, and the same at any
 number of processes (there, one queue a process, lost on resume); a push that passes its end is stored whole; batch normalization
 over all processes; masked tokens are averaged over all processes, and a step without any costs 0, where the quotient there is not
-a number; special tokens are no random replacements, and each text has at least one predicted token; the logarithm of the scale
-lies in [3, ln 100] after each step, and not before the first (there in [3, 6], while the scale that is used stops at 100). The
-optional losses that the published configurations leave off (SimSiam of texts, ConVIRT, weights that change over training) are
-not here. ``--compat`` brings back: batch normalization of each process by itself, masked tokens averaged by process, and a queue
-that loses what passes its end.
+a number; special tokens are no random replacements; the logarithm of the scale lies in [3, ln 100] after each step, and not
+before the first (there in [3, 6], while the scale that is used stops at 100). The optional losses that the published
+configurations leave off (SimSiam of texts, ConVIRT, weights that change over training) are not here. ``--compat`` brings back:
+batch normalization of each process by itself, masked tokens averaged by process, and a queue that loses what passes its end.
 """
 
 from __future__ import annotations
