@@ -7,20 +7,20 @@ four losses from each pair. x_1 and x_2 are strong views of the image, t the cap
     mlm         = mean over predicted tokens of the cross-entropy of a linear layer on the text tower's states
     nearest     = mean over x_1, x_2 and t, t' of CE(x -> NN(t)), image to text only
 
-f and q are MLPs on the embedding before it has unit length (three layers 1,024 wide; 512 and 1,024), with batch normalization.
-NN(t) is the entry of a queue of past text features that is nearest to t by cosine, of unit length and without gradient; CE is the
-cross-entropy of an image among the neighbors of all pairs, with CLIP's scale. Neighbors are searched in the queue as it was
-before the step; then t' of all pairs is enqueued, then t. The tower is causal: a masked token is predicted from what is left of
-it. With ``--nn-topk`` above 1 the loss is the mean over neighbors. ``--declip-views image`` has no t'.
+f and q are MLPs on the embedding before it has unit length (three layers 1,024 wide; 512 and 1,024), with batch normalization,
+the last one of f without weights, as in SimSiam's paper. NN(t) is the entry of a queue of past text features that is nearest to t
+by cosine, of unit length and without gradient; CE is the cross-entropy of an image among the neighbors of all pairs, with CLIP's
+scale. Neighbors are searched in the queue as it was before the step; then t' of all pairs is enqueued, then t. The tower is
+causal: a masked token is predicted from what is left of it. With ``--nn-topk`` above 1 the loss is the mean over neighbors.
+``--declip-views image`` has no t'.
 
 Departures from the reference implementation: the queue holds the texts of all processes, is in checkpoints, and the same at any
 number of processes (there, one queue a process, lost on resume); a push that passes its end is stored whole; batch normalization
-over all processes; the last norm of f has no weights, as in SimSiam's paper; masked tokens are averaged over all processes, and a
-step without any costs 0, where the quotient there is not a number; special tokens are no random replacements, and each text has
-at least one predicted token; the logarithm of the scale lies in [3, ln 100] after each step, and not before the first (there in
-[3, 6], while the scale that is used stops at 100). The optional losses that the published configurations leave off (SimSiam of
-texts, ConVIRT, weights that change over training) are not here. ``--compat`` brings back: batch normalization of each process by
-itself, masked tokens averaged by process, and a queue that loses what passes its end.
+over all processes; masked tokens are averaged over all processes, and a step without any costs 0, where the quotient there is not
+a number; special tokens are no random replacements; the logarithm of the scale lies in [3, ln 100] after each step, and not
+before the first (there in [3, 6], while the scale that is used stops at 100). The optional losses that the published
+configurations leave off (SimSiam of texts, ConVIRT, weights that change over training) are not here. ``--compat`` brings back:
+batch normalization of each process by itself, masked tokens averaged by process, and a queue that loses what passes its end.
 """
 
 from __future__ import annotations
