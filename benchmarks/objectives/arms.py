@@ -36,14 +36,17 @@ ARMS = {
     "superclip": "--objective superclip",
     "fastclip": "--objective fastclip --scale-lr 2e-4",
     "slip": "--objective slip",
-    "filip": "--objective filip",
-    "declip": "--objective declip",
-    "defilip": "--objective defilip",
+    "filip": "--objective filip --filip-global-weight 0.5 --strong-recipe moco-v2",
+    "declip": "--objective declip --strong-recipe moco-v2",
+    "defilip": "--objective defilip --strong-recipe moco-v2",
     "clip-512": "--batch-size 512",
     "siglip-512": "--objective siglip --batch-size 512",
     "fastclip-512": "--objective fastclip --scale-lr 2e-4 --batch-size 512",
 }
-"""Name -> flags beside the common ones. "distill" gets its teacher's folder when it is run."""
+"""Name -> flags beside the common ones. "distill" gets its teacher's folder when it is run.
+
+The scores compare pooled features, which the published FILIP does not train: its arm trains them too, with half of the weight.
+"""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from arms import STEP_TIMES
+from arms import ARMS, STEP_TIMES
 
 import diptych.train.config as train_config
 from diptych.train.build import prepared
@@ -31,26 +31,15 @@ from diptych.train.build import prepared
 OBJECTIVES = ("siglip", "superclip", "fastclip", "filip", "slip", "distill", "declip", "defilip")
 BARS = {"slip": 3.1, "superclip": 1.1, "siglip": 1.05, "fastclip": 1.1, "filip": 1.5}
 ROUNDS, WARM, BATCHES = 12, 2, 4
+COMMON = "--batch-size 64 --workers 0 --device cpu --max-steps 1000"
 
 
 @contextlib.contextmanager
 def stepper(objective: str, tower: str, data: Path, folder: Path) -> Iterator[Callable[[], float]]:
     """A call that takes one step of an objective and gives its seconds."""
-    flags = ["--train-data", str(data / "flickr8k" / "captions.jsonl"), "--train-split", "train", "--model", tower]
-    flags += [
-        "--batch-size",
-        "64",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--objective",
-        objective,
-        "--max-steps",
-        "1000",
-    ]
-    if objective == "distill":
-        flags += ["--distill-model", tower]
+    pairs = str(data / "flickr8k" / "captions.jsonl")
+    own = {**ARMS, "distill": f"--objective distill --distill-model {tower}"}[objective].split()
+    flags = ["--train-data", pairs, "--train-split", "train", "--model", tower, *COMMON.split(), *own]
     config = train_config.read([*flags, "--output", str(folder / f"{objective}-{tower}")], program="steps")
     with prepared(config) as job:
         steps = job.batches()
