@@ -20,7 +20,9 @@ def distill(objective, batch, image, text):
     """CLIP, and 2,000 times the mean square of differences from the teacher, or the cross-entropy of both softmaxes."""
     teacher = objective.frozen()["teacher"]
     with torch.no_grad():
-        their_image = _unit(teacher.image(batch.images[0]).pooled.numpy())
+        live = teacher.image(batch.images[0]).pooled
+        stored = objective._stored[batch.indices].double() if objective.config.distill_images == "stored" else live
+        their_image = _unit(stored.numpy())
         their_text = _unit(teacher.text(batch.tokens[0], batch.lengths[0]).pooled.numpy())
     losses = clip(objective.model, image, text)
     if objective.config.distill_kind == "relation":

@@ -192,3 +192,20 @@ def test_the_teacher_sees_the_students_crop_and_tokens():
     image, text = objective.encode_frozen(batch)
     np.testing.assert_allclose(image, teacher.encode_image(batch.images[0], normalize=True), atol=1e-12)
     np.testing.assert_allclose(text, teacher.encode_text(batch.tokens[0], normalize=True), atol=1e-12)
+
+
+def test_stored_features_are_those_of_the_record_and_texts_stay_live():
+    objective = make_objective(EXAMPLES["distill-4"])
+    batch = batch_for(objective)
+    table = torch.arange(64 * 48, dtype=torch.float32).reshape(64, 48) + 1
+    objective.store(table)
+    batch = batch._replace(indices=torch.tensor([5, 3, 63, 0, 5, 1]))
+    image, text = objective.encode_frozen(batch)
+    assert torch.allclose(image, torch.nn.functional.normalize(table[batch.indices].double(), dim=1))
+    teacher = objective.frozen()["teacher"]
+    assert torch.allclose(
+        text, torch.nn.functional.normalize(teacher.text(batch.tokens[0], batch.lengths[0]).pooled, dim=1)
+    )
+    objective._stored = None
+    with pytest.raises(ConfigError, match="call store"):
+        objective.encode_frozen(batch)

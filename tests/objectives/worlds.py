@@ -38,6 +38,8 @@ def make_objective(example, dtype=torch.float64, vocabulary=512):
 
     objective = create_objective(example.options, model, load)
     objective.begin_run(RunFacts(records=64, epochs=8))
+    if (teacher := objective.stored_companion()) is not None:
+        objective.store(torch.randn(64, teacher.config.embed_dim, generator=torch.Generator().manual_seed(2)))
     return objective.to(dtype)
 
 

@@ -113,6 +113,17 @@ class Objective(nn.Module):
         Raises ConfigError for a run that the loss cannot be computed in.
         """
 
+    def stored_companion(self) -> TwoTower | None:
+        """The companion whose image features of all records are computed once, before the first step; None for none."""
+        return None
+
+    def store(self, features: Tensor) -> None:
+        """Take what ``stored_companion`` gave of each record's image, fp32 [records, E] on the CPU, as in evaluation.
+
+        Rows of images that cannot be read are not numbers; such records are never trained on.
+        """
+        raise NotImplementedError
+
     # --- the two halves -------------------------------------------------------------------------------------------------------
 
     def encode(self, batch: Batch, frozen: Any = None) -> Any:

@@ -8,10 +8,12 @@
                T and S [B, B] the softmax of the teacher's and of the student's scaled similarities of images to texts, T' and
                S' of texts to images, CE the mean over rows of - sum T log S: open_clip's DistillClipLoss.
 
-The teacher sees the very crop and the very tokens of the student, so it must take images of the same size and the same tokens. It
-is a companion: in evaluation mode, without gradient, not in the run's weights, hashed for resume, computed once a step however
-many micro-batches. Its features are computed live each step, not stored. Departures: CLIP-KD's other terms (masked features,
-gradients, interactive contrast) are not here; its published code applies M before the features have unit length, as we do.
+The teacher sees the very crop and the very tokens of the student, so it must take images of the same size and the same tokens.
+It is a companion: in evaluation mode, without gradient, not in the run's weights, hashed for resume, computed once a step
+however many micro-batches. With ``--distill-images stored`` its image tower instead sees each image once, whole, as in
+evaluation, before the first step; the features are kept on disk for further runs, and its texts are still computed live.
+Departures: CLIP-KD's other terms (masked features, gradients, interactive contrast) are not here; its published code applies M
+before the features have unit length, as we do.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class DistillConfig(ObjectiveOptions):
     """The teacher's weights: a tag of its architecture, a file or a folder."""
     distill_kind: Literal["feature", "relation"] = "feature"
     """What is learned: the teacher's features (CLIP-KD), or its similarities within a batch (open_clip's)."""
+    distill_images: Literal["live", "stored"] = "live"
+    """The teacher sees the student's own crop in every step, or each image once, as in evaluation: features kept on disk."""
     distill_weight: NotNegative | None = None
     """Weight beside the contrastive loss; without it, 2000 for features (CLIP-KD's) and 1 for relations (open_clip's)."""
 
@@ -71,6 +75,7 @@ class Distill(Objective):
         teacher = _load(config, load)
         _check_inputs(config, model.config, teacher.config)
         self.add_companion("teacher", teacher)
+        self._stored: Tensor | None = None
         self.weight = WEIGHTS[config.distill_kind] if config.distill_weight is None else config.distill_weight
         widths = model.config.embed_dim, teacher.config.embed_dim
         mapped = config.distill_kind == "feature" and widths[0] != widths[1]
@@ -78,19 +83,34 @@ class Distill(Objective):
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
-        """Features of the same width, of another, and of a ResNet; relations."""
+        """Features of the same width, of another, and of a ResNet; relations; stored features."""
         return (
             Example(DistillConfig(distill_model="tiny-test"), "tiny-test"),
             Example(DistillConfig(distill_model="tiny-test-wide"), "tiny-test"),
             Example(DistillConfig(distill_model="tiny-test"), "tiny-test-resnet"),
             Example(DistillConfig(distill_model="tiny-test-wide", distill_kind="relation"), "tiny-test"),
+            Example(DistillConfig(distill_model="tiny-test-wide", distill_images="stored"), "tiny-test"),
         )
 
-    def encode_frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The teacher's unit features [B, E] of the same crop and the same tokens."""
+    def stored_companion(self) -> TwoTower | None:
+        """The teacher, where its image features are stored."""
         teacher: Any = self.frozen()["teacher"]
-        image, text = teacher.image(batch.images[0]), teacher.text(batch.tokens[0], batch.lengths[0])
-        return unit(image.pooled), unit(text.pooled)
+        return teacher if self.config.distill_images == "stored" else None
+
+    def store(self, features: Tensor) -> None:
+        """Take the teacher's features of every record's image, fp32 [records, E]."""
+        self._stored = features
+
+    def encode_frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's unit features [B, E] of the same crop, or the stored ones of the image, and of the same tokens."""
+        teacher: Any = self.frozen()["teacher"]
+        text = teacher.text(batch.tokens[0], batch.lengths[0])
+        if self.config.distill_images == "live":
+            return unit(teacher.image(batch.images[0]).pooled), unit(text.pooled)
+        if self._stored is None:
+            raise ConfigError("no features of the teacher were stored; call store(features) before the first step.")
+        image = self._stored[batch.indices.to(self._stored.device)].to(text.pooled.device)
+        return unit(image.to(text.pooled.dtype)), unit(text.pooled)
 
     def encode(self, batch: Batch, frozen: Any = None) -> DistillFeatures:
         """Features of the first image view and the first text view, and the teacher's."""
@@ -170,10 +190,10 @@ def _check_inputs(config: DistillConfig, student: ModelConfig, teacher: ModelCon
     """Raise ConfigError unless the teacher takes the student's images and tokens as they are."""
     where = f"--distill-model {config.distill_model}" if config.distill_model else "--distill-pretrained"
     sizes = student.vision.image_size, teacher.vision.image_size
-    if sizes[0] != sizes[1]:
+    if sizes[0] != sizes[1] and config.distill_images == "live":
         raise ConfigError(
             f"{where}: the teacher takes images of {sizes[1]} pixels and {student.name} of {sizes[0]}; both see the same crop: "
-            f"give --force-image-size {sizes[1]}, or another teacher."
+            f"give --force-image-size {sizes[1]}, --distill-images stored, or another teacher."
         )
     ours, theirs = student.text, teacher.text
     names = "tokenizer", "vocab_size", "start_id", "end_id", "pad_id"

@@ -20,6 +20,7 @@ from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder, check_usable, use_labeled
+from diptych.image import EvalTransform
 from diptych.models import ModelConfig, TwoTower
 from diptych.objectives import OBJECTIVES, RunFacts, create_objective
 from diptych.registry import did_you_mean
@@ -29,7 +30,7 @@ from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, sa
 from diptych.train.contact_sheet import write_contact_sheet
 from diptych.train.first_checks import check_learning, check_other_captions, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
-from diptych.train.locked_features import check_cacheable, with_features
+from diptych.train.locked_features import check_cacheable, stored_features, with_features
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
 from diptych.train.optimizer import check_options
 from diptych.train.pipeline import Pipeline, build_pipeline
@@ -113,14 +114,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         _write_first_files(run, config, model.config, planned, pipeline)
     if run.state:
         _restore(step, run, device)
-    if config.model.cache_features:
-        check_cacheable(objective)
-        encoder = Encoder(
-            step.layout, tokenizer, pipeline.eval_transform, device, max(64, config.data.batch_size), config.data.workers,
-            precision, shared=data_world.size > 1,
-        )  # fmt: skip
-        source = with_features(pipeline.train_source, encoder, pipeline.wants)
-        pipeline = dataclasses.replace(pipeline, train_source=source)
+    pipeline = _with_features(config, pipeline, step)
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
     loader = pipeline.loader(start, data_world, device, config.pieces)
@@ -137,6 +131,28 @@ def _write_first_files(run: Run, config: TrainConfig, model: ModelConfig, planne
     weights.save_vocabulary(model, config.model.pretrained, run.folder)
     if run.state is None and not config.model.cache_features:
         write_contact_sheet(run.folder, planned, pipeline.wants)
+
+
+def _with_features(config: TrainConfig, pipeline: Pipeline, step: Step) -> Pipeline:
+    """The pipeline with what is computed of all images before the first step: by a locked tower, or by a teacher."""
+    layout, objective = step.layout, step.layout.objective
+
+    def encoder(model: TwoTower | Layout, transform: EvalTransform, shared: bool) -> Encoder:
+        size, workers = max(64, config.data.batch_size), config.data.workers
+        return Encoder(model, pipeline.tokenizer, transform, step.device, size, workers, step.precision, shared=shared)
+
+    companion = objective.stored_companion()
+    if companion is not None:
+        log.info("the teacher sees each image once, as in evaluation, and not the crop of the student")
+        transform = weights.eval_transform(companion.config)
+        own = encoder(companion, transform, shared=layout.world.size > 1)
+        objective.store(stored_features(pipeline.train_source, own))
+    if config.model.cache_features:
+        check_cacheable(objective)
+        own = encoder(layout, pipeline.eval_transform, shared=layout.size > 1)
+        source = with_features(pipeline.train_source, own, pipeline.wants)
+        pipeline = dataclasses.replace(pipeline, train_source=source)
+    return pipeline
 
 
 def _check_data(pipeline: Pipeline, world: World, device: Device) -> None:

@@ -1,4 +1,5 @@
-"""Training on a locked image tower: its features are computed once, before the first step, and batches carry them.
+"""Training on a locked image tower: its features are computed once, before the first step, and batches carry them; so are those
+of a teacher that sees each image once.
 
 Exact: a locked tower gives an image the same features every time, if it is cropped the same every time; so images are
 preprocessed as in evaluation. An image that cannot be read is a bad sample when its turn comes, like any other.
@@ -9,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from diptych import log
 from diptych.data import PRECOMPUTED_FEATURES, LeftOut, Source
@@ -84,6 +87,21 @@ def with_features(source: Source, encoder: Encoder, wants: Wants) -> FeatureSour
 
         features = image_features(encoder, source, indices, advance, unreadable=lambda error: None)
     return FeatureSource(source, features.numpy(), row)
+
+
+def stored_features(source: Source, encoder: Encoder) -> Tensor:
+    """Features fp32 [records, E], on the CPU, of each record's image, from the cache folder or computed and written there."""
+    indices, row = _distinct_images(source)
+    with encoder.evaluating(), log.progress("features of the teacher", len(indices)) as report:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            report(done)
+
+        features = image_features(encoder, source, indices, advance, unreadable=lambda error: None)
+    return features[torch.from_numpy(row)]
 
 
 def _distinct_images(source: Source) -> tuple[list[int], np.ndarray]:
