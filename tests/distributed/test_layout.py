@@ -25,7 +25,7 @@ from ._processes import run_in_processes
 
 LAYOUTS = {
     "replicated": ParallelOptions(),
-    **{name: ParallelOptions(sharding=name) for name in ("stage1", "stage2", "stage3")},
+    **{name: ParallelOptions(sharding=name) for name in ("stage1", "stage3")},
 }
 EXAMPLE = "siglip-1"
 TEXTS = [f"a photo of {'very ' * (number % 5)}thing number {number}" for number in range(17)]
