@@ -135,7 +135,7 @@ REFUSED = {
     "--use-bnb-linear SwitchBackLinearGlobal": "int8 layers are not here",
     "--horovod": "start the command with torchrun",
     "--remote-sync s3://b/p --remote-sync-protocol s3": "another program copies",
-    "--opt timm/adopt": "the optimizer is AdamW",
+    "--opt timm/adopt": "expected adamw, or one of timm/adamw, timm/lamb, timm/sgd, timm/muon",
     "--model roberta-ViT-B-32 --lock-text --lock-text-unlocked-layers 10": "unknown architecture 'roberta-ViT-B-32'",
     "--use-naflex --naflex-seq-lens 128 256": "NaFlex models are not here",
     "--fsdp --fsdp-offload-cpu": "shards stay on their devices",

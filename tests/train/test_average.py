@@ -11,23 +11,24 @@ from diptych import weights
 from diptych.commands import main
 from diptych.devices import get_device
 from diptych.distributed import process_group
+from diptych.distributed.mesh import ParallelOptions
 from diptych.distributed.parallel import parallelize
 from diptych.errors import ConfigError
 from diptych.train.average import WeightAverage, check_average
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 from tests.distributed._processes import run_in_processes
-from tests.distributed.sharded import ShardedLayout
 from tests.objectives.worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
 
 from .runs import assert_identical, run
 
 EMA = ("--ema", "0.9")
+LAYOUTS = {"replicated": ParallelOptions(), "sharded": ParallelOptions(sharding="stage2")}
 
 
-def make_step(example="clip-0", decay=0.9, warmup=False, layout=parallelize, dtype=torch.float64):
+def make_step(example="clip-0", decay=0.9, warmup=False, layout="replicated", dtype=torch.float64):
     device, world = get_device("cpu"), process_group.world_from_environment()
-    laid_out = layout(make_objective(EXAMPLES[example], dtype), device, world)
+    laid_out = parallelize(make_objective(EXAMPLES[example], dtype), device, world, LAYOUTS[layout])
     laid_out.train()
     optimizer = create_optimizer(laid_out.trainable(), laid_out.objective.model, OptimizerOptions(lr=1e-2), device)
     step = Step(laid_out, optimizer, device, "fp32")
@@ -155,12 +156,12 @@ def test_an_average_may_begin_or_end_where_a_run_resumes_and_that_is_said(pairs,
 
 
 def averaged(kind):
-    step = make_step("siglip-1", layout={"replicated": parallelize, "sharded": ShardedLayout}[kind])
+    step = make_step("siglip-1", layout=kind)
     list(take(step, range(3)))
     state = step.average.state()
     with step.average.applied():
         applied = arrays(step.layout.full_state())
-    again = make_step("siglip-1", layout={"replicated": parallelize, "sharded": ShardedLayout}[kind])
+    again = make_step("siglip-1", layout=kind)
     again.restore({**step.state(), "average": state})
     return arrays(state["averages"]), applied, arrays(again.average.whole())
 
