@@ -134,3 +134,13 @@ def test_a_process_that_others_wait_for_is_named():
     assert verdict({0: working, 1: replace(behind, phase_since=95.0)}, now, limit) == ""
     silent = replace(working, beat_since=89.0)
     assert verdict({0: working, 1: silent}, now, limit) == "rank 1 has not answered for 10 s; it was in: training step"
+
+
+@pytest.mark.slow
+def test_what_is_wrong_on_every_process_is_said_once(tmp_path):
+    pairs = write_jsonl(tmp_path / "data")
+    flags = argv(pairs, tmp_path / "a", "--sharding", "stage2", "--sharding-parallel-degree", "3")
+    run = started([*TORCHRUN, "-m", "diptych", "train", *flags], "said")
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode != 0
+    assert output.count("diptych: --sharding-parallel-degree 3: 2 processes are no whole number of groups of 3") == 1

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiptychError as error:
         if debug:
             raise
-        if not error.on_every_rank or os.environ.get("RANK", "0") == "0":
+        if _says(error):
             print(f"diptych: {error.line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
@@ -93,6 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("diptych: interrupted", file=sys.stderr)
         return 130
+
+
+def _says(error: DiptychError) -> bool:
+    """Whether this process is the one to say it: what is wrong on every process is said by one of them."""
+    if error.on_every_rank or "RANK" not in os.environ:
+        return os.environ.get("RANK", "0") == "0"
+    from diptych.distributed.process_group import first_to_say
+
+    return first_to_say(error.line)
 
 
 def overview() -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,17 @@ def own_store(limit: timedelta) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=limit)
     return dist.PrefixStore(f"diptych_attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def first_to_say(line: str) -> bool:
+    """Whether no other process of this attempt has said the same line yet; True where torchrun's store cannot be asked."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not _shares_store():
+        return True
+    digest = hashlib.sha256(line.encode("utf-8", "surrogateescape")).hexdigest()
+    try:
+        return own_store(timedelta(seconds=5)).add(f"said {digest}", 1) == 1
+    except (RuntimeError, KeyError, ValueError):
+        return True
 
 
 def _check_backend(backend: str) -> None:
