@@ -236,3 +236,23 @@ def test_a_last_validation_that_was_lost_is_made_up(pairs, tmp_path):
     (tmp_path / "a" / "results.json").unlink()  # as when the process was killed while it validated
     run(pairs, tmp_path / "a", "--resume", "latest", "--val-data", pairs)
     assert (tmp_path / "a" / "results.json").exists()
+
+
+def test_a_signal_or_the_clock_asks_for_a_checkpoint_and_the_run_goes_on(pairs, tmp_path):
+    folder = tmp_path / "a"
+    flags = argv(pairs, folder, "--max-steps", "100000", "--save-every-minutes", "0.05", "--keep-checkpoints", "0")
+    process = subprocess.Popen([sys.executable, "-m", "diptych", "train", *flags], stderr=subprocess.PIPE, text=True)
+
+    def wait_for_checkpoints(count):
+        deadline = time.time() + 90
+        while time.time() < deadline and len(checkpoint.steps(folder / "checkpoints")) < count:
+            time.sleep(0.05)
+        return len(checkpoint.steps(folder / "checkpoints"))
+
+    assert wait_for_checkpoints(1) >= 1  # after three seconds
+    before = len(checkpoint.steps(folder / "checkpoints"))
+    process.send_signal(signal.SIGUSR1)
+    assert wait_for_checkpoints(before + 1) > before
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert "stopped and saved" in err and "Traceback" not in err

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias, TypeVar
@@ -177,11 +177,16 @@ def first_not_none(value: Value | None, group: Group = None) -> Value | None:
 
 def any_rank(flag: bool, device: torch.device, group: Group = None) -> bool:
     """True everywhere when the flag is True anywhere: how ranks agree to stop at the same step."""
+    return any_ranks([flag], device, group)[0]
+
+
+def any_ranks(flags: Sequence[bool], device: torch.device, group: Group = None) -> list[bool]:
+    """Each flag as ``any_rank`` gives it, all in one collective."""
     if size(group) == 1:
-        return flag
-    raised = torch.tensor([int(flag)], device=device)
+        return list(flags)
+    raised = torch.tensor([int(flag) for flag in flags], device=device)
     dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=group)
-    return bool(raised.item())
+    return [bool(flag) for flag in raised.tolist()]
 
 
 def all_reduce_mean(value: Tensor, group: Group = None) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych import config
-from diptych.config import Count, Range, Share
+from diptych.config import Count, NotNegative, Range, Share
 from diptych.data import SourceOptions
 from diptych.distributed.mesh import ParallelOptions
 from diptych.errors import ConfigError
@@ -134,6 +134,8 @@ class OutputOptions:
     """A checkpoint after every epoch, whatever --save-frequency and --save-every-steps say."""
     save_every_steps: Count = 0
     """Steps between checkpoints; overrides --save-frequency."""
+    save_every_minutes: NotNegative = 0.0
+    """Minutes after which a checkpoint is written too, whatever else asks for one; 0 for none. SIGUSR1 asks for one at once."""
     keep_checkpoints: Count = 3
     """How many checkpoints to keep, newest first; 0 keeps all."""
     resume: str = ""

@@ -2,7 +2,7 @@
 
 ``train(config)`` trains, validates, saves, and leaves a run's folder behind. It names no loss, device, data format or
 parallel scheme: those were chosen by name when the job was prepared. Ctrl-C and SIGTERM end the step, save, and leave;
-a second Ctrl-C leaves at once.
+a second Ctrl-C leaves at once. SIGUSR1 saves, and the run goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,10 @@ from diptych import log
 from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.train.build import prepared
-from diptych.train.config import TrainConfig, with_texts
+from diptych.train.config import OutputOptions, TrainConfig, with_texts
 from diptych.train.job import Job
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ def train(config: TrainConfig) -> Outcome:
 
     A path among the options may be a text or any ``os.PathLike``.
     """
-    with prepared(with_texts(config)) as job, interruptible() as interrupted:
+    with prepared(with_texts(config)) as job, signaled() as asked:
         with log.progress("train", job.total_steps, job.first_step) as report:
             left = _steps_left(job)
-            done = _loop(job, config.output.stop_after, interrupted, report) if left else job.first_step
+            done = _loop(job, config.output, asked, report) if left else job.first_step
         if not left:
             job.make_up_validation(done)
         outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
@@ -65,8 +67,8 @@ def _steps_left(job: Job) -> bool:
     return job.first_step < job.total_steps
 
 
-def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], report: log.Report) -> int:
-    """Take steps until the end, an interrupt or ``stop_after`` steps; return how many were taken in all."""
+def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> int:
+    """Take steps until the end, an interrupt or --stop-after steps; return how many were taken in all."""
     done, before, clock = job.first_step, job.loader.options.start, Clock()
     for batches, position in job.batches():
         clock.got_data()
@@ -77,12 +79,14 @@ def _loop(job: Job, stop_after: int, interrupted: Callable[[], bool], report: lo
         done, before = done + 1, position
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.step.layout.size)
 
-        stopping = interrupted() or (stop_after > 0 and done - job.first_step >= stop_after)
-        stopping = process_group.any_rank(stopping, job.step.device.torch_device)
+        stopping = asked.to_stop or 0 < output.stop_after <= done - job.first_step
+        flags = [stopping, asked.to_save(output.save_every_minutes)]
+        stopping, saving = process_group.any_ranks(flags, job.step.device.torch_device)
         if job.events.log(done):
             report(done, job.record(done, position, result, clock.read()))
-        if job.events.save(done) or stopping or done == job.total_steps:
+        if job.events.save(done) or saving or stopping or done == job.total_steps:
             job.save(done, position)
+            asked.saved()
         if job.events.validate(done):  # after saving: an error in validation costs no step
             job.validate(done, position)
         if stopping or done == job.total_steps:
@@ -127,25 +131,48 @@ class Clock:
         return figures
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; a second Ctrl-C interrupts at once.
+class Asked:
+    """What signals have asked for: to stop, or to save now; and since when nothing was saved."""
 
-    A second SIGTERM does not: clusters and torchrun send it to a process more than once.
-    """
-    asked = threading.Event()
+    def __init__(self) -> None:
+        self._stop, self._save = threading.Event(), threading.Event()
+        self._since = time.monotonic()
 
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+    @property
+    def to_stop(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came."""
+        return self._stop.is_set()
+
+    def to_save(self, minutes: float) -> bool:
+        """Whether SIGUSR1 came since the last checkpoint, or so many minutes went by (0: any number)."""
+        return self._save.is_set() or 0 < 60 * minutes <= time.monotonic() - self._since
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._save.clear()
+        self._since = time.monotonic()
+
+    def ask(self, number: int, frame: object) -> None:
+        """Handle a signal. A second Ctrl-C interrupts at once; a second SIGTERM does not: clusters send several."""
+        if number not in ENDING:
+            self._save.set()
+        elif self.to_stop and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        else:
+            self._stop.set()
 
+
+@contextlib.contextmanager
+def signaled() -> Iterator[Asked]:
+    """Turn Ctrl-C, SIGTERM and SIGUSR1 into questions that the loop asks between steps."""
+    asked = Asked()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield asked
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [*ENDING, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+    before = {number: signal.signal(number, asked.ask) for number in numbers}
     try:
-        yield asked.is_set
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
