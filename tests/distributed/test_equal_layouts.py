@@ -13,6 +13,7 @@ from diptych.distributed import process_group
 from diptych.distributed._full_state import full
 from diptych.distributed.mesh import ParallelOptions
 from diptych.distributed.parallel import parallelize
+from diptych.errors import ConfigError
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 from tests.objectives.worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
@@ -39,17 +40,31 @@ CASES = {
     "micro-batches": {"parts": 2},
     "clipped": {"clip": 0.05, "parts": 2},
     "frozen image tower": {"lock": True, "parts": 2},
+    "lamb": {"optimizer": "lamb", "parts": 2},
+    "sgd": {"optimizer": "sgd", "parts": 2},
 }
 
 
-def trained(example, options, parts=1, clip=0.0, lock=False):
+def refused_muon():
+    """What is said of matrices in parts, by layout."""
+    messages = []
+    for options in (TWO["stage2"], TWO["tensor"]):
+        with pytest.raises(ConfigError, match="--optimizer muon takes products of whole matrices") as error:
+            trained("clip-0", options, optimizer="muon")
+        messages.append(str(error.value))
+    return messages
+
+
+def trained(example, options, parts=1, clip=0.0, lock=False, optimizer="adamw"):
     """Losses of five steps, the last gradients and the weights after them, whole, as arrays."""
     device, world = get_device("cpu"), process_group.world_from_environment()
     objective = make_objective(EXAMPLES[example])
     objective.model.lock(image=lock)
     layout = parallelize(objective, device, world, options)
     layout.train()
-    optimizer = create_optimizer(layout.trainable(), objective.model, OptimizerOptions(lr=1e-3), device)
+    optimizer = create_optimizer(
+        layout.trainable(), objective.model, OptimizerOptions(lr=1e-3, optimizer=optimizer), device
+    )
     step, losses = Step(layout, optimizer, device, "fp32", clip), []
     for number in range(5):
         result = step(pieces_of(own_rows(batch_for(objective, 8, seed=number), layout.data_world), parts))
@@ -91,6 +106,10 @@ def check(processes, layouts, quick=False):
 
 def test_two_processes_equal_one():
     check(2, {name: TWO[name] for name in ("stage1", "stage3", "tensor")}, quick=True)
+
+
+def test_an_optimizer_that_needs_whole_matrices_is_refused():
+    assert len(run_in_processes(2, refused_muon)[0]) == 2
 
 
 @pytest.mark.slow

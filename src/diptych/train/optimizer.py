@@ -121,6 +121,11 @@ def create_optimizer(
         raise ConfigError("every parameter is locked; leave something to train.")
     rates, excluded = _all_rates(named, model, options), _excluded(named, model, options.wd_exclude)
     hidden = hidden_matrices(model) if options.optimizer == "muon" else set()
+    if any(id(item) in hidden and is_sharded(item) for _, item in named):
+        raise ConfigError(
+            "--optimizer muon takes products of whole matrices in bf16, whose sums over parts would depend on the layout; take "
+            "lamb or adamw, or leave --sharding and --tensor-parallel-degree out."
+        )
     groups: dict[tuple[float, float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         lr, wd = rates.get(name, (options.lr, options.wd))
