@@ -33,7 +33,7 @@ def train(cell: Cell, data: Path, folder: Path) -> Path:
     if not (run / "model.safetensors").is_file():
         pairs = str(data / "flickr8k" / "captions.jsonl")
         command = [sys.executable, "-m", "diptych", "train", "--train-data", pairs, "--train-split", "train"]
-        subprocess.run([*command, *cell.flags(folder), "--output", str(run)], check=True)
+        subprocess.run([*command, *cell.flags(folder), "--resume", "auto", "--output", str(run)], check=True)
     return run / "model.safetensors"
 
 
