@@ -132,6 +132,7 @@ def test_a_process_that_others_wait_for_is_named():
         "rank 1 has been in one phase for 10 s, and others wait for it: loading data"
     )
     assert verdict({0: working, 1: replace(behind, phase_since=95.0)}, now, limit) == ""
+    assert verdict({0: working, 1: replace(behind, beat_since=91.0)}, now, limit) == ""  # it may be stopped
     silent = replace(working, beat_since=89.0)
     assert verdict({0: working, 1: silent}, now, limit) == "rank 1 has not answered for 10 s; it was in: training step"
 

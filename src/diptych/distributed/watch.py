@@ -47,7 +47,8 @@ def verdict(others: dict[int, Seen], now: float, limit: float) -> str:
             return f"rank {rank} has not answered for {limit:g} s; it was in: {seen.phase}"
     latest = max(seen.phases for seen in others.values())
     for rank, seen in others.items():
-        if seen.phases < latest and now - seen.phase_since > limit:
+        lives = now - seen.beat_since < limit / 2  # one that does not is named for that, a little later
+        if lives and seen.phases < latest and now - seen.phase_since > limit:
             return f"rank {rank} has been in one phase for {limit:g} s, and others wait for it: {seen.phase}"
     return ""
 
