@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from diptych import weights
@@ -54,3 +56,9 @@ def test_the_classifier_is_one_linear_layer_that_the_result_does_not_have(world)
     flags = "--objective superclip --model tiny-test --batch-size 4 --epochs 1 --workers 0 --device cpu --output runs/s"
     assert main(["train", "--train-data", "photos.csv", *flags.split()]) == 0
     assert weights.load("runs/s").state_dict().keys() == create_model("tiny-test").state_dict().keys()
+
+
+def test_the_table_is_what_the_committed_cells_say():
+    script = ROOT / "benchmarks" / "objectives" / "table.py"
+    result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
