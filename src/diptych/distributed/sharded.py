@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,7 +27,7 @@ from torch.distributed.fsdp import fully_shard
 from diptych.devices import Device
 from diptych.distributed.layout import Layout
 from diptych.distributed.mesh import ParallelOptions, degrees_of
-from diptych.distributed.process_group import World, all_reduce_mean
+from diptych.distributed.process_group import World, all_reduce_mean, broadcast
 from diptych.distributed.tensor_parallel import local, split_tower
 
 NAMES = ("replicate", "shard", "tensor")
@@ -93,7 +92,7 @@ class ShardedLayout(Layout):
         statistics = self._statistics()
         if statistics:
             joined = _joined(statistics)
-            dist.broadcast(joined, src=dist.get_global_rank(self.group, 0) if self.group else 0, group=self.group)
+            broadcast([joined], self.group)
             _replace(statistics, joined)
 
     def _statistics(self) -> list[Tensor]:

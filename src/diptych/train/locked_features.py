@@ -76,23 +76,20 @@ def with_features(source: Source, encoder: Encoder, wants: Wants) -> FeatureSour
             f"--cache-features computes a single feature of each image, but this objective wants the image views "
             f"{', '.join(wants.images) or 'of none'}; leave --cache-features out."
         )
-    indices, row = _distinct_images(source)
-    with encoder.evaluating(), log.progress("features of the locked tower", len(indices)) as report:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            report(done)
-
-        features = image_features(encoder, source, indices, advance, unreadable=lambda error: None)
+    features, row = _computed(source, encoder, "features of the locked tower")
     return FeatureSource(source, features.numpy(), row)
 
 
 def stored_features(source: Source, encoder: Encoder) -> Tensor:
     """Features fp32 [records, E], on the CPU, of each record's image, from the cache folder or computed and written there."""
+    features, row = _computed(source, encoder, "features of the teacher")
+    return features[torch.from_numpy(row)]
+
+
+def _computed(source: Source, encoder: Encoder, title: str) -> tuple[Tensor, np.ndarray]:
+    """Features of each distinct image, and for every record the row of its image; ``title`` is shown while it lasts."""
     indices, row = _distinct_images(source)
-    with encoder.evaluating(), log.progress("features of the teacher", len(indices)) as report:
+    with encoder.evaluating(), log.progress(title, len(indices)) as report:
         done = 0
 
         def advance(count: int) -> None:
@@ -101,7 +98,7 @@ def stored_features(source: Source, encoder: Encoder) -> Tensor:
             report(done)
 
         features = image_features(encoder, source, indices, advance, unreadable=lambda error: None)
-    return features[torch.from_numpy(row)]
+    return features, row
 
 
 def _distinct_images(source: Source) -> tuple[list[int], np.ndarray]:
