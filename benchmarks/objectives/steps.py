@@ -25,7 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from arms import ARMS, STEP_TIMES
 
+import diptych
 import diptych.train.config as train_config
+from diptych.models import create_model
 from diptych.train.build import prepared
 
 OBJECTIVES = ("siglip", "superclip", "fastclip", "filip", "slip", "distill", "declip", "defilip")
@@ -34,11 +36,20 @@ ROUNDS, WARM, BATCHES = 12, 2, 4
 COMMON = "--batch-size 64 --workers 0 --device cpu --max-steps 1000"
 
 
+def teacher(tower: str, folder: Path) -> Path:
+    """A file of new weights: a teacher costs the same whatever it knows."""
+    target = folder / f"{tower}.safetensors"
+    diptych.save(target, create_model(tower, device="cpu"))
+    return target
+
+
 @contextlib.contextmanager
 def stepper(objective: str, tower: str, data: Path, folder: Path) -> Iterator[Callable[[], float]]:
     """A call that takes one step of an objective and gives its seconds."""
     pairs = str(data / "flickr8k" / "captions.jsonl")
-    own = {**ARMS, "distill": f"--objective distill --distill-model {tower}"}[objective].split()
+    own = ARMS[objective].split()
+    if objective == "distill":
+        own += ["--distill-model", str(teacher(tower, folder))]
     flags = ["--train-data", pairs, "--train-split", "train", "--model", tower, *COMMON.split(), *own]
     config = train_config.read([*flags, "--output", str(folder / f"{objective}-{tower}")], program="steps")
     with prepared(config) as job:
