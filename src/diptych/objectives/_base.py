@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError
 from diptych.models import ModelNeeds, TwoTower
+from diptych.objectives._unused import unreached, zero_of
 from diptych.types import Batch, Encoded, Pairs, Terms, Wants
 
 LoadModel = Callable[..., TwoTower]
@@ -153,6 +154,13 @@ class Objective(nn.Module):
         """Terms of a batch made as ``validation_wants`` asks, in evaluation mode; changes no state."""
         return self.compare(self.encode(batch, self.encode_frozen(batch)), pairs_of([batch]))
 
+    def token_maps(self) -> str:
+        """Name of the submodule of two linear layers (``image``, ``text``) that tokens are compared by; empty: there is none.
+
+        A run writes them beside its weights, so that ``diptych evaluate --token-maps`` can score by tokens.
+        """
+        return ""
+
     # --- frozen companions ----------------------------------------------------------------------------------------------------
 
     def add_companion(self, name: str, module: nn.Module) -> nn.Module:
@@ -214,16 +222,16 @@ class Objective(nn.Module):
         features = [item for item in self.encode(batch, frozen) if differentiable(item)]
         # d/dx of sum(x * g) is g: the backward pass of this sum gives every feature its cached gradient.
         sums = [(item * own).sum() for item, own in zip(features, gradients, strict=True) if own is not None]
-        return torch.stack([*sums, self._touch(features[0])]).sum()
-
-    def _touch(self, like: Tensor) -> Tensor:
-        """A zero that depends on what ``compare`` uses, so that replicas see a gradient of it in every synchronized pass."""
-        zeros = [item.sum() * 0 for item in self.compare_parameters()]
-        return torch.stack([zero.to(like.dtype) for zero in zeros]).sum() if zeros else like.new_zeros(())
+        # The last of these passes is the one in which replicas join the gradients of what ``compare`` uses too.
+        return torch.stack([*sums, zero_of(self.compare_parameters()).to(features[0])]).sum()
 
     def _touched(self, terms: Terms) -> Terms:
+        """The terms, with a zero gradient for what ``compare`` was to use and did not, such as a head without any input."""
+        unused = unreached(list(terms.losses.values()), self.compare_parameters())
+        if not unused:
+            return terms
         name, first = next(iter(terms.losses.items()))
-        return terms._replace(losses={**terms.losses, name: first + self._touch(first)})
+        return terms._replace(losses={**terms.losses, name: first + zero_of(unused).to(first)})
 
 
 def _encode_image(objective: Objective, images: Tensor) -> Tensor:
