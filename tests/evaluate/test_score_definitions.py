@@ -164,12 +164,12 @@ def test_chance_of_more_captions_than_there_are_is_an_error():
 def test_the_best_of_many_candidates_are_those_of_a_full_sort_ties_included(k):
     generator = np.random.default_rng(0)
     scores = torch.tensor(generator.integers(0, 6, (50, 40)), dtype=torch.float64)  # full of ties across the k-th
-    values, indices = _scores._best(scores.clone(), k)
+    values, indices = _scores.best_columns(scores.clone(), k)
     expected = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :k]
     assert np.array_equal(indices.numpy(), expected)
     assert np.array_equal(values.numpy(), np.take_along_axis(scores.numpy(), expected, 1))
     distinct = torch.tensor(generator.permuted(np.tile(np.arange(40.0), (50, 1)), axis=1))
-    values, indices = _scores._best(distinct, k)
+    values, indices = _scores.best_columns(distinct, k)
     assert torch.equal(values, torch.arange(39.0, 39 - k, -1, dtype=torch.float64).expand(50, k))
     assert torch.equal(distinct.gather(1, indices), values)
 

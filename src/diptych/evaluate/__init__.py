@@ -19,10 +19,12 @@ from diptych.evaluate._labeled import ClassFolder, LabeledImages, ProbeData, cla
 from diptych.evaluate._prompts import class_set, load_templates
 from diptych.evaluate._result import Result
 from diptych.evaluate._scores import chance, retrieval_scores, top_k
+from diptych.evaluate._token_maps import TOKEN_MAPS_FILE, write_token_maps
 from diptych.evaluate._usable import TRIED, check_usable, use_labeled, use_pair
 
 __all__ = [
     "EVALUATORS",
+    "TOKEN_MAPS_FILE",
     "TRIED",
     "AnyEvaluator",
     "ClassFolder",
@@ -52,4 +54,5 @@ __all__ = [
     "top_k",
     "use_labeled",
     "use_pair",
+    "write_token_maps",
 ]

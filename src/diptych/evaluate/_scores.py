@@ -137,13 +137,13 @@ def top_k(queries: Tensor, candidates: Tensor, k: int, chunk: int = 0) -> tuple[
     values, indices = [queries.new_zeros((0, k))], [torch.zeros((0, k), dtype=torch.int64, device=queries.device)]
     for begin in range(0, len(queries), chunk):
         scores = _products(queries[begin : begin + chunk], candidates)
-        best, columns = _best(scores, k)
+        best, columns = best_columns(scores, k)
         values.append(best)
         indices.append(columns)
     return torch.cat(values), torch.cat(indices)
 
 
-def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def best_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of each row in the order of the ranks: a full sort only for rows that tie across the k-th column."""
     if 4 * k >= scores.shape[1]:
         ordered = scores.sort(dim=1, descending=True, stable=True)

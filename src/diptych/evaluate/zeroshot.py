@@ -27,7 +27,8 @@ from diptych.evaluate._labeled import LabeledImages
 from diptych.evaluate._prompts import load_templates
 from diptych.evaluate._readable import BadImages, labels_of
 from diptych.evaluate._result import Result
-from diptych.evaluate._scores import top_k
+from diptych.evaluate._scores import best_columns, top_k
+from diptych.evaluate._token_wise import TokenRule, token_encoder
 
 DEFAULT_TEMPLATES = "openai80"
 MISTAKES = 12  # rows of the drawings
@@ -41,6 +42,10 @@ class ZeroshotOptions:
     """Prompts: openai80 (prompt80), openai7, prompt8, prompt6, simple, cc, or a text file; empty: templates.txt, or openai80."""
     labels: str = ""
     """Class names: imagenet, or a text file, one per line in the folders' order; empty: labels.txt, or the folders' names."""
+    token_maps: str = ""
+    """Score by tokens, as FILIP: the folder of a filip run, or its token_maps.safetensors. Empty: by pooled features."""
+    token_rule: TokenRule = "masked"
+    """Words of --token-maps: real tokens alone, or with padding and norms as the DeCLIP benchmark's code has them."""
     clean_names: bool = False
     """Words of class names as files spell them: AnnualCrop is "annual crop", 001.Black_footed_Albatross without its number."""
 
@@ -127,11 +132,16 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
             )
         advance = counting(progress, len(labels) + len(names) * len(templates))
         with encoder.evaluating():
-            vectors = build_classifier(encoder, names, templates, advance)
-            images, rows = bad.encoded(lambda unreadable: encoder.images(source, indices, advance, unreadable))
+            if options.token_maps:
+                scorer = token_encoder(encoder, options.token_maps, names, templates, options.token_rule)
+                advance(len(names) * len(templates))
+            else:
+                scorer, vectors = encoder, build_classifier(encoder, names, templates, advance)
+            images, rows = bad.encoded(lambda unreadable: scorer.images(source, indices, advance, unreadable))
         lost = bad.finish(len(source) - len(rows), len(source))
         labels, indices = labels[rows], [indices[row] for row in rows.tolist()]
-        scores, answers = (item.cpu() for item in top_k(images, vectors, 5))
+        best = best_columns(images, 5) if options.token_maps else top_k(images, vectors, 5)
+        scores, answers = (item.cpu() for item in best)
         return ZeroshotResult(
             name=source.name,
             count={"images": len(labels), "classes": len(names), "templates": len(templates), **lost},

@@ -96,6 +96,10 @@ class Defilip(DeclipTerms):
             fields.update(zip(names, tokens, strict=True))
         return fields
 
+    def token_maps(self) -> str:
+        """Tokens are compared by ``maps``."""
+        return "maps"
+
     def compare_parameters(self) -> list[nn.Parameter]:
         """Both scales, and SimSiam's heads."""
         return [*super().compare_parameters(), self.logit_scale_dense]

@@ -121,6 +121,10 @@ class Filip(Objective):
         padded = whole_context(ids, text.context_length, text.pad_id)
         return self.model.text(padded, batch.lengths[0], return_tokens=True, seeds=view_seeds(batch, 0))
 
+    def token_maps(self) -> str:
+        """Tokens are compared by ``maps``."""
+        return "maps"
+
     def compare_parameters(self) -> list[nn.Parameter]:
         """Both scales."""
         return [*super().compare_parameters(), self.logit_scale_dense]

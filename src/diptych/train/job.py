@@ -18,6 +18,7 @@ from diptych.distributed import checkpoint, process_group, watch
 from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
 from diptych.errors import NonFiniteError
+from diptych.evaluate import TOKEN_MAPS_FILE, write_token_maps
 from diptych.train.average import AVERAGE_FILE
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, exported
@@ -219,6 +220,15 @@ class Job:
             config = self.step.layout.objective.model.config
             weights.save_state(self.run.folder / name, config, exported(self.changes, state), {"steps": str(done)})
 
+    def _write_token_maps(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Beside the weights ``state``, where the objective compares tokens. A collective."""
+        layout = self.step.layout
+        name = layout.objective.token_maps()
+        if name:
+            whole = {key.removeprefix(f"{name}."): item for key, item in layout.full_state().items()}
+            if self.world.main:
+                write_token_maps(self.run.folder / TOKEN_MAPS_FILE, whole, exported(self.changes, state))
+
     def finish(self, done: int) -> None:
         """Write the final weights, and their average beside; the architecture and preprocessing are in their metadata."""
         watch.phase("writing the weights")
@@ -226,6 +236,7 @@ class Job:
         state = layout.model_state()  # a collective
         self._check_finite(done, state)
         self._write_weights(weights.WEIGHT_FILE, done, state)
+        self._write_token_maps(state)
         if self.step.average is not None:
             with self.step.average.applied():
                 self._write_weights(AVERAGE_FILE, done, layout.model_state())
