@@ -7,6 +7,8 @@ synchronized form). Which layouts there are, and every combination of clipping a
 ``test_equal_layouts``.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -25,13 +27,15 @@ FOUR_OF_OBJECTIVES = {name: FOUR[name] for name in ("replicas of shards", "tenso
 
 
 def every_example(layouts, examples, cases, dtype="float64"):
-    """Results by layout, example and number of the case."""
-    return {
-        (layout, example, number): trained(example, options, **case, dtype=getattr(torch, dtype))
-        for layout, options in layouts.items()
-        for example in examples
-        for number, case in enumerate(cases)
-    }
+    """Results by layout, example and number of the case; a warning of torch's is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return {
+            (layout, example, number): trained(example, options, **case, dtype=getattr(torch, dtype))
+            for layout, options in layouts.items()
+            for example in examples
+            for number, case in enumerate(cases)
+        }
 
 
 def check(processes, layouts, examples, cases):
