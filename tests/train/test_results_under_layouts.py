@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,7 @@ def run(*command):
 def data(tmp_path_factory):
     """Pairs of which some images and captions are equal, so that they tie, and five labeled images."""
     folder = tmp_path_factory.mktemp("data")
-    rows = [json.loads(line) for line in open(write_jsonl(folder)).read().splitlines()]
+    rows = [json.loads(line) for line in Path(write_jsonl(folder)).read_text().splitlines()]
     for number in (7, 12, 20):
         shutil.copy(folder / "img" / "03.png", folder / "img" / f"{number:02d}.png")
         rows[number]["captions"] = rows[number - 1]["captions"] + rows[3]["captions"]

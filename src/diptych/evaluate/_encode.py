@@ -179,9 +179,8 @@ class Encoder:
             raise ConfigError("no caption to encode.")
         every = [self.tokenizer.encode(caption) for caption in captions]
         names = [(item.ids.tobytes(), item.length) for item in every]
-        first = {name: number for number, name in reversed(list(enumerate(names)))}
-        distinct = {number: position for position, number in enumerate(sorted(first.values()))}
-        encoded = [every[number] for number in distinct]
+        distinct = dict(zip(names, every, strict=True))
+        encoded = list(distinct.values())
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
         if len(encoded) < len(every):
             advance(len(every) - len(encoded))
@@ -193,8 +192,8 @@ class Encoder:
         features = self.together(len(order), encode, advance)
         original = torch.empty(len(order), dtype=torch.int64)
         original[torch.tensor(order)] = torch.arange(len(order))
-        rows = original[torch.tensor([distinct[first[name]] for name in names])]
-        return features[rows.to(features.device)]
+        numbers = {name: number for number, name in enumerate(distinct)}
+        return features[original[[numbers[name] for name in names]].to(features.device)]
 
     def _texts(self, ids: Sequence[np.ndarray], lengths: Sequence[int], advance: Advance) -> Tensor:
         features = []
