@@ -136,3 +136,22 @@ def test_sigterm_in_the_middle_of_an_evaluation_ends_well(tmp_path):
     assert run.returncode == 0, output[-2000:]
     assert output.count("stopped and saved at 3/100000 steps") == 1 and "[rank" not in output
     assert (folder / "checkpoints" / "step_00000003.pt").exists() and (folder / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "flags"),
+    [
+        (2, "--sharding stage3 --grad-checkpointing --micro-batch 2"),
+        (2, "--model tiny-test-resnet --sharding stage2 --sync-batchnorm"),
+        (4, "--sharding stage2 --tensor-parallel-degree 2 --grad-clip-norm 1"),
+    ],
+)
+def test_nothing_of_torchs_is_on_the_terminal(tmp_path, processes, flags):
+    pairs = write_jsonl(tmp_path / "data")
+    command = [str(processes) if item == "2" and TRAIN[number - 1] == "--nproc_per_node" else item
+               for number, item in enumerate(TRAIN)]  # fmt: skip
+    more = ["--max-steps", "3", "--save-every-steps", "2", "--val-data", pairs, *flags.split()]
+    run = started([*command, *argv(pairs, tmp_path / "a", *more)], "quiet")
+    output, _ = run.communicate(timeout=LIMIT)
+    assert run.returncode == 0, output[-2000:]
+    assert not re.findall(r"^.*(?:Warning|\[rank|torch/).*$|^[WE]\d{4} .*$", output, re.MULTILINE)
