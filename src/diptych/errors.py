@@ -8,6 +8,7 @@
     ├── WeightsError              a weight file: its format, its shapes, its safety
     ├── DeviceError               an accelerator or its plug-in
     ├── DistributedError          ranks that do not agree, an impossible split
+    │   └── PeerLostError         exit code 1: another process has ended, and this one cannot go on
     ├── OutputError               what was to be written: a full disk, a folder that may not be written
     ├── ServeError                a request that cannot be answered
     └── NonFiniteError            exit code 1: training came to numbers that are not finite
@@ -66,6 +67,12 @@ class DeviceError(DiptychError):
 
 class DistributedError(DiptychError):
     """Processes disagree, or cannot be arranged as asked."""
+
+
+class PeerLostError(DistributedError):
+    """Another process of the group has ended; what it said is the cause, so this is printed only where nobody said anything."""
+
+    exit_code = 1
 
 
 class OutputError(DiptychError):

@@ -7,6 +7,7 @@ with a head.
 
 import numpy as np
 import pytest
+import torch
 
 from diptych.devices import get_device
 from diptych.distributed import process_group
@@ -55,19 +56,25 @@ def refused_muon():
     return messages
 
 
-def trained(example, options, parts=1, clip=0.0, lock=False, optimizer="adamw"):
-    """Losses of five steps, the last gradients and the weights after them, whole, as arrays."""
+def trained(example, options, *, dtype=torch.float64, steps=5, checkpointing=False, **case):
+    """Losses of the steps, the last gradients and the weights after them, whole, as arrays."""
     device, world = get_device("cpu"), process_group.world_from_environment()
-    objective = make_objective(EXAMPLES[example])
-    objective.model.lock(image=lock)
+    objective = make_objective(EXAMPLES[example], dtype)
+    objective.model.lock(image=case.get("lock", False))
+    for tower in (objective.model.image, objective.model.text):
+        tower.checkpoint_activations(checkpointing)
     layout = parallelize(objective, device, world, options)
     layout.train()
+    for module in objective.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
     optimizer = create_optimizer(
-        layout.trainable(), objective.model, OptimizerOptions(lr=1e-3, optimizer=optimizer), device
+        layout.trainable(), objective.model, OptimizerOptions(lr=1e-3, optimizer=case.get("optimizer", "adamw")), device
     )
-    step, losses = Step(layout, optimizer, device, "fp32", clip), []
-    for number in range(5):
-        result = step(pieces_of(own_rows(batch_for(objective, 8, seed=number), layout.data_world), parts))
+    step, losses = Step(layout, optimizer, device, "fp32", case.get("clip", 0.0)), []
+    for number in range(steps):
+        share = own_rows(batch_for(objective, 8, seed=number), layout.data_world)
+        result = step(pieces_of(share, case.get("parts", 1)))
         losses.append(process_group.all_reduce_mean(result.loss.double(), layout.group).item())
     gradients = {name: full(item.grad) for name, item in layout.trainable()}
     states = ({key: item.numpy().copy() for key, item in part.items()} for part in (gradients, layout.full_state()))

@@ -75,14 +75,15 @@ def test_a_killed_process_changes_nothing(tmp_path, rank):
     flags = ["--max-steps", "24", "--save-every-steps", "4", "--keep-checkpoints", "0", "--resume", "auto"]
     train = [*TORCHRUN, "--max-restarts", "2", "-m", "diptych", "train"]
     whole = started([*train, *argv(pairs, tmp_path / "whole", *flags)], f"whole{rank}")
-    output, _ = whole.communicate(timeout=300)
+    output, _ = whole.communicate(timeout=600)
     assert whole.returncode == 0, output[-2000:]
     folder, mark = tmp_path / "killed", f"killed{rank}"
     killed = started([*train, *argv(pairs, folder, *flags)], mark)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(losses(folder)) >= 10)
     os.kill(process_of_rank(rank, mark), signal.SIGKILL)
-    output, _ = killed.communicate(timeout=300)
+    output, _ = killed.communicate(timeout=600)
     assert killed.returncode == 0, output[-2000:]
+    assert "[rank" not in output  # no traceback of the process that was left
     assert_identical(folder, tmp_path / "whole")
     assert losses(folder) == losses(tmp_path / "whole")  # each step once
 
@@ -92,7 +93,7 @@ def test_twenty_failed_starts_in_a_row_do_not_hang(tmp_path):
     script = tmp_path / "join.py"
     script.write_text(JOIN_AT_LAST)
     process = started([*TORCHRUN, "--max-restarts", "20", str(script)], "starts")
-    output, _ = process.communicate(timeout=600)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0 and output.count("joined 2") == 2, output[-2000:]
 
 
@@ -117,7 +118,7 @@ def test_a_stopped_process_is_named_with_its_phase(tmp_path, rank):
         lines[0],
     )
     os.kill(stopped, signal.SIGKILL)
-    rest, _ = run.communicate(timeout=120)
+    rest, _ = run.communicate(timeout=300)
     assert run.returncode != 0 and "has not answered" not in rest
     stacks = (folder / f"stacks.rank{1 - rank}.txt").read_text()
     assert f"rank {rank} has not answered" in stacks and "Thread 0x" in stacks
@@ -142,6 +143,6 @@ def test_what_is_wrong_on_every_process_is_said_once(tmp_path):
     pairs = write_jsonl(tmp_path / "data")
     flags = argv(pairs, tmp_path / "a", "--sharding", "stage2", "--sharding-parallel-degree", "3")
     run = started([*TORCHRUN, "-m", "diptych", "train", *flags], "said")
-    output, _ = run.communicate(timeout=120)
+    output, _ = run.communicate(timeout=300)
     assert run.returncode != 0
     assert output.count("diptych: --sharding-parallel-degree 3: 2 processes are no whole number of groups of 3") == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diptych.distributed import process_group
-from diptych.errors import DistributedError
+from diptych.errors import DistributedError, PeerLostError
 
 from ._processes import run_in_processes
 
@@ -37,3 +37,22 @@ def _talk() -> tuple[float, str, bool, bool]:
 
 def test_two_processes_agree():
     assert run_in_processes(2, _talk) == [(0.5, "from 0", True, True), (0.5, "from 0", True, False)]
+
+
+def _left_alone():
+    """What the first process gets when the second leaves in the middle of its exchanges."""
+    if process_group.rank() == 1:
+        process_group.stop()
+        return ""
+    try:
+        with process_group.naming_lost_peers():
+            process_group.all_reduce_mean(torch.ones(8))
+    except PeerLostError as error:
+        return error.line
+    return "nothing"
+
+
+def test_a_lost_process_is_one_line():
+    line, _ = run_in_processes(2, _left_alone)
+    assert line.startswith("an exchange with the other processes failed (")
+    assert line.endswith("): one of them has ended; continue with --resume auto.")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from diptych.errors import ConfigError
 from diptych.evaluate import chance, retrieval_scores, top_k
+from diptych.evaluate._scores import ranks
 
 
 def reference(scores: np.ndarray, owner: np.ndarray) -> dict[str, float]:
@@ -188,3 +189,18 @@ def test_chance_never_passes_one_and_paired_is_k_over_rows():
     assert chance(200, 1000, protocol="paired")["image_to_text_R@5"] == pytest.approx(5 / 1000)
     with pytest.raises(ConfigError):
         chance(3, 3, 4)
+
+
+@pytest.mark.parametrize("count", [11, 17, 67])
+def test_equal_candidates_tie_wherever_they_stand(count):
+    """A product of many columns ends in a kernel of another width, which may round otherwise: seen with fp32 on CPUs."""
+    torch.manual_seed(0)
+    features, queries = torch.randn(count, 512), torch.randn(17, 512)
+    features[[count // 2, count - 1]] = features[0].clone()
+    own = [torch.full((17, 1), position) for position in (0, count // 2, count - 1)]
+    first, second, third = (ranks(queries, features, item, chunk=1) for item in own)
+    assert torch.equal(second, first + 1) and torch.equal(third, first + 2)
+    again = torch.arange(count).flip(0)
+    assert torch.equal(
+        ranks(queries, features, own[0], columns=again, chunk=1), first
+    )  # position 0 is the last, equal to the first

@@ -44,7 +44,7 @@ def test_features_stay_in_order_though_captions_are_sorted_by_length():
 def test_records_of_an_image_are_merged_and_an_image_is_encoded_once():
     rows = [record(name, f"{word} {name}", key=f"{name}{word}", group=name) for word in ("a", "one") for name in COLORS]
     model = Model()
-    result = evaluate(Source(rows), model, batch_size=4)
+    result = evaluate(Source(rows), model, batch_size=5)
     assert result.count == {"images": 10, "texts": 20} and result.metrics["r_mean"] == 1.0
     assert sum(count for count, _ in model.batches) == 10
     assert result.captioned.captions_of_each == [2] * 10

@@ -65,6 +65,12 @@ def test_the_summary_says_what_the_sources_tables_say(tmp_path):
     assert summarized.metrics["image_to_text_R@5"] == 0.777 and summarized.data_wait == 0.25
 
 
+def test_processes_that_share_layers_share_pairs(tmp_path):
+    config = "[data]\nbatch_size = 64\n[parallel]\ntensor_parallel_degree = 2\n"
+    run = make(tmp_path / "tp", [row(1, 1.0, processes=8)], config)
+    assert summary(read_run(run)).batch_size == 256
+
+
 def test_a_folder_without_anything_has_dashes(tmp_path):
     assert summary(read_run(make(tmp_path / "x", []))).cells() == ["x", "–", "–", "–", "–", "–", "–"]
 

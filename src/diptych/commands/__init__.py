@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from diptych import config
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, PeerLostError
 from diptych.registry import Registry
 
 Main = TypeVar("Main", bound=Callable[[Any], int])
@@ -99,8 +99,10 @@ def _says(error: DiptychError) -> bool:
     """Whether this process is the one to say it: what is wrong on every process is said by one of them."""
     if error.on_every_rank or "RANK" not in os.environ:
         return os.environ.get("RANK", "0") == "0"
-    from diptych.distributed.process_group import first_to_say
+    from diptych.distributed.process_group import first_to_say, nobody_spoke
 
+    if isinstance(error, PeerLostError) and not nobody_spoke():
+        return False
     return first_to_say(error.line)
 
 

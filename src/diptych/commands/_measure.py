@@ -26,6 +26,7 @@ from diptych.data import (
     with_root,
 )
 from diptych.devices import get_device
+from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.evaluate import (
     AnyEvaluator,
@@ -188,9 +189,10 @@ def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records |
 
 def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) -> list[Measured]:
     """Load weights once and run every task."""
-    chosen = options.encode
-    device = get_device(chosen.device)
+    chosen, world = options.encode, process_group.world_from_environment()
+    device = get_device(chosen.device, world.local_rank if world.size > 1 else None)
     device.prepare_process(chosen.matmul)
+    process_group.start(device)
     model = weights.load(pretrained, model=options.model).to(device.torch_device)
     encoder = Encoder(
         model,
@@ -200,6 +202,7 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
         chosen.batch_size,
         chosen.workers,
         device.default_precision() if chosen.precision == "auto" else chosen.precision,
+        shared=world.size > 1,
         bad_samples=options.data.bad_samples,
         bad_limit=options.data.bad_samples_max,
         strict=options.data.bad_samples_strict,

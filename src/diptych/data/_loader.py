@@ -182,9 +182,9 @@ def _compile(images: int | None, colors: bool) -> None:
 
 
 def _prepare_worker(images: int | None, colors: bool, worker: int) -> None:
-    # Ctrl-C, and the SIGTERM that clusters send to every process, are for the main process, which saves and then ends its
+    # Ctrl-C, and what clusters send to every process (SIGTERM, SIGUSR1), are for the main process, which saves and then ends its
     # workers; a worker whose parent has gone leaves by itself. torch must not start threads beside them.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     _compile(images, colors)  # where processes are not forked, they inherit nothing

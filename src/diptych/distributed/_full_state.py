@@ -40,11 +40,31 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The Euclidean norm over all gradients, a plain scalar; zero without any. A collective where they are sharded."""
     if not gradients:
         return torch.zeros(())
-    kinds: dict[Any, list[Tensor]] = {}  # torch does not mix whole tensors and those of several meshes in one call
+    # By the processes that hold other parts. DTensor's own norm reduces over two of them in an order of which torch warns.
+    kinds: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
-        kinds.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
-    parts = [full(torch.nn.utils.get_total_norm(kind)) for kind in kinds.values()]
+        kinds.setdefault(_divided(gradient), []).append(gradient)
+    parts = [_norm_of(kind, *divided) for divided, kind in kinds.items()]
     return parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts))
+
+
+def _divided(tensor: Any) -> tuple[Any, tuple[int, ...]]:
+    """The mesh that a tensor lies on, and the dimensions of it that divide the tensor; None and none where it is whole."""
+    if not is_sharded(tensor):
+        return None, ()
+    return tensor.device_mesh, tuple(number for number, item in enumerate(tensor.placements) if not item.is_replicate())
+
+
+def _norm_of(gradients: Sequence[Any], mesh: Any, dimensions: Sequence[int]) -> Tensor:
+    own = torch.nn.utils.get_total_norm([item.to_local() if is_sharded(item) else item for item in gradients])
+    if mesh is None:
+        return own
+    from torch.distributed import _functional_collectives as collectives
+
+    square = own.square()
+    for number in dimensions:
+        square = collectives.all_reduce(square, "sum", mesh.get_group(number))
+    return square.sqrt()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:

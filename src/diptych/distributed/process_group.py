@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias, TypeVar
@@ -18,9 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diptych.devices import Device
-from diptych.errors import DistributedError
+from diptych.errors import DistributedError, PeerLostError
 from diptych.registry import did_you_mean
 
+SAID = "said"  # a key of torchrun's store: how many lines processes of this attempt have said
 TIMEOUT = 600.0  # seconds; torch's own is half an hour with gloo
 Value = TypeVar("Value")
 Group: TypeAlias = dist.ProcessGroup | None
@@ -97,13 +100,52 @@ def own_store(limit: timedelta) -> dist.Store:
 
 def first_to_say(line: str) -> bool:
     """Whether no other process of this attempt has said the same line yet; True where torchrun's store cannot be asked."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not _shares_store():
+    store = _store_of_sayings()
+    if store is None:
         return True
     digest = hashlib.sha256(line.encode("utf-8", "surrogateescape")).hexdigest()
     try:
-        return own_store(timedelta(seconds=5)).add(f"said {digest}", 1) == 1
+        store.add(SAID, 1)
+        return store.add(f"{SAID} {digest}", 1) == 1
     except (RuntimeError, KeyError, ValueError):
         return True
+
+
+def nobody_spoke(seconds: float = 2.0) -> bool:
+    """Whether no process of this attempt says anything within ``seconds``; True where torchrun's store cannot be asked."""
+    store, deadline = _store_of_sayings(), time.monotonic() + seconds
+    try:
+        while store is not None and time.monotonic() < deadline:
+            if store.add(SAID, 0):
+                return False
+            time.sleep(0.1)
+    except (RuntimeError, KeyError, ValueError):
+        return True
+    return True
+
+
+def _store_of_sayings() -> dist.Store | None:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not _shares_store():
+        return None
+    try:
+        return own_store(timedelta(seconds=5))
+    except (RuntimeError, KeyError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def naming_lost_peers() -> Iterator[None]:
+    """Turn the failure of an exchange in which another process is gone into a PeerLostError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if size() == 1 or not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        reason = " ".join(str(error).rpartition("] ")[2].split())
+        raise PeerLostError(
+            f"an exchange with the other processes failed ({reason.partition('. ')[0][:120]}): one of them has ended; continue "
+            "with --resume auto."
+        ) from error
 
 
 def _check_backend(backend: str) -> None:

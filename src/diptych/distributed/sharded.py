@@ -16,6 +16,7 @@ same as without.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils._pytree import tree_map
 
 from diptych.devices import Device
 from diptych.distributed.layout import Layout
@@ -53,12 +55,16 @@ class ShardedLayout(Layout):
             self.group = mesh["replicate", "shard"]._flatten("data").get_group()
         if self.stage == "none":
             return objective
+        if self.degrees.tensor > 1:
+            logging.getLogger("torch.distributed.tensor._redistribute").addFilter(_not_of_gathers)
         shards = mesh["shard"] if self.degrees.replicas == 1 else mesh["replicate", "shard"]
         frees = self.stage == "stage3"
         for tower in (model.image, model.text):
             for block in tower.blocks():
                 fully_shard(block, mesh=shards, reshard_after_forward=frees)
+            tower.register_forward_hook(_without_views)
             fully_shard(tower, mesh=shards, reshard_after_forward=frees)
+        objective.register_forward_hook(_without_views)
         # The root is never freed after forward: its backward pass comes at once.
         fully_shard(objective, mesh=shards, ignored_params=set(self._averaged()), reshard_after_forward=False)
         return objective
@@ -103,6 +109,19 @@ class ShardedLayout(Layout):
     def _infer(self, *call: Any) -> Any:
         with torch.no_grad():
             return self.wrapped(*call)
+
+
+def _not_of_gathers(record: logging.LogRecord) -> bool:
+    """torch advises against gathering over two dimensions of a mesh; so a checkpoint gets whole tensors, exact in any order."""
+    return "all_gather" not in record.getMessage()
+
+
+def _without_views(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Outputs of which none is a view: FSDP2 hangs its hooks on them, which a change in place would lose silently on a view.
+
+    Registered before its own hooks. Views are of pooled features, tokens and losses: small beside what a tower keeps of them.
+    """
+    return tree_map(lambda item: item.clone() if isinstance(item, Tensor) and item._is_view() else item, output)
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

@@ -154,7 +154,8 @@ class Encoder:
                 for _, error in errors:
                     if unreadable is not None and isinstance(error, RecordError):
                         unreadable(error)
-                encoded = self.model.encode_image(images.to(self.device.torch_device)).float()
+                rows = _filled(images, min(self.batch_size, len(indices)))
+                encoded = self.model.encode_image(rows.to(self.device.torch_device))[: len(images)].float()
                 encoded[[position for position, _ in errors]] = torch.nan
                 features.append(encoded)
                 advance(len(images))
@@ -169,13 +170,20 @@ class Encoder:
     def texts(self, captions: Sequence[str], advance: Advance) -> Tensor:
         """Return features [len(captions), D] in the order given; long and short captions do not meet in a batch.
 
+        Captions of equal ids are encoded once: they tie to the last bit, whatever kernels do with the rest of a batch.
+
         Raises ConfigError where there is none, and for what is no text.
         """
         captions = texts_of(captions)
         if not captions:
             raise ConfigError("no caption to encode.")
-        encoded = [self.tokenizer.encode(caption) for caption in captions]
+        every = [self.tokenizer.encode(caption) for caption in captions]
+        names = [(item.ids.tobytes(), item.length) for item in every]
+        distinct = dict(zip(names, every, strict=True))
+        encoded = list(distinct.values())
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index].ids))
+        if len(encoded) < len(every):
+            advance(len(every) - len(encoded))
 
         def encode(positions: Sequence[int], advance: Advance) -> Tensor:
             chosen = [encoded[order[position]] for position in positions]
@@ -184,7 +192,8 @@ class Encoder:
         features = self.together(len(order), encode, advance)
         original = torch.empty(len(order), dtype=torch.int64)
         original[torch.tensor(order)] = torch.arange(len(order))
-        return features[original.to(features.device)]
+        numbers = {name: number for number, name in enumerate(distinct)}
+        return features[original[[numbers[name] for name in names]].to(features.device)]
 
     def _texts(self, ids: Sequence[np.ndarray], lengths: Sequence[int], advance: Advance) -> Tensor:
         features = []
@@ -245,6 +254,13 @@ class Encoder:
         prefix = f"model.{tower}."
         state = self.model.full_state()
         return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _filled(images: Tensor, size: int) -> Tensor:
+    """``size`` images, the last one again and again: a product of fewer rows may round otherwise, and equal images not tie."""
+    return (
+        torch.cat([images, images[-1:].expand(size - len(images), *images.shape[1:])]) if len(images) < size else images
+    )
 
 
 def _at_most(limit: int, advance: Advance) -> Advance:

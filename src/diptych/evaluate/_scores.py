@@ -5,8 +5,9 @@ Two protocols. "grouped" is that of COCO and Flickr30k: any of an image's own ca
 occurs in five rows has one right caption in each. Pure functions of tensors: no model, no files, no processes.
 
 Order of candidates, exact for the scores as they were computed (the last bit of a product may depend on the chunk): the higher
-score first; equal scores by the lower index;
-a score that is not a number last. So a collapsed or diverged model scores about chance, never 100 %.
+score first; equal scores by the lower index; a score that is not a number last. So a collapsed or diverged model scores about
+chance, never 100 %. Candidates of equal features have equal scores, wherever they stand: a kernel may round columns differently,
+so each is multiplied once.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def ranks(queries: Tensor, candidates: Tensor, own: Tensor, columns: Tensor | No
     ``queries`` [Q, D] and ``candidates`` [C, D]; ``own`` int64 [Q, K], indices of the right candidates, filled up with
     -1; ``columns`` int64 [C'] repeats candidates by index (``own`` then counts in C'). Q x C is never held whole.
     """
+    candidates, columns = _distinct(candidates, columns)
     width = len(candidates) if columns is None else len(columns)
     chunk = chunk or max(1, SCORES_IN_MEMORY // max(width, 1))
     positions = torch.arange(width, device=queries.device)
@@ -124,6 +126,22 @@ def ranks(queries: Tensor, candidates: Tensor, own: Tensor, columns: Tensor | No
             ahead[tied] += ((scores[tied] == best[tied]) & (positions < first[tied])).sum(dim=1)
         result.append(ahead + 1)
     return torch.cat(result)
+
+
+def _distinct(candidates: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Candidates without those that equal an earlier one, and ``columns`` that repeat them; both as they are where none does."""
+    bits = candidates.contiguous().view(torch.int64 if candidates.dtype == torch.float64 else torch.int32).long()
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(1 << 62), 1 << 62, (bits.shape[1],), generator=generator).to(bits.device)
+    _, group = (bits * factors).sum(dim=1).unique(return_inverse=True)
+    positions = torch.arange(len(candidates), device=candidates.device)
+    first = positions.new_full((len(candidates),), len(candidates)).scatter_reduce(0, group, positions, "amin")[group]
+    leads = first == positions
+    # Features that are not a number equal nothing, and stay; so would those that only share their sum of bits.
+    if bool(leads.all()) or not bool((candidates == candidates[first]).all()):
+        return candidates, columns
+    repeated = (leads.cumsum(0) - 1)[first]
+    return candidates[leads], repeated if columns is None else repeated[columns]
 
 
 def top_k(queries: Tensor, candidates: Tensor, k: int, chunk: int = 0) -> tuple[Tensor, Tensor]:

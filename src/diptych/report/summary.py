@@ -57,7 +57,8 @@ def summary(run: RunFiles) -> Summary:
     fps, wait = speed(run.train)
     last: Row = run.train[-1] if run.train else {}
     epoch = max((number(row.get("epoch")) or 0.0 for row in run.train), default=0.0)
-    processes = int(number(last.get("processes")) or 1)
+    # Processes that share a layer see the same pairs.
+    processes = int(number(last.get("processes")) or 1) // int(number(run.option("tensor_parallel_degree")) or 1)
     asked = str(run.option("precision", "") or "")
     return Summary(
         name=run.name,
@@ -67,7 +68,7 @@ def summary(run: RunFiles) -> Summary:
         steps=run.steps or None,
         epochs=round(epoch, 1) if epoch else None,
         precision=str(last.get("precision") or ("" if asked == "auto" else asked)),
-        batch_size=run.batch * processes if run.batch else None,
+        batch_size=run.batch * max(1, processes) if run.batch else None,
     )
 
 

@@ -55,6 +55,7 @@ def prepared(config: TrainConfig) -> Iterator[Job]:
     process_group.start(device, config.parallel.dist_backend, limit + AFTER_WATCH)
     with contextlib.ExitStack() as stack:
         stack.callback(process_group.stop)
+        stack.enter_context(process_group.naming_lost_peers())
         stack.enter_context(watch.watching(world, limit))
         job = _build(config, device, world)
         stack.callback(job.sinks.close)
