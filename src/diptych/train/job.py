@@ -17,6 +17,7 @@ from diptych.data import Loader, Position
 from diptych.distributed import checkpoint, process_group, watch
 from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
+from diptych.distributed.saving import CheckpointWriter
 from diptych.errors import NonFiniteError
 from diptych.train.average import AVERAGE_FILE
 from diptych.train.bad_samples import BadSampleLog
@@ -75,7 +76,7 @@ class Job:
     events: EventSchedule
     bad_samples: BadSampleLog
     skipped: SkippedSteps
-    keep_checkpoints: int
+    checkpoints: CheckpointWriter
     values: Mapping[str, Any]
     data: Mapping[str, Any]
 
@@ -153,31 +154,34 @@ class Job:
         if not (self.run.folder / "results.json").exists():
             self.validate(done, self.loader.options.start)
 
-    def save(self, done: int, position: Position) -> None:
-        """Write a checkpoint: weights, optimizer, random state, position in the data, and the config.
+    def save(self, done: int, position: Position, wait: bool = False) -> None:
+        """Write a checkpoint: weights, optimizer, random state, position in the data, and the config. A collective.
 
-        Gathering the state is a collective; rank 0 writes it.
+        With --async-save it is pending when this returns, but with ``wait``; ``settle`` waits for it.
         """
         watch.phase("saving a checkpoint")
-        layout, device = self.step.layout, self.step.device
-        whole = layout.full_state()
-        self._check_finite(done, whole)
+        layout, device, whole = self.step.layout, self.step.device, self.checkpoints.whole
+        weights = layout.full_state() if whole else layout.own_state()
+        self._check_finite(done, weights)
         state = {
             "step": done,
             "position": {"epoch": position.epoch, "index": position.index},
-            "weights": whole,
+            "weights": weights,
             "skipped_steps": self.skipped.count,
             "pairs": self._pairs(done),
-            "step_state": self.step.state(),
+            "step_state": self.step.state(whole),
             "random_state": {"cpu": torch.get_rng_state(), "device": device.random_state()},
             "companions": frozen_digests(layout.objective.frozen()),
             "architecture": layout.objective.model.config.to_dict(),
             "config": dict(self.values),
             "data": dict(self.data),
         }
-        if self.world.main:
-            checkpoint.save(self.run.checkpoints, done, state, self.keep_checkpoints)
-        process_group.barrier()
+        self.checkpoints.save(done, state, wait)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one. A collective. Raises SaveFailedError."""
+        watch.phase("waiting for a checkpoint")
+        self.checkpoints.settle()
 
     def leave_out(self, done: int, before: Position, batches: list[Batch], result: StepResult) -> None:
         """A step that was not taken, since it was not finite; ``before`` is the position at which it began. A collective.
@@ -186,7 +190,12 @@ class Job:
         """
         if self.skipped.leave_out(done, batches, self.step, result):
             return
-        self.save(done, before)
+        self.save(done, before, wait=True)
+        if self.checkpoints.last != done:  # it could not be written, which was said
+            raise NonFiniteError(
+                f"step {done + 1}: the loss is {float(result.loss):g}, the gradient norm {float(result.gradient_norm):g}; "
+                f"stopped before the update, see {self.skipped.path(done)}; the weights before it could not be saved."
+            )
         protected = checkpoint.protect(self.run.checkpoints, done) if self.world.main else self.run.checkpoints
         process_group.barrier()
         raise NonFiniteError(
@@ -197,9 +206,11 @@ class Job:
 
     def _check_finite(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
         """Raise NonFiniteError, the same on every process, rather than write weights that are not finite."""
-        names = names_not_finite(state)
+        ranks = process_group.all_gather_object(names_not_finite(self.step.layout.local(state)))
+        names = list(dict.fromkeys(name for rank in ranks for name in rank))
         if not names:
             return
+        self.settle()
         saved = checkpoint.steps(self.run.checkpoints)
         if saved and self.world.main:
             checkpoint.protect(self.run.checkpoints, saved[-1])
