@@ -9,6 +9,7 @@ falling back to the one before are the same for both, and are here.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import re
@@ -95,8 +96,10 @@ def set_aside(folder: Path, after: int) -> list[Path]:
     moved = []
     for step in steps(folder):
         if step > after:
-            aside = folder / f"aside_{path_of(folder, step).name}"
-            path_of(folder, step).replace(aside)
+            path = path_of(folder, step)
+            names = (f"aside{number or ''}_{path.name}" for number in itertools.count())  # of more than one branch
+            aside = next(folder / name for name in names if not (folder / name).exists())
+            path.replace(aside)
             moved.append(aside)
     return moved
 

@@ -106,15 +106,16 @@ def own_parts(tensors: Mapping[str, Tensor], main: bool) -> dict[str, PartOfTens
 
 
 class _Planner(dcp.DefaultSavePlanner):  # type: ignore[misc]
-    """Plans parts; one that several processes have is written by the lowest rank, as in a single file."""
+    """Plans the parts that it is given; one that several processes have is written by the lowest rank, as in a single file."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Mapping[str, PartOfTensor]) -> None:
+        self.parts = parts
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True)
 
     def create_local_plan(self) -> SavePlan:
         """One item for each part of this process."""
         items = []
-        for name, part in self.state_dict.items():
+        for name, part in self.parts.items():
             chunk = ChunkStorageMetadata(torch.Size(part.offsets), part.local.shape)
             data = TensorWriteData(chunk, TensorProperties(part.local.dtype), torch.Size(part.shape))
             items.append(WriteItem(MetadataIndex(name, chunk.offsets), WriteItemType.SHARD, tensor_data=data))
@@ -123,7 +124,7 @@ class _Planner(dcp.DefaultSavePlanner):  # type: ignore[misc]
 
     def lookup_object(self, index: MetadataIndex) -> Tensor:
         """The tensor of a part."""
-        return self.state_dict[index.fqn].local  # type: ignore[no-any-return]
+        return self.parts[index.fqn].local
 
 
 class _Writer(dcp.StorageWriter):  # type: ignore[misc]
@@ -232,7 +233,8 @@ def write(path: Path, state: Mapping[str, Any], parts: Mapping[str, PartOfTensor
     """
     writer = _Writer(path, state, rank(group))
     try:
-        dcp.save(dict(parts), storage_writer=writer, planner=_Planner(), process_group=group, no_dist=size(group) == 1)
+        # The planner has the parts: DCP logs a line for every entry of its own argument.
+        dcp.save({}, storage_writer=writer, planner=_Planner(parts), process_group=group, no_dist=size(group) == 1)
     except dcp.api.CheckpointException as error:
         if rank(group) == 0:
             shutil.rmtree(writer.beside, ignore_errors=True)

@@ -1,0 +1,287 @@
+"""When checkpoints are written: at once or while training goes on, and what follows when the disk refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from diptych.distributed import checkpoint, saving
+from diptych.distributed.process_group import World, all_gather_object, rank, world_from_environment
+from diptych.distributed.saving import CheckpointWriter, SaveFailedError, SaveOptions
+from diptych.errors import WeightsError
+
+from ._processes import run_in_processes
+
+KINDS = ("file", "folder")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def tree(step, value):
+    return {"step": step, "weights": {"a": torch.full((5000,), float(value))}, "random_state": {"cpu": torch.ones(3)}}
+
+
+def value_of(state):
+    stored = state["weights"]["a"]
+    return float((stored if isinstance(stored, torch.Tensor) else stored.whole())[17])
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """An event that writing waits for, and one that says that it waits."""
+    release, waiting = threading.Event(), threading.Event()
+
+    def hold(work):
+        def wait(*arguments, **options):
+            waiting.set()
+            assert release.wait(60)
+            return work(*arguments, **options)
+
+        return wait
+
+    monkeypatch.setattr(saving, "_write_file", hold(saving._write_file))
+    monkeypatch.setattr(saving, "_write_folder", hold(saving._write_folder))
+    yield release, waiting
+    release.set()
+
+
+@each_kind
+def test_a_checkpoint_holds_the_state_as_it_was_when_it_was_asked_for(tmp_path, kind, held):
+    release, waiting = held
+    writer = CheckpointWriter(tmp_path, World(), SaveOptions(kind, asynchronous=True))
+    state = tree(1, 1)
+    writer.save(1, state)
+    state["weights"]["a"].fill_(2)  # training goes on
+    assert waiting.wait(60) and checkpoint.steps(tmp_path) == [] and writer.last is None
+    release.set()
+    writer.settle()
+    assert writer.last == 1 and value_of(checkpoint.newest(tmp_path)[1]) == 1
+
+
+@each_kind
+def test_one_checkpoint_at_most_is_pending(tmp_path, kind, held):
+    release, _ = held
+    writer = CheckpointWriter(tmp_path, World(), SaveOptions(kind, asynchronous=True))
+    writer.save(1, tree(1, 1))
+    second = threading.Thread(target=lambda: writer.save(2, tree(2, 2)), daemon=True)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()  # it waits for the first, whose copies it would write over
+    release.set()
+    second.join(60)
+    writer.settle()
+    assert [value_of(checkpoint.load(checkpoint.path_of(tmp_path, step))) for step in (1, 2)] == [1, 2]
+
+
+@each_kind
+def test_what_is_asked_to_wait_is_written_at_once(tmp_path, kind):
+    writer = CheckpointWriter(tmp_path, World(), SaveOptions(kind, asynchronous=True))
+    writer.save(1, tree(1, 1), wait=True)
+    assert writer.last == 1 and checkpoint.steps(tmp_path) == [1]
+
+
+@each_kind
+def test_the_end_of_a_failed_run_waits_for_the_pending_checkpoint(tmp_path, kind, held):
+    release, _ = held
+    writer = CheckpointWriter(tmp_path, World(), SaveOptions(kind, asynchronous=True))
+    writer.save(1, tree(1, 1))
+    threading.Timer(0.2, release.set).start()
+    writer.close()
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+@each_kind
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_refusing_disk_stops_the_run_or_is_said(tmp_path, kind, asynchronous, capsys):
+    def attempt(on_error):
+        folder = tmp_path / on_error
+        writer = CheckpointWriter(folder, World(), SaveOptions(kind, asynchronous, on_error))
+        writer.save(1, tree(1, 1))
+        writer.settle()
+        blocker = folder / ".step_00000002.pt.tmp" if kind == "file" else folder / ".step_00000002.tmp"
+        blocked = blocker.with_name(f".step_00000002.pt.{os.getpid()}.tmp") if kind == "file" else blocker
+        blocked.mkdir() if kind == "file" else blocked.write_text("in the way")
+        (blocked / "x").write_text("") if kind == "file" else None
+        try:
+            writer.save(2, tree(2, 2))
+            while writer._pending is not None and writer._pending.thread.is_alive():
+                time.sleep(0.01)
+            assert writer.failed is asynchronous
+            writer.settle()
+        finally:
+            assert checkpoint.steps(folder) == [1] and writer.last == 1
+        return writer
+
+    os.environ.pop("RANK", None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "remove_unfinished", lambda folder: None)  # else it would clear the way
+        patch.setattr("diptych.distributed.checkpoint_folder.shutil.rmtree", lambda *a, **k: None)
+        with pytest.raises(SaveFailedError, match="could not be written") as error:
+            attempt("stop")
+        assert error.value.on_every_rank and "\n" not in error.value.line
+        attempt("warn")
+    printed = capsys.readouterr().err
+    assert printed.count("could not be written") == 1 and "--on-save-error warn" in printed
+
+
+@each_kind
+def test_a_fault_of_the_program_is_never_a_full_disk(tmp_path, kind):
+    writer = CheckpointWriter(tmp_path, World(), SaveOptions(kind, on_error="warn"))
+    with pytest.raises((TypeError, AttributeError)):
+        writer.save(1, {**tree(1, 1), "config": lambda: None})
+    assert checkpoint.steps(tmp_path) == []
+
+
+def test_kinds_stand_beside_each_other(tmp_path):
+    for step, kind in enumerate(("file", "folder", "file", "folder"), 1):
+        CheckpointWriter(tmp_path, World(), SaveOptions(kind, keep=3)).save(step, tree(step, step))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003.pt", "step_00000004"]
+    second = checkpoint.protect(tmp_path, 4)
+    (aside,) = checkpoint.set_aside(tmp_path, 3)
+    assert (second.name, aside.name) == ("finite_step_00000004", "aside_step_00000004")
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert [value_of(checkpoint.load(path)) for path in (second, aside)] == [4, 4]
+    for kind, name in (("folder", "step_00000003"), ("file", "step_00000003.pt")):  # again, as the other kind
+        CheckpointWriter(tmp_path, World(), SaveOptions(kind)).save(3, tree(3, 30))
+        assert [path.name for path in tmp_path.glob("step_00000003*")] == [name]
+        assert value_of(checkpoint.newest(tmp_path)[1]) == 30
+    CheckpointWriter(tmp_path, World(), SaveOptions("folder")).save(2, tree(2, 20))  # over a folder of the same step
+    assert value_of(checkpoint.load(checkpoint.path_of(tmp_path, 2))) == 20
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    (tmp_path / ".step_00000001.tmp").mkdir(parents=True)
+    (tmp_path / ".step_00000001.tmp" / "rank_00000.safetensors").write_bytes(b"half")
+    (tmp_path / ".step_00000001.pt.77.tmp").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path) is None
+    CheckpointWriter(tmp_path, World(), SaveOptions("folder")).save(2, tree(2, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000002"]
+
+
+def test_a_damaged_folder_is_passed_over_and_named_once(tmp_path, capsys):
+    for step in (1, 2, 3):
+        CheckpointWriter(tmp_path, World(), SaveOptions("folder")).save(step, tree(step, step))
+    file = tmp_path / "step_00000003" / "rank_00000.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    cut_off = tmp_path / "step_00000002" / "rank_00000.safetensors"
+    cut_off.write_bytes(cut_off.read_bytes()[:-1])
+    path, state = checkpoint.newest(tmp_path)
+    assert path.name == "step_00000001" and value_of(state) == 1
+    printed = capsys.readouterr().err
+    assert (
+        printed.count("step_00000003: not a whole") == 1 and "bytes of rank_00000.safetensors have changed" in printed
+    )
+    assert "has 20" in printed and "resuming from" in printed
+    with pytest.raises(WeightsError, match=r"the one before it: --resume .*step_00000002"):
+        checkpoint.load(tmp_path / "step_00000003")
+
+
+FULL = """
+import sys, torch
+from pathlib import Path
+from diptych.distributed.process_group import World
+from diptych.distributed.saving import CheckpointWriter, SaveFailedError, SaveOptions
+folder, kind, asynchronous, on_error = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "True", sys.argv[4]
+writer = CheckpointWriter(folder, World(), SaveOptions(kind, asynchronous, on_error))
+writer.save(1, {"weights": {"a": torch.ones(1000)}})
+try:
+    writer.save(2, {"weights": {"a": torch.ones(1 << 20)}})
+    writer.settle()
+except SaveFailedError as error:
+    print("stopped:", error.line)
+writer.save(3, {"weights": {"a": torch.ones(1000)}})
+writer.settle()
+print("last:", writer.last)
+"""
+
+
+@pytest.mark.slow
+@each_kind
+@pytest.mark.parametrize(("asynchronous", "on_error"), [(False, "stop"), (True, "stop"), (True, "warn")])
+def test_a_full_disk(tmp_path, kind, asynchronous, on_error):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        command = [sys.executable, "-c", FULL, str(disk), kind, str(asynchronous), on_error]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        said = run.stdout if on_error == "stop" else run.stderr
+        assert run.returncode == 0 and said.count("No space left on device") == 1, run
+        assert run.stdout.splitlines()[-1] == "last: 3"
+        assert checkpoint.steps(disk) == [1, 3] and len(list(disk.iterdir())) == 2
+        assert float(checkpoint.load(checkpoint.path_of(disk, 1), ["weights"])["weights"]["a"].shape[0]) == 1000
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def of_two(folder):
+    """What two processes see of a disk that refuses the second one's part, of a damaged file, and of an end in between."""
+    from diptych.distributed import checkpoint_folder
+
+    world, lines = world_from_environment(), []
+    writer = CheckpointWriter(folder, world, SaveOptions("folder", asynchronous=True))
+    local = torch.full((2, 3), float(world.rank))
+
+    def parts(_, main):
+        return {"weights/a": checkpoint_folder.PartOfTensor(local, (2 * world.rank, 0), (4, 3))}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_folder, "own_parts", parts)
+        writer.save(1, {"step": 1, "weights": {"a": torch.zeros(4, 3)}})
+        local.fill_(9)
+        writer.settle()
+        save_file = checkpoint_folder.save_file
+
+        def refused(values, path):
+            if world.rank == 1:
+                raise OSError(28, "No space left on device", str(path))
+            save_file(values, path)
+
+        patch.setattr(checkpoint_folder, "save_file", refused)
+        writer.save(2, {"step": 2, "weights": {"a": torch.zeros(4, 3)}})
+        try:
+            writer.settle()
+        except SaveFailedError as error:
+            lines.append(error.line)
+    names = sorted(path.name for path in folder.iterdir())
+    first = checkpoint.load(folder / "step_00000001")["weights"]["a"].whole().tolist()
+    all_gather_object(None)
+    if rank() == 1:  # the file that the first process checks
+        file = folder / "step_00000001" / "rank_00000.safetensors"
+        file.write_bytes(file.read_bytes()[:-3])
+    all_gather_object(None)
+    try:
+        checkpoint.load(folder / "step_00000001")
+    except WeightsError as error:
+        lines.append(error.line)
+    return lines, names, first
+
+
+def test_processes_agree_on_what_was_written_and_read(tmp_path):
+    results = run_in_processes(2, of_two, tmp_path)
+    assert results[0] == results[1]
+    (full, damaged), names, first = results[0]
+    assert "No space left on device (rank 1)" in full and "rank_00000.safetensors has" in damaged
+    assert names == ["step_00000001"] and first == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_writes_leaves_no_half_checkpoint(tmp_path):
+    code = FULL.replace("torch.ones(1 << 20)", "torch.ones(1 << 26)")
+    code = code.replace("writer.settle()", "print('pending', flush=True); import time; time.sleep(60)", 1)
+    command = [sys.executable, "-c", code, str(tmp_path), "folder", "True", "stop"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "pending\n"
+        process.send_signal(signal.SIGKILL)
+    path, _ = checkpoint.newest(tmp_path)
+    assert path.name in ("step_00000001", "step_00000002")
