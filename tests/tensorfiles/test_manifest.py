@@ -128,6 +128,17 @@ def test_a_crafted_manifest_is_refused_in_one_line(tmp_path, change):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("change", [{"dtype": "float64"}, {"shape": [1], "parts": [[FILE, [0], [1]]]}])
+def test_a_manifest_that_contradicts_its_file_is_refused(tmp_path, change):
+    write_folder(tmp_path / "c")
+    values = json.loads((tmp_path / "c" / manifest.MANIFEST).read_bytes())["manifest"]
+    values["tensors"]["b"] |= change
+    (tmp_path / "c" / manifest.MANIFEST).write_bytes(resealed(values))
+    folder = CheckpointFolder(tmp_path / "c")
+    with pytest.raises(WeightsError, match=r"b in rank_00000.safetensors is not as|cannot be read"):
+        folder.whole("b")
+
+
 def test_a_manifest_that_is_nested_without_end_is_refused():
     for text in (b"[" * 100_000, resealed_nested(200)):
         with pytest.raises(ValueError):
