@@ -108,7 +108,7 @@ def test_a_refusing_disk_stops_the_run_or_is_said(tmp_path, kind, asynchronous, 
         (blocked / "x").write_text("") if kind == "file" else None
         try:
             writer.save(2, tree(2, 2))
-            while writer._pending is not None and writer._pending.thread.is_alive():
+            while writer._pending is not None and writer._pending.is_alive():
                 time.sleep(0.01)
             assert writer.failed is asynchronous
             writer.settle()

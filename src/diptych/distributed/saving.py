@@ -49,13 +49,17 @@ class SaveFailedError(OutputError):
     on_every_rank = True
 
 
-@dataclass
-class _Pending:
-    """A checkpoint that a thread writes; ``failure`` is set when it could not."""
+class _Pending(threading.Thread):
+    """The thread that writes the checkpoint of a step; ``failure`` is set when it could not."""
 
-    step: int
-    thread: threading.Thread
-    failure: BaseException | None = None
+    def __init__(self, step: int, work: Callable[[], None]) -> None:
+        super().__init__(name=f"checkpoint of step {step}", daemon=True)
+        self.step, self.work = step, work
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        """Write it."""
+        self.failure = _failure_of(self.work)
 
 
 class CheckpointWriter:
@@ -95,24 +99,18 @@ class CheckpointWriter:
         asynchronous = self.options.asynchronous and not wait
         work = self._work(step, tree, asynchronous)
         if not asynchronous:
-            failure = _failure_of(work)
-            self._agree(step, failure)
+            self._agree(step, _failure_of(work))
             return
-        pending = _Pending(step, threading.Thread(name=f"checkpoint of step {step}", daemon=True))
-
-        def run() -> None:
-            pending.failure = _failure_of(work)
-
-        pending.thread.run = run  # type: ignore[method-assign]
-        self._pending = pending
-        pending.thread.start()
+        self._pending = _Pending(step, work)
+        self._pending.start()
 
     def settle(self) -> None:
         """Wait for the pending checkpoint, if there is one. Raises SaveFailedError."""
-        if self._pending is None:
+        pending = self._pending
+        if pending is None:
             return
-        pending, self._pending = self._pending, None
-        pending.thread.join()
+        pending.join()  # an interrupt in here leaves it pending, for close
+        self._pending = None
         self._agree(pending.step, pending.failure)
 
     def close(self) -> None:
@@ -120,7 +118,7 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        pending.thread.join()
+        pending.join()
         if pending.failure is not None:
             log.warn(f"the checkpoint of step {pending.step} was not written either: {_line(pending.failure)}")
         else:
@@ -182,7 +180,7 @@ def _write_folder(
     path = checkpoint.folder_of(folder, step)
     checkpoint_folder.write(path, state, parts, group)
     if main:
-        path.with_suffix(".pt").unlink(missing_ok=True)  # of the same step, by a sitting that wrote files
+        checkpoint.remove(path.with_suffix(".pt"))  # of the same step, by a sitting that wrote files
         checkpoint.rotate(folder, step, keep)
 
 

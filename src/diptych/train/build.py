@@ -124,7 +124,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         run, world, step, changes, loader, _validator(config, pipeline, step.layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
         rate, _events(config.output, config.evaluate, per_epoch, total),
-        BadSampleLog(run.folder, world.rank), skipped, _checkpoint_writer(config, run, world), options.to_dict(config), data,
+        BadSampleLog(run.folder, world.rank), skipped, _checkpoint_writer(config, run, world), options.to_dict(config), identity,
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ import torch
 from diptych import log, weights
 from diptych.data import Loader, Position
 from diptych.distributed import checkpoint, process_group, watch
-from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
 from diptych.distributed.saving import CheckpointWriter
 from diptych.errors import NonFiniteError
@@ -23,7 +22,7 @@ from diptych.train.average import AVERAGE_FILE
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, exported
 from diptych.train.nonfinite import SkippedSteps, names_not_finite
-from diptych.train.run_folder import Run
+from diptych.train.run_folder import Identity, Run
 from diptych.train.schedule import ScheduleOptions, learning_rate
 from diptych.train.step import Step, StepResult
 from diptych.train.validate import ValidationRequest, Validator
@@ -62,7 +61,7 @@ class LearningRate:
 @dataclass(frozen=True)
 class Job:
     """The pieces of a run, and the loop's verbs. ``values`` is the whole config as plain values, as a checkpoint holds it;
-    ``data`` what identifies the training data.
+    ``identity`` what a resumed run is compared with.
     """
 
     run: Run
@@ -78,7 +77,7 @@ class Job:
     skipped: SkippedSteps
     checkpoints: CheckpointWriter
     values: Mapping[str, Any]
-    data: Mapping[str, Any]
+    identity: Identity
 
     @property
     def first_step(self) -> int:
@@ -161,20 +160,20 @@ class Job:
         """
         watch.phase("saving a checkpoint")
         layout, device, whole = self.step.layout, self.step.device, self.checkpoints.whole
-        weights = layout.full_state() if whole else layout.own_state()
-        self._check_finite(done, weights)
+        tensors = layout.full_state() if whole else layout.own_state()
+        self._check_finite(done, tensors)
         state = {
             "step": done,
             "position": {"epoch": position.epoch, "index": position.index},
-            "weights": weights,
+            "weights": tensors,
             "skipped_steps": self.skipped.count,
             "pairs": self._pairs(done),
             "step_state": self.step.state(whole),
             "random_state": {"cpu": torch.get_rng_state(), "device": device.random_state()},
-            "companions": frozen_digests(layout.objective.frozen()),
+            "companions": dict(self.identity.companions),
             "architecture": layout.objective.model.config.to_dict(),
             "config": dict(self.values),
-            "data": dict(self.data),
+            "data": dict(self.identity.data),
         }
         self.checkpoints.save(done, state, wait)
 
