@@ -9,11 +9,15 @@ import time
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diptych.distributed import checkpoint, saving
+from diptych.distributed.checkpoint_folder import separated
 from diptych.distributed.process_group import World, all_gather_object, rank, world_from_environment
 from diptych.distributed.saving import CheckpointWriter, SaveFailedError, SaveOptions
 from diptych.errors import WeightsError
+from diptych.tensorfiles.manifest import Entry, FileDigest, Manifest, Part, parsed, written
 
 from ._processes import run_in_processes
 
@@ -134,6 +138,33 @@ def test_a_fault_of_the_program_is_never_a_full_disk(tmp_path, kind):
     with pytest.raises((TypeError, AttributeError)):
         writer.save(1, {**tree(1, 1), "config": lambda: None})
     assert checkpoint.steps(tmp_path) == []
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 60), 1 << 60) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc. ", max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=st.dictionaries(st.text("xyz", min_size=1, max_size=3), PLAIN, max_size=4), rows=st.integers(0, 3))
+def test_any_tree_of_plain_values_and_tensors_comes_back(values, rows):
+    tensor = torch.arange(rows * 2).view(rows, 2)
+    plain, tensors = separated({"values": values, "tensors": [tensor, {"a b": (tensor, 1)}]})
+    assert list(tensors) == ["tensors/0", "tensors/1/a b/0"]
+    parts = (Part("rank_00000.safetensors", (0, 0), (rows, 2)),) if rows else ()
+    entries = {name: Entry(torch.int64, (rows, 2), parts) for name in tensors}
+    files = {"rank_00000.safetensors": FileDigest(1000, "0" * 64)}
+    state = parsed(written(Manifest(files, entries, plain))).state
+    assert state["values"] == values
+    assert state["tensors"] == [{"$tensor": "tensors/0"}, {"a b": [{"$tensor": "tensors/1/a b/0"}, 1]}]
+
+
+@pytest.mark.parametrize("key", [1, "a/b", "$tensor"])
+def test_a_key_that_could_mean_something_else_is_refused(key):
+    with pytest.raises(ValueError, match="texts without a slash"):
+        separated({"weights": {key: torch.ones(1)}})
 
 
 def test_kinds_stand_beside_each_other(tmp_path):

@@ -107,7 +107,7 @@ def _to_resume(output: OutputOptions, folder: Path) -> tuple[Path, dict[str, Any
     if output.resume not in NEWEST:
         path = Path(output.resume)
         if not path.is_file() and not path.is_dir():
-            raise ConfigError(f"--resume {path}: no such checkpoint; give the path of a file or a folder, or latest.")
+            raise ConfigError(f"--resume {path}: no such checkpoint file or folder; give the path of one, or latest.")
         if path.is_dir() and not is_checkpoint_folder(path):
             raise ConfigError(
                 f"--resume {path}: this folder is no checkpoint (it has no {MANIFEST}); give one of a run's folder checkpoints, "
