@@ -14,6 +14,7 @@ from diptych.distributed import checkpoint, process_group
 from diptych.distributed.layout import frozen_digests
 from diptych.distributed.mesh import ParallelOptions
 from diptych.distributed.parallel import parallelize
+from diptych.distributed.saving import CheckpointWriter, SaveOptions
 from diptych.evaluate import Encoder
 from diptych.models import SharedPrefixes
 from diptych.train.changes import exported
@@ -102,26 +103,32 @@ def test_steps_equal_those_of_one_process(on_two):
 
 
 def saved_and_resumed(layout, folder):
-    """Two steps, a checkpoint that rank 0 writes, two more; and the same from the checkpoint. Both final states."""
+    """Two steps, a checkpoint that rank 0 writes and one of every process, two more; and the same from each. Final states."""
     step = make_step(layout)
     take(step, range(2), 2)
     state = {"weights": step.layout.full_state(), "step_state": step.state()}  # a collective
     if step.layout.world.main:
         checkpoint.save(folder, 2, state)
     process_group.barrier()
+    writer = CheckpointWriter(folder / "folders", step.layout.world, SaveOptions("folder"))
+    writer.save(2, {"weights": step.layout.own_state(), "step_state": step.state(whole=False)})
     take(step, (2, 3), 2)
-    resumed = make_step(layout)
-    loaded = checkpoint.load(checkpoint.path_of(folder, 2))
-    resumed.layout.load_full_state(loaded["weights"])
-    resumed.restore(loaded["step_state"])
-    take(resumed, (2, 3), 2)
-    return plain(step.layout.full_state()), plain(resumed.layout.full_state())
+    states = [plain(step.layout.full_state())]
+    for parent in (folder, folder / "folders"):
+        resumed = make_step(layout)
+        loaded = checkpoint.load(checkpoint.path_of(parent, 2))
+        resumed.layout.load_full_state(loaded["weights"])
+        resumed.restore(loaded["step_state"])
+        take(resumed, (2, 3), 2)
+        states.append(plain(resumed.layout.full_state()))
+    return states
 
 
 def test_a_checkpoint_is_whole_and_resumes_exactly(on_two):
     folder, (results, _) = on_two
-    whole, resumed = results["resumed"]
-    assert_close(resumed, whole, tolerance=0)
+    whole, *resumed = results["resumed"]
+    for state in resumed:
+        assert_close(state, whole, tolerance=0)
     # It is the same file whatever the layout: one process goes on from it.
     step = make_step("replicated")
     loaded = checkpoint.load(checkpoint.path_of(folder, 2))

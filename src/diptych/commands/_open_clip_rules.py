@@ -201,6 +201,13 @@ def _fsdp_no_reshard(name: str, values: Sequence[str], given: Mapping[str, Seque
     return []  # --fsdp says it
 
 
+def _fsdp_checkpoint(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
+    kinds = {"full": "file", "sharded": "folder"}
+    if values[0] not in kinds:
+        raise ConfigError(f"{name} {values[0]}: expected full or sharded; see --checkpoint-kind.")
+    return ["--checkpoint-kind", kinds[values[0]]]
+
+
 def _wandb(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
     sinks = {sink.strip() for value in given.get("--report-to", ()) for sink in value.split(",")}
     projects = DASHBOARDS if name == "--wandb-project-name" else {"wandb", "all"}
@@ -236,5 +243,6 @@ RULES: dict[str, Rule] = {
     "aug_cfg": _aug_cfg,
     "fsdp": _fsdp,
     "fsdp_no_reshard": _fsdp_no_reshard,
+    "fsdp_checkpoint": _fsdp_checkpoint,
 }
 """Name in the table -> rule."""

@@ -73,9 +73,12 @@ def _print_outcome(outcome: Outcome) -> None:
     if outcome.finished:
         log.info(f"trained {steps}; weights: {outcome.folder / 'model.safetensors'}; report: {report}")
     else:
-        log.info(
-            f"stopped and saved at {steps}; continue with: diptych train --output {outcome.folder} --resume latest"
+        saved = (
+            "and saved"
+            if outcome.saved == outcome.steps
+            else f"without a checkpoint (the last: {outcome.saved or 'none'})"
         )
+        log.info(f"stopped {saved} at {steps}; continue with: diptych train --output {outcome.folder} --resume latest")
     results = outcome.folder / "results.json"
     entries = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
     scores = [{key: entry[key] for key in ("name", "metrics", "chance", "count")} for entry in entries]

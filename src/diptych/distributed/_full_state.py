@@ -26,6 +26,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, as a plain one."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+
+
 def like(value: Tensor, target: Tensor) -> Tensor:
     """A whole tensor laid out like ``target``; every rank gives the same value."""
     if not is_sharded(target):
@@ -34,6 +39,35 @@ def like(value: Tensor, target: Tensor) -> Tensor:
 
     mesh, placements = target.device_mesh, target.placements  # type: ignore[attr-defined]
     return distribute_tensor(value.to(target.device), mesh, placements, src_data_rank=None)
+
+
+def laid_out(values: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Values by name laid out like the targets of their names, on their devices; what has no target stays as it is.
+
+    A value is a whole tensor, the same on every rank, or a ``StoredTensor``, of which each rank reads its part.
+    """
+    stored = {
+        name: torch.empty_like(targets[name], dtype=value.dtype)
+        for name, value in values.items()
+        if is_stored(value) and name in targets
+    }
+    if stored:
+        from diptych.distributed.stored_tensors import read_into
+
+        read_into([(values[name], target) for name, target in stored.items()])
+    return {
+        name: stored[name]
+        if name in stored
+        else like(value.to(targets[name].device), targets[name])
+        if name in targets
+        else value
+        for name, value in values.items()
+    }
+
+
+def is_stored(value: object) -> bool:
+    """Whether a value of a checkpoint is a ``StoredTensor``, to be read yet."""
+    return hasattr(value, "folder")
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -67,10 +101,12 @@ def _norm_of(gradients: Sequence[Any], mesh: Any, dimensions: Sequence[int]) -> 
     return square.sqrt()
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
-    """``{"state": {parameter: {...}}, "groups": [{"parameters": [...], ...}]}``, every tensor whole."""
+def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], whole: bool = True) -> dict[str, Any]:
+    """``{"state": {parameter: {...}}, "groups": [{"parameters": [...], ...}]}``, every tensor whole, or as it is laid out."""
     state = {
-        names[id(parameter)]: {key: full(value) if isinstance(value, Tensor) else value for key, value in own.items()}
+        names[id(parameter)]: {
+            key: full(value) if whole and isinstance(value, Tensor) else value for key, value in own.items()
+        }
         for parameter, own in optimizer.state.items()
     }
     groups = [
@@ -93,13 +129,35 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, s
             f"--resume: other parameters are trained than in the checkpoint ({changed[0]} and {len(changed) - 1} more); "
             "resume with the same locks, or start from its weights with --pretrained."
         )
+    read = _read_moments(optimizer, names, state["state"])
     for group in optimizer.param_groups:
         on_device = bool(group.get("fused") or group.get("capturable"))
         for parameter in group["params"]:
-            values = state["state"].get(names[id(parameter)], {})
+            name = names[id(parameter)]
+            values = {key: read.get(f"{name}/{key}", value) for key, value in state["state"].get(name, {}).items()}
             optimizer.state[parameter] = {
                 key: restored(key, value, parameter, on_device) for key, value in values.items()
             }
+
+
+def _read_moments(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is still to be read of an optimizer's state, by parameter and key: at once, laid out like the parameters."""
+    parameters = {names[id(item)]: item.detach() for group in optimizer.param_groups for item in group["params"]}
+    stored = {
+        (name, key): value
+        for name, values in state.items()
+        if name in parameters
+        for key, value in values.items()
+        if is_stored(value)
+    }
+    values = {
+        f"{name}/{key}": value if value.shape == parameters[name].shape else value.whole()
+        for (name, key), value in stored.items()
+    }
+    targets = {f"{name}/{key}": parameters[name] for name, key in stored if is_stored(values[f"{name}/{key}"])}
+    return laid_out(values, targets)
 
 
 def restored(key: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
@@ -108,6 +166,8 @@ def restored(key: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
         return value
     if key == "step":
         return value.to(parameter.device, copy=True) if on_device else value.cpu().clone()
+    if is_sharded(value):  # read as it is laid out, into memory of its own
+        return value
     return like(value.to(parameter.device), parameter).clone()
 
 

@@ -145,22 +145,27 @@ class Layout:
         """Every parameter and buffer of the objective, whole. A collective: every rank calls it."""
         return {name: _full_state.full(item) for name, item in self.objective.state_dict().items()}
 
+    def own_state(self) -> dict[str, Tensor]:
+        """As ``full_state``, but sharded tensors as they are: what this process holds. No collective."""
+        return dict(self.objective.state_dict())
+
+    def local(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this process holds of tensors, as plain ones. No collective."""
+        return {name: _full_state.local(item) for name, item in tensors.items()}
+
     def model_state(self) -> dict[str, Tensor]:
         """The part of ``full_state`` that is the model's, by the model's own names. A collective."""
         return {name: _full_state.full(item) for name, item in self.objective.model.state_dict().items()}
 
     def load_full_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``full_state`` gave, under any layout. A collective. Raises RuntimeError for other names or shapes."""
-        own = self.objective.state_dict()
-        self.objective.load_state_dict(
-            {name: _full_state.like(value, own[name]) if name in own else value for name, value in state.items()}
-        )
+        self.objective.load_state_dict(_full_state.laid_out(state, self.objective.state_dict()))
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors that are laid out like parameters, whole. A collective."""
         return {name: _full_state.full(item) for name, item in tensors.items()}
 
-    def laid_out(self, values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def laid_out(self, values: Mapping[str, Any], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Whole tensors laid out like the targets of their names. A collective. Raises ConfigError for other names."""
         if values.keys() != targets.keys():
             names = sorted(values.keys() ^ targets.keys())
@@ -168,11 +173,11 @@ class Layout:
                 f"--resume: an average of other weights than in the checkpoint ({names[0]} and {len(names) - 1} more); "
                 "resume with the same locks, or start from its weights with --pretrained."
             )
-        return {name: _full_state.like(value.to(targets[name].device), targets[name]) for name, value in values.items()}
+        return _full_state.laid_out(values, targets)
 
-    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's state by parameter name, whole. A collective."""
-        return _full_state.optimizer_state(optimizer, self._names())
+    def optimizer_state(self, optimizer: torch.optim.Optimizer, whole: bool = True) -> dict[str, Any]:
+        """The optimizer's state by parameter name, whole, which is a collective; or as it is laid out."""
+        return _full_state.optimizer_state(optimizer, self._names(), whole)
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Take back what ``optimizer_state`` gave, under any layout. Raises ConfigError when the parameters differ."""

@@ -1,7 +1,8 @@
 """Files to named tensors, safely: whatever the suffix says, the first bytes decide how a file is read.
 
 safetensors are mapped; torch files go through ``weights_only``; TorchScript and Paddle through
-``_pickled_arrays`` and ``_pickled_modules``; a sharded index is followed. A checkpoint's state dicts are all handed on, by the
+``_pickled_arrays`` and ``_pickled_modules``; a sharded index is followed, and so is the manifest of a checkpoint
+folder of ours. A checkpoint's state dicts are all handed on, by the
 keys that lead to them: which is the model, and under which prefix, is for ``weights``, which knows names.
 """
 
@@ -24,6 +25,8 @@ from diptych.tensorfiles._pickled_arrays import read_pdparams
 from diptych.tensorfiles._pickled_checkpoints import read_checkpoint
 from diptych.tensorfiles._pickled_modules import is_torchscript, read_torchscript
 from diptych.tensorfiles._state_dicts import plain, state_dicts
+from diptych.tensorfiles.checkpoint_folder import CheckpointFolder
+from diptych.tensorfiles.manifest import MANIFEST
 
 Kind = Literal["safetensors", "torch", "torchscript", "paddle"]
 ZIP = b"PK\x03\x04"
@@ -55,6 +58,8 @@ def read(path: Path) -> Stored:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error}).") from error
     _refuse_pages(path, head)
+    if path.name == MANIFEST:
+        return _checkpoint_folder(path)
     if path.name.endswith(".index.json"):
         return _sharded(path)
     if path.suffix == ".safetensors" or _is_safetensors(head):
@@ -118,6 +123,17 @@ def _torch(path: Path, mapped: bool) -> Stored:
     root = {str(key): value for key, value in (plain(state) or {}).items()}
     notes = {key: value for key, value in root.items() if isinstance(value, int | float | str)}
     return Stored(path, "torch", max(groups.values(), key=len), {}, notes, groups, root, passed_over)
+
+
+def _checkpoint_folder(path: Path) -> Stored:
+    """A checkpoint folder of Diptych's, by its manifest: its weights, whole, and no optimizer state. Digests are compared."""
+    folder = CheckpointFolder(path.parent)
+    folder.check()
+    state = folder.tree(lambda name: folder.whole(name) if name.startswith("weights/") else None)
+    groups = state_dicts(state)
+    if not groups:
+        raise WeightsError(f"{path.parent}: a checkpoint without weights.")
+    return Stored(path, "safetensors", max(groups.values(), key=len), groups=groups, root=state)
 
 
 def _sharded(path: Path) -> Stored:

@@ -90,9 +90,10 @@ class WeightAverage:
             [item for name, item in self._averages.items() if name not in trained], self.layout.group
         )
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds: ``averages`` by name, whole, and the number of ``updates``. A collective."""
-        return {"averages": self.layout.whole(self._averages), "updates": self.updates}
+    def state(self, whole: bool = True) -> dict[str, Any]:
+        """What a checkpoint holds: ``averages`` by name, ``updates`` their number. Whole is a collective; else as laid out."""
+        averages = self.layout.whole(self._averages) if whole else dict(self._averages)
+        return {"averages": averages, "updates": self.updates}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Any] | None) -> None:

@@ -18,6 +18,7 @@ from diptych.devices import Device, get_device
 from diptych.distributed import mesh, process_group, watch
 from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
 from diptych.distributed.process_group import World
+from diptych.distributed.saving import CheckpointWriter, SaveOptions
 from diptych.errors import ConfigError
 from diptych.evaluate import Encoder, check_usable, use_labeled
 from diptych.image import EvalTransform
@@ -59,6 +60,7 @@ def prepared(config: TrainConfig) -> Iterator[Job]:
         stack.enter_context(watch.watching(world, limit))
         job = _build(config, device, world)
         stack.callback(job.sinks.close)
+        stack.callback(job.checkpoints.close)
         yield job
 
 
@@ -123,8 +125,18 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
         run, world, step, changes, loader, _validator(config, pipeline, step.layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
         rate, _events(config.output, config.evaluate, per_epoch, total),
-        BadSampleLog(run.folder, world.rank), skipped, config.output.keep_checkpoints, options.to_dict(config), data,
+        BadSampleLog(run.folder, world.rank), skipped, _checkpoint_writer(config, run, world), options.to_dict(config), identity,
     )  # fmt: skip
+
+
+def _checkpoint_writer(config: TrainConfig, run: Run, world: World) -> CheckpointWriter:
+    output, parallel = config.output, config.parallel
+    kind = output.checkpoint_kind
+    if kind == "auto":
+        split = parallel.sharding != "none" or parallel.tensor_parallel_degree > 1
+        kind = "folder" if split else "file"
+    chosen = SaveOptions(kind, output.async_save, output.on_save_error, output.keep_checkpoints)
+    return CheckpointWriter(run.checkpoints, world, chosen, parallel.dist_timeout)
 
 
 def _write_first_files(run: Run, config: TrainConfig, model: ModelConfig, planned: Loader, pipeline: Pipeline) -> None:

@@ -138,6 +138,12 @@ class OutputOptions:
     """Minutes after which a checkpoint is written too, whatever else asks for one; 0 for none. SIGUSR1 asks for one at once."""
     keep_checkpoints: Count = 3
     """How many checkpoints to keep, newest first; 0 keeps all."""
+    checkpoint_kind: typing.Literal["auto", "file", "folder"] = "auto"
+    """A file that one process writes, or a folder of every process's part; auto: a folder where shards or layers are split."""
+    async_save: bool = False
+    """Write checkpoints while training goes on, from a copy in the host's memory; the step waits for the copy only."""
+    on_save_error: typing.Literal["stop", "warn"] = "stop"
+    """When a checkpoint cannot be written (a full disk): end the run, or say it in one line and go on without it."""
     resume: str = ""
     """Continue the newest checkpoint of --output (latest, or auto), else start there; or continue that of a path."""
     stop_after: Count = 0

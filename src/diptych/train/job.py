@@ -15,15 +15,15 @@ import torch
 from diptych import log, weights
 from diptych.data import Loader, Position
 from diptych.distributed import checkpoint, process_group, watch
-from diptych.distributed.layout import frozen_digests
 from diptych.distributed.process_group import World
+from diptych.distributed.saving import CheckpointWriter
 from diptych.errors import NonFiniteError
 from diptych.evaluate import TOKEN_MAPS_FILE, write_token_maps
 from diptych.train.average import AVERAGE_FILE
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, exported
 from diptych.train.nonfinite import SkippedSteps, names_not_finite
-from diptych.train.run_folder import Run
+from diptych.train.run_folder import Identity, Run
 from diptych.train.schedule import ScheduleOptions, learning_rate
 from diptych.train.step import Step, StepResult
 from diptych.train.validate import ValidationRequest, Validator
@@ -62,7 +62,7 @@ class LearningRate:
 @dataclass(frozen=True)
 class Job:
     """The pieces of a run, and the loop's verbs. ``values`` is the whole config as plain values, as a checkpoint holds it;
-    ``data`` what identifies the training data.
+    ``identity`` what a resumed run is compared with.
     """
 
     run: Run
@@ -76,9 +76,9 @@ class Job:
     events: EventSchedule
     bad_samples: BadSampleLog
     skipped: SkippedSteps
-    keep_checkpoints: int
+    checkpoints: CheckpointWriter
     values: Mapping[str, Any]
-    data: Mapping[str, Any]
+    identity: Identity
 
     @property
     def first_step(self) -> int:
@@ -154,31 +154,34 @@ class Job:
         if not (self.run.folder / "results.json").exists():
             self.validate(done, self.loader.options.start)
 
-    def save(self, done: int, position: Position) -> None:
-        """Write a checkpoint: weights, optimizer, random state, position in the data, and the config.
+    def save(self, done: int, position: Position, wait: bool = False) -> None:
+        """Write a checkpoint: weights, optimizer, random state, position in the data, and the config. A collective.
 
-        Gathering the state is a collective; rank 0 writes it.
+        With --async-save it is pending when this returns, but with ``wait``; ``settle`` waits for it.
         """
         watch.phase("saving a checkpoint")
-        layout, device = self.step.layout, self.step.device
-        whole = layout.full_state()
-        self._check_finite(done, whole)
+        layout, device, whole = self.step.layout, self.step.device, self.checkpoints.whole
+        tensors = layout.full_state() if whole else layout.own_state()
+        self._check_finite(done, tensors)
         state = {
             "step": done,
             "position": {"epoch": position.epoch, "index": position.index},
-            "weights": whole,
+            "weights": tensors,
             "skipped_steps": self.skipped.count,
             "pairs": self._pairs(done),
-            "step_state": self.step.state(),
+            "step_state": self.step.state(whole),
             "random_state": {"cpu": torch.get_rng_state(), "device": device.random_state()},
-            "companions": frozen_digests(layout.objective.frozen()),
+            "companions": dict(self.identity.companions),
             "architecture": layout.objective.model.config.to_dict(),
             "config": dict(self.values),
-            "data": dict(self.data),
+            "data": dict(self.identity.data),
         }
-        if self.world.main:
-            checkpoint.save(self.run.checkpoints, done, state, self.keep_checkpoints)
-        process_group.barrier()
+        self.checkpoints.save(done, state, wait)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one. A collective. Raises SaveFailedError."""
+        watch.phase("waiting for a checkpoint")
+        self.checkpoints.settle()
 
     def leave_out(self, done: int, before: Position, batches: list[Batch], result: StepResult) -> None:
         """A step that was not taken, since it was not finite; ``before`` is the position at which it began. A collective.
@@ -187,7 +190,12 @@ class Job:
         """
         if self.skipped.leave_out(done, batches, self.step, result):
             return
-        self.save(done, before)
+        self.save(done, before, wait=True)
+        if self.checkpoints.last != done:  # it could not be written, which was said
+            raise NonFiniteError(
+                f"step {done + 1}: the loss is {float(result.loss):g}, the gradient norm {float(result.gradient_norm):g}; "
+                f"stopped before the update, see {self.skipped.path(done)}; the weights before it could not be saved."
+            )
         protected = checkpoint.protect(self.run.checkpoints, done) if self.world.main else self.run.checkpoints
         process_group.barrier()
         raise NonFiniteError(
@@ -198,9 +206,11 @@ class Job:
 
     def _check_finite(self, done: int, state: Mapping[str, torch.Tensor]) -> None:
         """Raise NonFiniteError, the same on every process, rather than write weights that are not finite."""
-        names = names_not_finite(state)
+        ranks = process_group.all_gather_object(names_not_finite(self.step.layout.local(state)))
+        names = list(dict.fromkeys(name for rank in ranks for name in rank))
         if not names:
             return
+        self.settle()
         saved = checkpoint.steps(self.run.checkpoints)
         if saved and self.world.main:
             checkpoint.protect(self.run.checkpoints, saved[-1])

@@ -27,12 +27,16 @@ ENDING = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Outcome:
-    """``folder`` of the run, ``steps`` taken of ``total_steps``, and ``main``: whether this process prints and writes."""
+    """``folder`` of the run, ``steps`` taken of ``total_steps``, and ``main``: whether this process prints and writes.
+
+    ``saved``: the step of the last checkpoint of this sitting, None where it wrote none.
+    """
 
     folder: Path
     steps: int
     total_steps: int
     main: bool = True
+    saved: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -51,7 +55,8 @@ def train(config: TrainConfig) -> Outcome:
             done = _loop(job, config.output, asked, report) if left else job.first_step
         if not left:
             job.make_up_validation(done)
-        outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main)
+        job.settle()
+        outcome = Outcome(job.run.folder, done, job.total_steps, job.world.main, job.checkpoints.last)
         if outcome.finished:
             job.finish(done)
     return outcome
@@ -80,8 +85,10 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.step.layout.size)
 
         stopping = asked.to_stop or 0 < output.stop_after <= done - job.first_step
-        flags = [stopping, asked.to_save(output.save_every_minutes)]
-        stopping, saving = process_group.any_ranks(flags, job.step.device.torch_device)
+        flags = [stopping, asked.to_save(output.save_every_minutes), job.checkpoints.failed]
+        stopping, saving, failed = process_group.any_ranks(flags, job.step.device.torch_device)
+        if failed:
+            job.settle()
         if job.events.log(done):
             report(done, job.record(done, position, result, clock.read()))
         if job.events.save(done) or saving or stopping or done == job.total_steps:

@@ -1,6 +1,6 @@
 """A run's folder: what is in it, how a run starts in it, and how one is continued.
 
-    DIR/config.toml         the resolved options          DIR/checkpoints/step_00001200.pt
+    DIR/config.toml         the resolved options          DIR/checkpoints/step_00001200.pt, or a folder step_00001200
     DIR/metrics.jsonl       one row per logged step       DIR/model.safetensors    the final weights
     DIR/results.json        the last evaluation           DIR/report.html          to look at
 
@@ -22,6 +22,8 @@ from diptych.distributed import checkpoint, process_group
 from diptych.errors import ConfigError
 from diptych.files import write_text
 from diptych.models import model_config_from_dict
+from diptych.tensorfiles.checkpoint_folder import is_checkpoint_folder
+from diptych.tensorfiles.manifest import MANIFEST
 from diptych.train.config import NEWEST, OutputOptions, TrainConfig, build
 from diptych.train.resume import check_resumed
 
@@ -104,8 +106,13 @@ def _to_resume(output: OutputOptions, folder: Path) -> tuple[Path, dict[str, Any
     """The checkpoint that ``--resume`` means and its state; None where ``latest`` finds a folder without any: a new run."""
     if output.resume not in NEWEST:
         path = Path(output.resume)
-        if not path.is_file():
-            raise ConfigError(f"--resume {path}: no such checkpoint file; give a path, or latest.")
+        if not path.is_file() and not path.is_dir():
+            raise ConfigError(f"--resume {path}: no such checkpoint file or folder; give the path of one, or latest.")
+        if path.is_dir() and not is_checkpoint_folder(path):
+            raise ConfigError(
+                f"--resume {path}: this folder is no checkpoint (it has no {MANIFEST}); give one of a run's folder checkpoints, "
+                "or --output with --resume latest."
+            )
         return path, checkpoint.load(path, PARTS)
     if not (output.output or output.name):
         raise ConfigError(f"--resume {output.resume}: in which folder? Give --output, or --name.")

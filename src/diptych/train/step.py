@@ -180,10 +180,10 @@ class Step:
             pairs = [self.layout.features(batch) for batch in batches]
         return [features for features, _ in pairs], [frozen for _, frozen in pairs]
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights. A collective: every rank calls it."""
-        state = {"optimizer": self.layout.optimizer_state(self.optimizer), "scaler": self.scaler.state_dict()}
-        return state if self.average is None else {**state, "average": self.average.state()}
+    def state(self, whole: bool = True) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights. Whole, which is a collective; or as it is laid out over processes."""
+        state = {"optimizer": self.layout.optimizer_state(self.optimizer, whole), "scaler": self.scaler.state_dict()}
+        return state if self.average is None else {**state, "average": self.average.state(whole)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what ``state`` gave, under any layout; the weights are restored already.

@@ -1,4 +1,4 @@
-"""Which file of a folder is its weights: a model's folder, a run, its checkpoints, a trainer's ``checkpoint-N``.
+"""Which file of a folder is its weights: a model's folder, a run, its checkpoints (files, folders), a trainer's ``checkpoint-N``.
 
 What was chosen among several is said in one line; what cannot be chosen is an error that lists the choices. Files are not opened
 here, but for the small ones that say what a folder is.
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.errors import WeightsError
+from diptych.tensorfiles.checkpoint_folder import is_checkpoint_folder
+from diptych.tensorfiles.manifest import MANIFEST
 from diptych.weights._adapter import adapter_of
 from diptych.weights._beside import remarks_on
 from diptych.weights._config_table import read_json_list
@@ -26,7 +28,7 @@ SEARCH = (
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".pdparams", ".ckpt")
 NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states|trainer_state|adapter)")
 OTHER_FRAMEWORKS = ("tf_model.h5", "flax_model.msgpack", "*.onnx", "*.npz", "*.gguf", "*.mlpackage")
-NUMBERED = {"step_*.pt": "step", "epoch_*.pt": "epoch"}
+NUMBERED = (("step_*.pt", f"step_*/{MANIFEST}"), ("epoch_*.pt",))  # a run's, open_clip's
 SENTENCE_MODULES = "modules.json"
 HARMLESS_MODULES = ("Normalize",)
 FIRST_MODULE = "0_CLIPModel"
@@ -52,6 +54,8 @@ def weight_file(path: Path) -> FolderChoice:
 
 def weights_of_folder(folder: Path) -> FolderChoice:
     """The weight file of a folder. Raises WeightsError when there is none, or several of which none is the usual one."""
+    if is_checkpoint_folder(folder):
+        return FolderChoice(folder / MANIFEST)
     inner = _sentence_transformers(folder)
     if inner is not None:
         return weights_of_folder(inner)
@@ -78,10 +82,12 @@ def weights_of_folder(folder: Path) -> FolderChoice:
 def _newest_checkpoint(folder: Path) -> FolderChoice | None:
     """The last of a run's checkpoints, here or in ``checkpoints``; or of a trainer's folders ``checkpoint-N``."""
     for parent in (folder, folder / "checkpoints"):
-        for pattern in NUMBERED:
-            files = _by_number(list(parent.glob(pattern)))
-            if files:
-                return FolderChoice(files[-1], (_taken(folder, files[-1], len(files)),))
+        for patterns in NUMBERED:
+            files = [file for pattern in patterns for file in parent.glob(pattern)]
+            paths = _by_number([file.parent if file.name == MANIFEST else file for file in files])
+            if paths:
+                taken = paths[-1] / MANIFEST if paths[-1].is_dir() else paths[-1]
+                return FolderChoice(taken, (_taken(folder, paths[-1], len(paths)),))
     folders = _by_number([path for path in folder.glob("checkpoint-*") if path.is_dir()])
     if not folders:
         return None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from diptych.files import StrPath
 from diptych.models import ModelConfig, model_config
+from diptych.tensorfiles.manifest import MANIFEST
 from diptych.weights._adapter import base_of, is_adapter
 from diptych.weights._base import Description
 from diptych.weights._catalog import HUB, entry_for, unknown_name, weight_file_names, zoo_entry
@@ -95,7 +96,8 @@ def vocabulary_folder(source: StrPath) -> Path | None:
     if not name or not path.exists():
         return None
     file = weight_file(path).path
-    folders = [file.parent, file.parent.parent] if file.parent.name == "checkpoints" else [file.parent]
+    checkpoint = file.parent if file.name == MANIFEST else file
+    folders = [file.parent, checkpoint.parent.parent] if checkpoint.parent.name == "checkpoints" else [file.parent]
     folders += [path] if path.is_dir() else []
     folders += [base_of(file)] if is_adapter(file) else []
     return next((folder for folder in folders if any((folder / known).is_file() for known in VOCABULARIES)), None)
