@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
 _elsewhere = contextvars.ContextVar("_elsewhere", default=False)
 
 

@@ -89,7 +89,9 @@ def dry_run(
     ready: list[str] = []
     for name, item in state.items():
         if item.requires_grad:
-            item.grad = mode.like(item.detach())  # from the second micro-batch on, or as a bucket, it is there all the time
+            item.grad = mode.like(
+                item.detach()
+            )  # from the second micro-batch on, or as a bucket, it is there all the time
             item.register_post_accumulate_grad_hook(lambda _, name=name: ready.append(name))
     states = mode.now
     images = mode.like(batch.images)
