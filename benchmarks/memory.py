@@ -2,11 +2,11 @@
 
     python benchmarks/memory.py PAIRS [--model ViT-B-32] [--batch-size 4096] [--micro-batch 64] [--parts contrastive,sigmoid,step]
 
-PAIRS are at least 4,096 images with captions, in any form that ``diptych train`` reads. A loss: forward and backward of CLIP's and
-of SigLIP's with D = 512 in fp32; the process's peak in RAM (VmHWM) less what it had before the features were made, so that inputs
-count. The step: the whole command ``diptych train``, its loader processes included, on one CPU thread; the largest sum of memory
-over its processes (Pss, shared pages once), read twice a second. Writes benchmarks/results/memory.json, each part as it ends. It
-measures memory; seconds are those of a shared machine.
+PAIRS are at least 4,096 images with captions, in any form that ``diptych train`` reads. A loss: forward and backward of CLIP's
+and of SigLIP's with D = 512 in fp32; the process's peak in RAM (VmHWM) less what it had before the features were made, so that
+inputs count. The step: the whole command ``diptych train``, its loader processes included, on one CPU thread; the largest sum of
+memory over its processes (Pss: shared pages once), read twice a second. Writes benchmarks/results/memory.json, each part as it
+ends. It measures memory; seconds are those of a shared machine.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _millions(module: torch.nn.Module) -> float:
 
 
 def tower_flops(model: TwoTower) -> tuple[int, int]:
-    """Operations of the image and of the text tower for one input each, in full; the model in evaluation mode, on the meta device."""
+    """Operations of the image and of the text tower for one input each, in full; of a model on the meta device, in evaluation."""
     side, text = model.config.vision.image_size, model.config.text
     pixels = torch.zeros(1, 3, side, side, device="meta")
     ids = torch.zeros(1, text.context_length, dtype=torch.int64, device="meta")

@@ -1,4 +1,4 @@
-"""How a training run would lie over devices: memory, collectives and time of a step, and the layout to take; nothing is allocated.
+"""How a training run would lie over devices: memory, collectives and time of a step, and the layout to take.
 
 ``plan(request)`` is the whole of it. State and collectives are formulas that tests count after; activations are counted on the
 real towers without memory. A plan runs no training, and knows nothing of networks but what is sent.
@@ -12,8 +12,9 @@ from diptych.plan.collectives import Collective
 from diptych.plan.duration import STEPS, Duration, from_peak, measured, operations
 from diptych.plan.layouts import Choice, Planner, describe
 from diptych.plan.memory import Memory
-from diptych.plan.request import Request, human, parse_memory
+from diptych.plan.request import Request
 from diptych.plan.state import checkpoint_bytes
+from diptych.train.sizes import human, parse_memory
 
 COUNTED = ("clip", "siglip")
 """Objectives whose loss is counted; of others, what ``compare`` holds and sends is taken to be CLIP's."""

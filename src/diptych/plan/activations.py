@@ -50,7 +50,7 @@ class Counted:
 
 
 class Towers:
-    """The towers of a request as one of ``tensor`` processes has them. Raises ConfigError where heads or columns do not divide."""
+    """The towers of a request as one of ``tensor`` processes has them. Raises ConfigError where heads do not divide."""
 
     def __init__(self, request: Request, tensor: int) -> None:
         self.request, self._sums = request, list[int]()

@@ -170,10 +170,11 @@ def _sharded(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape)
 
 
 def _norm(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape) -> list[Collective]:
-    """The norm of gradients that are in parts: a sum over each dimension of the mesh over which they are."""
-    trained = [item for item in parameters if item.trained]
-    split = degrees.tensor > 1 and any(item.split is not None for item in trained)
+    """The norm of gradients that are in parts: a number for each, summed over each dimension of the mesh over which they are."""
+    trained = [item for item in parameters if item.trained and item.whole > 1]
+    split = FP32 * len([item for item in trained if item.split is not None and degrees.tensor > 1])
+    whole = FP32 * len(trained) - split
     if step.sharding == "none":
-        return [Collective("all-reduce", "norm of gradients", degrees.tensor, 1, FP32)] if split else []
-    count = 1 + (2 if split else 0)
-    return [Collective("all-reduce", "norm of gradients", degrees.shards * degrees.tensor, count, count * FP32)]
+        return [Collective("all-reduce", "norm of gradients", degrees.tensor, int(split > 0), split)]
+    twice = Collective("all-reduce", "norm of split gradients", degrees.tensor, 2 * int(split > 0), 2 * split)
+    return [Collective("all-reduce", "norm of gradients", degrees.shards, int(whole > 0), whole), twice]

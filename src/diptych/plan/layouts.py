@@ -1,8 +1,8 @@
 """Which layouts there are, which fit, and which one to take; refusals say what would fit.
 
 The order is that of what is sent: replicas, shards of gradients and moments, shards of everything, each within a machine before
-across all, then split layers. Taken is the first whose memory leaves room for 16 pairs at a time, or all that a process has; else the
-one with the largest micro-batch. A rule of thumb, not a search for the fastest.
+across all, then split layers. Taken is the first whose memory leaves room for 16 pairs at a time, or all that a process has;
+else the one with the largest micro-batch. A rule of thumb, not a search for the fastest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.plan.activations import Towers
 from diptych.plan.collectives import Collective, StepShape, collectives_of
-from diptych.plan.memory import Memory, Work, contrastive_memory, memory_of, sigmoid_memory
-from diptych.plan.request import Request, check, human, pairs_each
+from diptych.plan.memory import Memory, Work, memory_of
+from diptych.plan.request import Request, check, pairs_each
 from diptych.plan.state import parameters_of
+from diptych.train.loss_memory import loss_memory
+from diptych.train.micro_batch import largest
+from diptych.train.sizes import human
 
 ENOUGH = 16
 MOST_DEVICES = 1024
@@ -49,7 +52,7 @@ class Choice:
 
 
 def candidates(request: Request) -> Iterator[tuple[str, Degrees]]:
-    """The layouts that the request leaves open and that divide its devices, in order. Raises ConfigError for a fixed one that does not."""
+    """The layouts that the request leaves open and that divide its devices, in order. Raises ConfigError for a wrong one."""
     stages = STAGES if request.sharding == "auto" else (request.sharding,)
     for tensor in [request.tensor] if request.tensor else _powers(request.node):
         for stage in stages:
@@ -127,23 +130,15 @@ class Planner:
         """A layout with its largest micro-batch that fits, None where not even a single pair does. Raises ConfigError."""
         pairs = pairs_each(self.request, degrees.data)
         sizes = self._micro_batches(pairs)
-        if self._total(sharding, degrees, sizes[-1]) <= self.request.usable:
-            return self._choice(sharding, degrees, sizes[-1])
-        low, high = 0, len(sizes) - 1  # sizes[low] fits, once it is known to; sizes[high] does not
-        if high == 0 or self._total(sharding, degrees, sizes[0]) > self.request.usable:
-            return None
-        while high - low > 1:
-            middle = (low + high) // 2
-            fits = self._total(sharding, degrees, sizes[middle]) <= self.request.usable
-            low, high = (middle, high) if fits else (low, middle)
-        return self._choice(sharding, degrees, sizes[low])
+        size = largest(sizes, lambda number: self._total(sharding, degrees, number) <= self.request.usable)
+        return self._choice(sharding, degrees, size) if size else None
 
     def _micro_batches(self, pairs: int) -> list[int]:
         """Divisors of a process's pairs, ascending; or the one that was asked for."""
         asked = self.request.micro_batch
         if asked and pairs % asked:
             raise ConfigError(
-                f"--micro-batch {asked}: each process has {pairs} pairs, which is no multiple of it; expected a divisor of {pairs}."
+                f"--micro-batch {asked}: each process has {pairs} pairs, no multiple of it; expected a divisor of {pairs}."
             )
         return [asked] if asked else [size for size in range(1, pairs + 1) if pairs % size == 0]
 
@@ -155,14 +150,9 @@ class Planner:
         pairs = pairs_each(self.request, degrees.data)
         towers = self.towers(degrees.tensor)
         footprint = towers.of_pairs(micro_batch).footprint
-        loss = sigmoid_memory if self.request.objective.objective == "siglip" else contrastive_memory
         width = towers.objective.model.config.embed_dim
-        work = Work(
-            footprint.batch // micro_batch * pairs,
-            footprint.activations,
-            loss(pairs, degrees.data, width),
-            micro_batch < pairs,
-        )
+        loss = loss_memory(self.request.objective.objective, pairs, degrees.data, width)
+        work = Work(footprint.batch // micro_batch * pairs, footprint.activations, loss, micro_batch < pairs)
         return memory_of(self.parameters, degrees, sharding, self.request.optimizer, work)
 
     def _choice(self, sharding: str, degrees: Degrees, micro_batch: int) -> Choice:
@@ -200,8 +190,8 @@ class Planner:
         if devices:
             would.append(f"--devices {devices}")
         return ConfigError(
-            f"nothing fits into {human(request.memory)} of which {request.reserve:.0%} is left free: the least is {human(least)}, "
-            f"{named}, one pair at a time; what would fit: {' or '.join(would)}."
+            f"nothing fits into {human(request.memory)} less {request.reserve:.0%} that is left free: {human(least)} is the "
+            f"least, {named}, one pair at a time; what would fit: {' or '.join(would)}."
         )
 
     def _least(self) -> tuple[int, str, Degrees]:

@@ -1,8 +1,8 @@
 """The memory of one process at the worst moment of a step, part by part, in bytes.
 
 State is exact (``state``), activations are counted on the real towers without memory (``train.dry_run``), what a loss holds is a
-formula of its code. Not counted: what kernels and collective libraries use inside, and what an allocator rounds up; a share of
-the device is held back for those.
+formula of its code (``train.loss_memory``). Not counted: what kernels and collective libraries use inside, and what an allocator
+rounds up; a share of the device is held back for those.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from diptych.distributed.mesh import Degrees
-from diptych.objectives import MATRIX_LIMIT, STORED, TILE
 from diptych.plan.state import FP32, Parameter, state_of, units_of
+from diptych.train.loss_memory import LossMemory
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process: state, ``gathered`` parameters and gradients of shards in use, the batch and what is computed of it."""
+    """Bytes of one process: state, ``gathered`` parameters and gradients of shards in use, the batch and what comes of it."""
 
     parameters: int
     gradients: int
@@ -42,44 +42,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class LossMemory:
-    """Bytes of a loss: ``features`` of own and of all pairs with their gradients, ``logits`` or tiles of them."""
-
-    features: int
-    logits: int
-
-
-def contrastive_memory(pairs: int, processes: int, width: int) -> LossMemory:
-    """CLIP's loss of ``pairs`` of this process among those of ``processes``: both sides gathered, two directions.
-
-    Own features with their gradients; of several processes all features, the gradients of both and one of them in exchange.
-    """
-    everything = pairs * processes
-    own = 2 * 2 * pairs * width + 2 * pairs * width
-    if processes > 1:
-        own += (2 + 2 + 1) * everything * width
-    directions = 1 if processes == 1 else 2
-    matrix = pairs * everything
-    if matrix <= MATRIX_LIMIT:
-        return LossMemory(FP32 * own, FP32 * (2 + 2 * directions) * matrix)
-    stored = directions * matrix if matrix <= STORED else 0
-    tile = max(TILE, everything)
-    spare = 2 if matrix <= STORED else 3  # one to compute in, one for the columns' sums, one of similarities
-    return LossMemory(FP32 * own, FP32 * (stored + spare * min(tile, matrix)))
-
-
-def sigmoid_memory(pairs: int, processes: int, width: int) -> LossMemory:
-    """SigLIP's loss: own pairs, the texts and gradients that pass by, and the gradients that the forward pass makes."""
-    own = 2 * pairs * width  # the features
-    own += 2 * 2 * pairs * width  # their gradients, and those times the loss's own
-    if processes > 1:
-        own += 4 * pairs * width  # a chunk of texts, the one to come, the gradient that travels, the one that comes
-    return LossMemory(FP32 * own, FP32 * 3 * min(max(TILE, pairs), pairs * pairs))
-
-
-@dataclass(frozen=True)
 class Work:
-    """Bytes that a step's pairs take: the whole ``batch``, ``activations`` of what is encoded at once, a part or all, the ``loss``."""
+    """Bytes that a step's pairs take: the whole ``batch``, ``activations`` of what is encoded at once, the ``loss``."""
 
     batch: int
     activations: int

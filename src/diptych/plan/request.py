@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from diptych.errors import ConfigError
 from diptych.objectives import ObjectiveOptions
-
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,6 @@ class Request:
         return min(self.devices, self.devices_per_node)
 
 
-def parse_memory(text: str, flag: str = "--memory") -> int:
-    """``80GB`` (10^9 bytes each), ``80GiB`` (2^30) or a number of bytes. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = UNITS.get(match.group(2).upper()) if match else None
-    if match is None or unit is None or not float(match.group(1)):
-        raise ConfigError(f"{flag} {text!r}: expected a number with a unit, such as 80GB or 80GiB.")
-    return int(float(match.group(1)) * unit)
-
-
 def check(request: Request) -> None:
     """Raise ConfigError for numbers that no layout can have."""
     if request.devices % request.node:
@@ -83,11 +71,3 @@ def pairs_each(request: Request, data: int) -> int:
             f"share evenly; give {near}."
         )
     return request.batch_size // data
-
-
-def human(size: float) -> str:
-    """Bytes as people write them, in powers of ten: 6.85 GB."""
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size:.0f} B"

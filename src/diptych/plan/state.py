@@ -27,7 +27,7 @@ MOMENTS = {"adamw": 2, "lamb": 2, "sgd": 1}
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: its ``unit`` of sharding, the dimension along which a tensor group splits it (None: whole), how it is moved."""
+    """One parameter: its ``unit`` of sharding, the dimension along which a tensor group splits it (None: whole)."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How much memory encoding a micro-batch takes, counted on tensors without memory: the real forward and backward pass, on nothing.
+"""How much memory encoding a micro-batch takes, counted on tensors without memory: the real passes, forward and backward.
 
 torch's fake tensors have shapes and no values, so that any model and any batch are counted in seconds. What is counted is what
 tensors hold at the worst moment, parameters, their gradients and the batch apart. Not what kernels use inside, nor what an
@@ -37,7 +37,7 @@ class Footprint:
 
 
 class _Counted(FakeTensorMode):
-    """Fake tensors whose storages are added up while they live. Never entered: towers would take the forms of a recorded graph."""
+    """Fake tensors whose storages are added up while they live. Never entered: towers would take a graph's forms."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -114,7 +114,7 @@ def _call(objective: Objective, state: Mapping[str, Tensor], batch: Batch) -> An
 
 
 def trial_batch(config: ModelConfig, wants: Wants, pairs: int, tokens: int = 0) -> Batch:
-    """A batch of ``pairs`` of the shapes that a run has, captions of ``tokens`` ids each, begin and end included (0: the context).
+    """A batch of ``pairs`` of the shapes that a run has, captions of ``tokens`` ids each, both ends included (0: the context).
 
     Images are on the meta device. An objective that masks gets masked tokens in every caption, one in seven.
     """
