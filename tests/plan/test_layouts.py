@@ -137,6 +137,7 @@ def test_a_time_is_measured_where_it_is_asked_for(capsys):
     [
         ("--samples 5", "--samples goes with --peak-flops or --measure"),
         ("--measure-pairs 5", "--measure-pairs goes with --measure"),
+        ("--efficiency 0.5", "--efficiency goes with --peak-flops"),
         ("--measure --peak-flops 1e12", "choose one"),
         ("--sharding-parallel-degree 2", "goes with --sharding"),
         ("--precision half", "precision"),

@@ -1,4 +1,4 @@
-"""The formulas of what losses hold against the profiler's record of the allocator; the bars of the largest batch by the system's."""
+"""What losses hold by formula against the profiler's record of the allocator; the bars of the largest batch by the system's."""
 
 import importlib.util
 from pathlib import Path

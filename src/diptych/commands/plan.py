@@ -15,6 +15,8 @@ from diptych.config import Count, NotNegative, Range
 if TYPE_CHECKING:
     from diptych.plan import Duration, Plan, Request
 
+EFFICIENCY = 0.2
+
 
 @dataclass(frozen=True)
 class Options:
@@ -58,8 +60,8 @@ class Options:
     """Pairs that the run sees in all: gives its days; 0 leaves them out."""
     peak_flops: NotNegative = 0.0
     """Peak of a device in the precision, in operations per second (989e12): gives an estimate of the time."""
-    efficiency: Annotated[float, Range(0.001, 1)] = 0.2
-    """Share of the peak that towers reach; published runs of CLIP have 0.18 to 0.21."""
+    efficiency: Annotated[float, Range(0.001, 1)] | None = None
+    """Share of the peak that towers reach; without it 0.2: published runs of CLIP have 0.18 to 0.21."""
     measure: bool = False
     """Estimate the time from 20 real steps on this machine's device."""
     measure_pairs: Count = 0
@@ -95,11 +97,14 @@ def _request(options: Options) -> Request:
         raise ConfigError("--precision: " + did_you_mean(options.precision, PRECISIONS, "precision"))
     if options.sharding_parallel_degree and options.sharding not in ("stage1", "stage2", "stage3"):
         raise ConfigError("--sharding-parallel-degree goes with --sharding stage1, stage2 or stage3; add it.")
-    for given, flag, needed in (
-        (options.measure_pairs, "--measure-pairs", "--measure"),
-        (options.samples and not (options.measure or options.peak_flops), "--samples", "--peak-flops or --measure"),
+    timed = options.measure or bool(options.peak_flops)
+    for unused, flag, needed in (
+        (options.measure_pairs and not options.measure, "--measure-pairs", "--measure"),
+        (options.samples and not timed, "--samples", "--peak-flops or --measure"),
+        (options.efficiency is not None and not options.peak_flops, "--efficiency", "--peak-flops"),
+        (options.device not in ("auto", "cpu") and not options.measure, f"--device {options.device}", "--measure"),
     ):
-        if given and not (options.measure and needed == "--measure"):
+        if unused:
             raise ConfigError(f"{flag} goes with {needed}; add it.")
     if options.measure and options.peak_flops:
         raise ConfigError("--measure and --peak-flops are two estimates of the time; choose one.")
@@ -119,7 +124,7 @@ def _duration(options: Options, planned: Plan) -> Duration | None:
     request, choice = planned.request, planned.choice
     if options.peak_flops:
         each = operations(request, choice.micro_batches, choice.degrees.tensor)
-        return from_peak(choice.pairs, each, options.peak_flops, options.efficiency)
+        return from_peak(choice.pairs, each, options.peak_flops, options.efficiency or EFFICIENCY)
     if not options.measure:
         return None
     from diptych.devices import get_device
