@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused_with_what_would():
         ({"sharding": "stage3", "shards": 3}, "no whole number of groups of 3"),
         ({"micro_batch": 5}, "each process has 64 pairs, no multiple of it"),
         ({"devices": 1, "sharding": "stage2"}, "there is one"),
-        ({"model": "ViT-L-15"}, "did you mean"),
+        ({"model": "ViT-L-15"}, "Did you mean"),
     ],
 )
 def test_layouts_that_cannot_be_are_refused(changes, message):

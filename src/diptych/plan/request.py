@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from diptych.errors import ConfigError
-from diptych.objectives import ObjectiveOptions
+from diptych.objectives import OBJECTIVES, ObjectiveOptions
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Request:
     devices: int
     memory: int
     batch_size: int
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    objective: ObjectiveOptions = field(default_factory=lambda: OBJECTIVES.get("clip").Config())
     precision: str = "bf16"
     optimizer: str = "adamw"
     grad_checkpointing: bool = False

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
@@ -96,21 +96,34 @@ def dry_run(
     states = mode.now
     images = mode.like(batch.images)
     before = mode.peak = mode.now
-    batch = batch._replace(images=images)
-    with attention_as_elsewhere() if elsewhere else contextlib.nullcontext():
+    size = 0
+
+    def passes(batch: Batch) -> None:
+        nonlocal size
         with autocast():
-            features = _call(objective, state, batch)
+            features = objective("features", batch)[0]
         outputs = [item for item in features if differentiable(item)]
         size = sum(item.numel() * item.element_size() for item in outputs)
         if between is not None:
             between()
+        outputs = [item for item in outputs if item.requires_grad]
         torch.autograd.backward(outputs, [mode.like(item.detach()) for item in outputs])
+
+    with attention_as_elsewhere() if elsewhere else contextlib.nullcontext():
+        inside = {f"objective.{name}": item for name, item in state.items()}
+        torch.func.functional_call(_Passes(objective, passes), inside, (batch._replace(images=images),))
     return Footprint(mode.peak - before, before - states, size, tuple(ready))
 
 
-def _call(objective: Objective, state: Mapping[str, Tensor], batch: Batch) -> Any:
-    features, _ = torch.func.functional_call(objective, dict(state), ("features", batch))
-    return features
+class _Passes(nn.Module):
+    """Both passes in one call, so that what is computed again in the backward pass finds the tensors without memory too."""
+
+    def __init__(self, objective: Objective, passes: Callable[[Batch], None]) -> None:
+        super().__init__()
+        self.objective, self.passes = objective, passes
+
+    def forward(self, batch: Batch) -> None:
+        self.passes(batch)
 
 
 def trial_batch(config: ModelConfig, wants: Wants, pairs: int, tokens: int = 0) -> Batch:

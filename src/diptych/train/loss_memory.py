@@ -39,15 +39,18 @@ def contrastive_memory(pairs: int, processes: int, width: int) -> LossMemory:
     directions = 1 if processes == 1 else 2
     matrix = pairs * everything
     if matrix <= MATRIX_LIMIT:
-        return LossMemory(FP32 * own, FP32 * (2 + 2 * directions) * matrix)
+        return LossMemory(FP32 * own, FP32 * 4 * matrix)
     stored = directions * matrix if matrix <= STORED else 0
-    tiles = 2 if matrix <= STORED else 3  # one to compute in, one for the sums of columns, one of similarities
+    # One to compute in, one of similarities that are not stored, one for the sums of columns where both directions share a matrix.
+    tiles = 1 + (1 if matrix > STORED else 0) + (1 if directions == 1 else 0)
     return LossMemory(FP32 * own, FP32 * (stored + tiles * max(TILE, everything)))
 
 
 def sigmoid_memory(pairs: int, processes: int, width: int) -> LossMemory:
-    """SigLIP's loss: features, the gradients that its forward pass makes, and the texts and gradients that pass by."""
-    own = 3 * 2 * pairs * width
+    """SigLIP's loss: features, the gradients that its forward pass makes, the texts and gradients that pass by; tiles of logits."""
+    own = 2 * 2 * pairs * width
     if processes > 1:
         own += 4 * pairs * width  # a chunk of texts and the next, the gradient that travels and the next
-    return LossMemory(FP32 * own, FP32 * 3 * min(max(TILE, pairs), pairs * pairs))
+    tiles = 2 * min(max(TILE, pairs), pairs * pairs)
+    # Tiles are gone when the gradients are multiplied with the loss's own.
+    return LossMemory(FP32 * own, FP32 * max(tiles, 2 * pairs * width))
