@@ -65,7 +65,7 @@ def candidates(request: Request) -> Iterator[tuple[str, Degrees]]:
                 try:
                     degrees = degrees_of(options, World(0, request.devices))
                 except ConfigError:
-                    if request.sharding not in ("auto", "none") or request.tensor:
+                    if stage == request.sharding or (request.tensor and stage == "none"):
                         raise
                     continue
                 yield stage, degrees
@@ -98,11 +98,11 @@ class Planner:
         """The layouts that fit, in order; of those with split layers only as many as are needed. Raises ConfigError for none."""
         fitting: list[Choice] = []
         refused: list[ConfigError] = []
-        tensor = 0
+        tensor = tried = 0
         for sharding, degrees in candidates(self.request):
             if degrees.tensor != tensor and any(self.enough(item) for item in fitting):
                 break
-            tensor = degrees.tensor
+            tensor, tried = degrees.tensor, tried + 1
             try:
                 choice = self.fitted(sharding, degrees)
             except ConfigError as error:  # heads or a batch that do not divide
@@ -111,11 +111,8 @@ class Planner:
             if choice is not None:
                 fitting.append(choice)
         if not fitting:
-            raise self.refusal() if len(refused) < 2 * len(STAGES) and not self._all(refused) else refused[0]
+            raise refused[0] if len(refused) == tried else self.refusal()
         return fitting
-
-    def _all(self, refused: list[ConfigError]) -> bool:
-        return len(refused) == len(list(candidates(self.request)))
 
     def enough(self, choice: Choice) -> bool:
         """Whether the devices are kept busy by so many pairs at a time."""

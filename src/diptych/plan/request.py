@@ -59,6 +59,8 @@ def check(request: Request) -> None:
             f"--batch-size {request.batch_size} is the global batch here: fewer pairs than --devices {request.devices}; give at "
             "least one for each."
         )
+    if not request.tensor:  # a batch that does not divide is no reason to split layers
+        pairs_each(request, request.devices)
 
 
 def pairs_each(request: Request, data: int) -> int:

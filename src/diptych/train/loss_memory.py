@@ -41,13 +41,13 @@ def contrastive_memory(pairs: int, processes: int, width: int) -> LossMemory:
     if matrix <= MATRIX_LIMIT:
         return LossMemory(FP32 * own, FP32 * 4 * matrix)
     stored = directions * matrix if matrix <= STORED else 0
-    # One to compute in, one of similarities that are not stored, one for the sums of columns where both directions share a matrix.
+    # One to compute in, one of similarities that are not stored, one for sums of columns where both directions share a matrix.
     tiles = 1 + (1 if matrix > STORED else 0) + (1 if directions == 1 else 0)
     return LossMemory(FP32 * own, FP32 * (stored + tiles * max(TILE, everything)))
 
 
 def sigmoid_memory(pairs: int, processes: int, width: int) -> LossMemory:
-    """SigLIP's loss: features, the gradients that its forward pass makes, the texts and gradients that pass by; tiles of logits."""
+    """SigLIP's loss: features, the gradients that its forward pass makes, those that pass by; tiles of logits."""
     own = 2 * 2 * pairs * width
     if processes > 1:
         own += 4 * pairs * width  # a chunk of texts and the next, the gradient that travels and the next
