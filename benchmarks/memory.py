@@ -4,9 +4,9 @@
 
 PAIRS are at least 4,096 images with captions, in any form that ``diptych train`` reads. A loss: forward and backward of CLIP's
 and of SigLIP's with D = 512 in fp32; the process's peak in RAM (VmHWM) less what it had before the features were made, so that
-inputs count. The step: the whole command ``diptych train``, its loader processes included, on one CPU thread; the largest sum of
-memory over its processes (Pss: shared pages once), read twice a second. Writes benchmarks/results/memory.json, each part as it
-ends. It measures memory; seconds are those of a shared machine.
+inputs count. The step: the whole command ``diptych train``, its loader processes included; the largest sum of memory over its
+processes (Pss: shared pages once), read twice a second. Writes benchmarks/results/memory.json, each part as it ends. It measures
+memory; seconds are those of a shared machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import json, sys, time, torch
 from diptych.devices import get_device
 from diptych.objectives._sigmoid import sigmoid
 from diptych.objectives._terms import Features, contrastive
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[4]))
 get_device("cpu").prepare_process()
 def memory(name):
     return int(open("/proc/self/status").read().split(name + ":")[1].split()[0]) * 1024
@@ -54,9 +54,9 @@ print(json.dumps({"bytes": memory("VmHWM") - before, "seconds": round(time.perf_
 """
 
 
-def measured_loss(name: str, count: int = COUNT, width: int = WIDTH) -> dict[str, Any]:
+def measured_loss(name: str, count: int = COUNT, width: int = WIDTH, threads: int = 1) -> dict[str, Any]:
     """Peak bytes, inputs included, and seconds of one loss of ``count`` pairs, forward and backward."""
-    argv = [sys.executable, "-c", LOSS, name, str(count), str(width)]
+    argv = [sys.executable, "-c", LOSS, name, str(count), str(width), str(threads)]
     out = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     return {"pairs": count, "width": width, **json.loads(out.splitlines()[-1])}
 
@@ -91,7 +91,7 @@ def measured_step(args: argparse.Namespace) -> dict[str, Any]:
         with (Path(folder) / "log").open("w+") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "diptych", "train", *argv],
-                stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
             )  # fmt: skip
             while process.poll() is None:
                 most = max(most, memory_of_tree(process.pid))
@@ -113,11 +113,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--micro-batch", default="64")
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", default="contrastive,sigmoid,step")
     args = parser.parse_args()
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for part in args.parts.split(","):
-        result[part] = measured_step(args) if part == "step" else measured_loss(part)
+        result[part] = measured_step(args) if part == "step" else measured_loss(part, threads=args.threads)
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(part, json.dumps(result[part]), flush=True)
 

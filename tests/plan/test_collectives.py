@@ -151,6 +151,7 @@ def check(processes, layouts, cases):
 PLAIN = ("tiny-test", "clip", 1, "adamw", False, False)
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_two_processes_hold_and_send():
     check(
         2,

@@ -31,6 +31,7 @@ def test_replicas_are_taken_where_they_fit():
     assert choice.memory.total <= TINY.usable
 
 
+@pytest.mark.slow
 def test_less_memory_gives_smaller_pieces_then_shards():
     request = enough_for(32)
     pieces = plan(request)
@@ -46,6 +47,7 @@ def test_the_largest_micro_batch_is_taken():
     assert planner.memory("none", Degrees(4), following).total > planner.request.usable
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_what_would():
     with pytest.raises(
         ConfigError, match=r"nothing fits into 10 MB less 10% .* what would fit: .*--memory [\d.]+MB"

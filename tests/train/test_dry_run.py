@@ -56,13 +56,13 @@ def counted(objective, pairs, tokens, precision):
     ("name", "pairs", "precision", "checkpointing", "lock"),
     [
         ("tiny-test", 64, "fp32", False, False),
-        ("tiny-test", 8, "fp32", False, False),  # as a micro-batch of the 64
+        pytest.param("tiny-test", 8, "fp32", False, False, marks=pytest.mark.slow),  # as a micro-batch of the 64
         ("tiny-test", 64, "fp32", True, False),
-        ("tiny-test", 64, "bf16", False, False),
-        ("tiny-test", 64, "fp32", False, True),
-        ("tiny-test-resnet", 16, "fp32", False, False),
+        pytest.param("tiny-test", 64, "bf16", False, False, marks=pytest.mark.slow),
+        pytest.param("tiny-test", 64, "fp32", False, True, marks=pytest.mark.slow),
+        pytest.param("tiny-test-resnet", 16, "fp32", False, False, marks=pytest.mark.slow),
         ("tiny-test-resnet", 16, "fp32", True, False),
-        ("tiny-test-siglip", 32, "fp32", False, False),
+        pytest.param("tiny-test-siglip", 32, "fp32", False, False, marks=pytest.mark.slow),
     ],
 )
 def test_activations_are_those_that_real_passes_hold(name, pairs, precision, checkpointing, lock):

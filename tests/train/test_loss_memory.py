@@ -30,7 +30,9 @@ def held(loss, *inputs):
     return peak_of(passes) + sum(item.numel() * item.element_size() for item in inputs)
 
 
-@pytest.mark.parametrize(("pairs", "width"), [(512, 64), (1024, 256), (2048, 64), (9000, 16)])
+@pytest.mark.parametrize(
+    ("pairs", "width"), [(512, 64), (1024, 256), (2048, 64), pytest.param(9000, 16, marks=pytest.mark.slow)]
+)
 def test_the_contrastive_loss_of_one_process(pairs, width):
     image, text, scale = features(pairs, width), features(pairs, width), torch.tensor([20.0], requires_grad=True)
     rows = Features(image, text)
@@ -38,7 +40,7 @@ def test_the_contrastive_loss_of_one_process(pairs, width):
     assert contrastive_memory(pairs, 1, width).total == pytest.approx(real, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("pairs", "processes"), [(256, 8), (512, 32), (512, 300)])
+@pytest.mark.parametrize(("pairs", "processes"), [(256, 8), (512, 32), pytest.param(512, 300, marks=pytest.mark.slow)])
 def test_logits_of_some_rows_of_many(pairs, processes):
     width = 8  # so that logits are nearly all there is
     everything = Features(features(pairs * processes, width), features(pairs * processes, width))
@@ -48,7 +50,7 @@ def test_logits_of_some_rows_of_many(pairs, processes):
     assert contrastive_memory(pairs, processes, width).total == pytest.approx(real, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize(("pairs", "width"), [(512, 64), (4096, 256), (9000, 64)])
+@pytest.mark.parametrize(("pairs", "width"), [(512, 64), (4096, 256), pytest.param(9000, 64, marks=pytest.mark.slow)])
 def test_the_sigmoid_loss_of_one_process(pairs, width):
     image, text = features(pairs, width), features(pairs, width)
     scale, bias = torch.tensor([20.0], requires_grad=True), torch.tensor([-10.0], requires_grad=True)

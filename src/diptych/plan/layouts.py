@@ -221,10 +221,10 @@ def describe(sharding: str, degrees: Degrees) -> str:
     """A layout in words: "stage3 over 8 of 64 devices, layers split over 2"."""
     world = degrees.data * degrees.tensor
     if sharding == "none":
-        words = f"{degrees.data} replicas" if degrees.data > 1 else "one copy"
+        state = f"{degrees.data} replicas" if degrees.data > 1 else "one copy"
     elif degrees.replicas > 1:
-        words = f"{degrees.replicas} replicas of {sharding} over {degrees.shards}"
+        state = f"{degrees.replicas} replicas of {sharding} over {degrees.shards}"
     else:
-        words = f"{sharding} over {degrees.shards}"
+        state = f"{sharding} over {degrees.shards}"
     split = f", layers split over {degrees.tensor}" if degrees.tensor > 1 else ""
-    return f"{words}{split} ({world} device{'s' if world > 1 else ''})"
+    return f"{state}{split} ({world} device{'s' if world > 1 else ''})"

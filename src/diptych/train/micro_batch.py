@@ -153,7 +153,7 @@ class _Finder:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an accelerator, or the system, refused memory."""
     refused = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return refused or any(words in str(error) for words in ("not enough memory", "out of memory"))
+    return refused or any(message in str(error) for message in ("not enough memory", "out of memory"))
 
 
 def largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
