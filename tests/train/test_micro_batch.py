@@ -49,6 +49,9 @@ def test_auto_takes_the_largest_that_fits_says_so_and_trains_like_the_number(pai
     run(pairs, tmp_path / "number", *STEPS, "--batch-size", "8", "--micro-batch", "8")
     assert_identical(tmp_path / "auto", tmp_path / "number")
     assert "micro_batch = 8" in (tmp_path / "auto" / "config.toml").read_text()
+    # The number is all that is recorded, so that the run goes on without either flag.
+    run(pairs, tmp_path / "auto", *STEPS, "--batch-size", "8", "--max-steps", "4", "--resume", "latest")
+    assert len(losses(tmp_path / "auto")) == 4
 
 
 def test_a_resumed_run_keeps_the_number_that_was_taken(pairs, tmp_path, capsys):

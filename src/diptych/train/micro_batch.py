@@ -36,7 +36,7 @@ MOMENTS = 2
 def with_micro_batch(
     config: TrainConfig, objective: Objective, device: Device, precision: str, world: World
 ) -> TrainConfig:
-    """The config with a number in place of ``auto``. A collective. Raises ConfigError where not even a single pair fits."""
+    """The config with a number in place of ``auto``, and no budget. A collective. Raises ConfigError where not even a single pair fits."""
     if config.micro_batch != "auto":
         if config.memory_budget:
             raise ConfigError("--memory-budget goes with --micro-batch auto; add it.")
@@ -45,7 +45,7 @@ def with_micro_batch(
     before = saved_values(config.output.resume, config.output.output)[0].get("micro_batch", 0)
     if isinstance(before, int) and before and size % before == 0:
         log.info(f"--micro-batch auto: {before} of {size} pairs, as before")
-        return dataclasses.replace(config, micro_batch=before)
+        return dataclasses.replace(config, micro_batch=before, memory_budget="")
     finder = _Finder(config, objective, device, precision, world)
     number = min(process_group.all_gather_object(finder.largest()))
     if not number:
@@ -54,7 +54,7 @@ def with_micro_batch(
             "--batch-size, or take a smaller model."
         )
     log.info(f"--micro-batch auto: {number} of {size} pairs at a time ({finder.explained(number)})")
-    return dataclasses.replace(config, micro_batch=number)
+    return dataclasses.replace(config, micro_batch=number, memory_budget="")
 
 
 class _Finder:
