@@ -36,7 +36,7 @@ MOMENTS = 2
 def with_micro_batch(
     config: TrainConfig, objective: Objective, device: Device, precision: str, world: World
 ) -> TrainConfig:
-    """The config with a number in place of ``auto``, and no budget. A collective. Raises ConfigError where not even a single pair fits."""
+    """The config with a number for ``auto``, and no budget. A collective. Raises ConfigError where not even one pair fits."""
     if config.micro_batch != "auto":
         if config.memory_budget:
             raise ConfigError("--memory-budget goes with --micro-batch auto; add it.")
@@ -153,7 +153,9 @@ class _Finder:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an accelerator, or the system, refused memory."""
     refused = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return refused or any(message in str(error) for message in ("not enough memory", "out of memory"))
+    return refused or any(
+        message in str(error) for message in ("can't allocate memory", "not enough memory", "out of memory")
+    )
 
 
 def largest(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
