@@ -161,17 +161,21 @@ def test_a_plan_counts_what_two_processes_hold_and_send():
 
 
 @pytest.mark.slow
-def test_a_plan_counts_what_two_processes_hold_and_send_under_every_layout():
-    parts = [("tiny-test", name, count, "adamw", False, False) for name in ("clip", "siglip") for count in (1, 4)]
-    others = [
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(("tiny-test", name, count, "adamw", False, False) for name in ("clip", "siglip") for count in (1, 4)),
         ("tiny-test", "clip", 1, "lamb", False, False),
         ("tiny-test", "clip", 1, "sgd", False, False),
         ("tiny-test", "clip", 2, "adamw", True, False),
         ("tiny-test", "clip", 2, "adamw", False, True),
         ("tiny-test-resnet", "clip", 2, "adamw", False, False),
         ("tiny-test-siglip", "siglip", 2, "adamw", False, False),
-    ]
-    check(2, TWO, [*parts, *others])
+    ],
+    ids=lambda case: "-".join(map(str, case)),
+)
+def test_a_plan_counts_what_two_processes_hold_and_send_under_every_layout(case):
+    check(2, TWO, [case])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ else the one with the largest micro-batch. A rule of thumb, not a search for the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
@@ -200,19 +201,19 @@ class Planner:
                 totals.append((self._total(sharding, degrees, size), sharding, degrees))
             except ConfigError:
                 continue
+        if not totals:
+            raise ConfigError(f"--devices {self.request.devices}: no layout divides them.")
         return min(totals)
 
     def _more_devices(self) -> int:
         """The fewest devices, by doubling, with which the same layouts fit; 0 where not even the most do."""
         devices = 2 * self.request.devices
         while devices <= min(MOST_DEVICES, self.request.batch_size):
-            planner = Planner(dataclasses.replace(self.request, devices=devices))
-            planner.towers = self.towers  # the same towers
-            try:
+            with contextlib.suppress(ConfigError):  # of a batch that so many cannot share
+                planner = Planner(dataclasses.replace(self.request, devices=devices))
+                planner.towers = self.towers  # the same towers
                 if planner._least()[0] <= self.request.usable:
                     return devices
-            except (ConfigError, ValueError):
-                pass
             devices *= 2
         return 0
 
