@@ -2,6 +2,7 @@
 profiler saw in the third step, whose buckets are settled.
 """
 
+import functools
 import math
 
 import pytest
@@ -113,28 +114,40 @@ def seen(profiled):
     return counts, sizes
 
 
-def planned_step(options, case, processes, rank):
-    """The same of a plan."""
-    name, objective, parts, optimizer, checkpointing, locked = case
-    degrees = degrees_of(options, World(0, processes))
+@functools.cache
+def planner_of(case):
+    """The planner of a case; what it is planned for is not its own: layouts are given."""
+    name, objective, _, optimizer, checkpointing, locked = case
     request = Request(
-        name, processes, 1 << 40, PAIRS, OBJECTIVES.get(objective).Config(objective=objective), "fp32", optimizer,
+        name, 1, 1 << 40, PAIRS, OBJECTIVES.get(objective).Config(objective=objective), "fp32", optimizer,
         checkpointing, locked, caption_tokens=TOKENS, on_cpu=True,
     )  # fmt: skip
-    planner = Planner(request)
+    return Planner(request)
+
+
+@functools.cache
+def planned_exchange(options, case, processes):
+    """Counts of collectives and elements given to them, by gloo's names, of a plan."""
+    degrees, planner, parts = degrees_of(options, World(0, processes)), planner_of(case), case[2]
     pairs = PAIRS // degrees.data
     shape = planner.step_shape(options.sharding, degrees.tensor, pairs, pairs // parts)
-    exchanged = collectives_of(planner.parameters, degrees, shape, objective)
     counts, sizes = {}, {}
-    for item in exchanged:
+    for item in collectives_of(planner.parameters, degrees, shape, case[1]):
         kind = OF_GLOO.get(item.kind, item.kind)
         counts[kind] = counts.get(kind, 0) + item.count
         if kind != "send":
             # Elements: the profiler counts these; the answer of whether a step is finite is int64, as are counters.
-            width = 8 if item.purpose == "is the step finite" else 4
+            width = 8 if item.purpose in ("is the step finite", "counters of buffers") else 4
             sizes[kind] = sizes.get(kind, 0) + item.given // width
-    state = state_of(planner.parameters, degrees, optimizer, (rank // degrees.tensor) % degrees.shards)
-    return [state.parameters, state.gradients, state.moments], counts, sizes
+    return counts, sizes
+
+
+def planned_step(options, case, processes, rank):
+    """The same of a plan."""
+    degrees = degrees_of(options, World(0, processes))
+    shard = (rank // degrees.tensor) % degrees.shards
+    state = state_of(planner_of(case).parameters, degrees, case[3], shard)
+    return [state.parameters, state.gradients, state.moments], *planned_exchange(options, case, processes)
 
 
 def check(processes, layouts, cases):

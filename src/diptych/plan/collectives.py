@@ -19,6 +19,10 @@ from diptych.plan.state import FP32, Parameter, units_of
 BUCKETS = (1 << 20, 25 << 20)
 
 
+FIRST_TOWER = "model.image"
+"""The unit whose forward pass ends before the text tower's begins."""
+
+
 @dataclass(frozen=True)
 class Collective:
     """``count`` collectives of one ``kind`` a step for one ``purpose``, over groups of ``processes``.
@@ -60,7 +64,8 @@ class StepShape:
 
     ``sharding`` as the option has it; ``micro_batches`` of each process; ``pairs`` of each data process in all of them;
     ``width`` of the embedding; ``sums`` of a tensor group; ``ready`` the order in which gradients become ready; ``buffers`` and
-    ``counters``: elements of floating-point and of whole-number buffers; ``statistics``: of running means and variances.
+    ``counters``: elements of floating-point and of whole-number buffers; ``statistics``: of running means and variances;
+    ``optimizer``: LAMB needs the norms of whole matrices.
     """
 
     sharding: str
@@ -72,6 +77,7 @@ class StepShape:
     buffers: int = 0
     counters: int = 0
     statistics: int = 0
+    optimizer: str = "adamw"
 
 
 def collectives_of(
@@ -87,6 +93,7 @@ def collectives_of(
     if world > 1:
         tensors.append(Collective("all-reduce", "is the step finite", world, 1, 8))
         tensors += _norm(parameters, degrees, step)
+        tensors.append(_matrix_norms(parameters, degrees, step))
     return [item for item in tensors if item.count]
 
 
@@ -127,7 +134,7 @@ def _gradients(parameters: Sequence[Parameter], degrees: Degrees, step: StepShap
         all_at_once = Collective("all-reduce", "gradients", degrees.data, 1, sum(trained.values()))
         return [all_at_once, *([statistics] if step.statistics else [])]
     floats = Collective("broadcast", "buffers", degrees.data, int(step.buffers > 0), FP32 * step.buffers)
-    counters = Collective("broadcast", "buffers", degrees.data, int(step.counters > 0), 8 * step.counters)
+    counters = Collective("broadcast", "counters of buffers", degrees.data, int(step.counters > 0), 8 * step.counters)
     buckets = len(_buckets([trained[name] for name in step.ready or tuple(trained)]))
     return [Collective("all-reduce", "gradients", degrees.data, buckets, sum(trained.values())), floats, counters]
 
@@ -154,6 +161,10 @@ def _sharded(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape)
         freed = [unit for unit in units if unit.name]  # the objective itself is not freed after forward
         gathers = forwards * len(units) + parts * len([unit for unit in freed if unit.trained])
         part = forwards * sum(unit.part for unit in units) + parts * sum(unit.part for unit in freed if unit.trained)
+        if any(unit.name == FIRST_TOWER and not unit.trained for unit in units) and trained:
+            # The backward pass of what follows a locked tower fetches it ahead of a need that there is not.
+            gathers += 1
+            part += sum(unit.part for unit in units if unit.name == FIRST_TOWER)
     own = FP32 * scattered * sum(unit.trained for unit in trained)
     scalars = sum(FP32 for item in parameters if item.trained and item.whole == 1)
     results = [
@@ -178,3 +189,12 @@ def _norm(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape) ->
         return [Collective("all-reduce", "norm of gradients", degrees.tensor, int(split > 0), split)]
     twice = Collective("all-reduce", "norm of split gradients", degrees.tensor, 2 * int(split > 0), 2 * split)
     return [Collective("all-reduce", "norm of gradients", degrees.shards, int(whole > 0), whole), twice]
+
+
+def _matrix_norms(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape) -> Collective:
+    """LAMB's: two norms of each matrix in parts, each used twice, summed over every dimension of the mesh that divides it."""
+    matrices = [item for item in parameters if item.trained and len(item.shape) > 1 and step.optimizer == "lamb"]
+    sharded = 1 if step.sharding != "none" else 0
+    split = [item for item in matrices if item.split is not None and degrees.tensor > 1]
+    count = 4 * (sharded * len(matrices) + len(split))
+    return Collective("all-reduce", "norms of matrices", degrees.shards * degrees.tensor, count, FP32 * count)

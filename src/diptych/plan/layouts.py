@@ -169,7 +169,7 @@ class Planner:
         return StepShape(
             sharding, pairs // micro_batch, pairs, towers.objective.model.config.embed_dim, counted.sums,
             counted.footprint.ready, floats, sum(item.numel() for item in self.buffers.values()) - floats,
-            sum(item.numel() for item in statistics),
+            sum(item.numel() for item in statistics), self.request.optimizer,
         )  # fmt: skip
 
     # --- nothing fits ---------------------------------------------------------------------------------------------------------
