@@ -111,16 +111,18 @@ def main() -> None:
     parser.add_argument("pairs")
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--batch-size", type=int, default=4096)
-    parser.add_argument("--micro-batch", default="64")
+    parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parts", default="contrastive,sigmoid,step")
     args = parser.parse_args()
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for part in args.parts.split(","):
-        result[part] = measured_step(args) if part == "step" else measured_loss(part, threads=args.threads)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(part, json.dumps(result[part]), flush=True)
+        row = measured_step(args) if part == "step" else measured_loss(part, threads=args.threads)
+        result = (
+            json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+        )  # of another run meanwhile, too
+        RESULT.write_text(json.dumps({**result, part: row}, indent=1) + "\n", encoding="utf-8")
+        print(part, json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
