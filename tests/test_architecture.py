@@ -31,7 +31,7 @@ LAYERS = [
     {"data", "models", "distributed"},
     {"objectives", "weights", "evaluate", "store"},
     {"train", "report", "profile", "datatools", "serve"},
-    {"conformance"},
+    {"conformance", "plan"},
     {"commands", "migrate", "open_clip"},
 ]
 LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}

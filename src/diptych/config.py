@@ -156,7 +156,7 @@ def check(tree: DataclassInstance, before: str = "--") -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise ConfigError(f"{before}{name} {number}: expected a finite number.")
             for limits in ranges:
-                if number is not None and not limits.least <= number <= limits.most:
+                if isinstance(number, int | float) and not limits.least <= number <= limits.most:
                     raise ConfigError(f"{before}{name} {number}: expected a number of {limits}.")
 
 
@@ -172,7 +172,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Union or origin is types.UnionType:
         options = [item for item in arguments if item is not type(None)]
-        return _convert(value, options[0], where)
+        listed = [
+            item for kind in options if typing.get_origin(kind) is typing.Literal for item in typing.get_args(kind)
+        ]
+        return value if isinstance(value, str) and value in listed else _convert(value, options[0], where)
     if origin is typing.Literal:
         if value not in arguments:
             raise ConfigError(f"{where} = {value!r}: expected one of {', '.join(map(repr, arguments))}.")

@@ -51,7 +51,7 @@ def count(name: str | ModelConfig) -> Counts:
     """Parameters and operations of an architecture, on the meta device. Raises ConfigError for an unknown name."""
     model = create_model(name, device="meta").eval()
     config = model.config
-    image, text = _flops(model)
+    image, text = tower_flops(model)
     return Counts(
         config.name, config.vision.image_size, config.vision.width, config.text.width, config.embed_dim,
         _millions(model), _millions(model.image), _millions(model.text),
@@ -63,8 +63,8 @@ def _millions(module: torch.nn.Module) -> float:
     return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 2)
 
 
-def _flops(model: TwoTower) -> tuple[int, int]:
-    """Operations of the image and of the text tower for one input each, every block and all padding computed in full."""
+def tower_flops(model: TwoTower) -> tuple[int, int]:
+    """Operations of the image and of the text tower for one input each, in full; of a model on the meta device, in evaluation."""
     side, text = model.config.vision.image_size, model.config.text
     pixels = torch.zeros(1, 3, side, side, device="meta")
     ids = torch.zeros(1, text.context_length, dtype=torch.int64, device="meta")
@@ -113,7 +113,7 @@ def measure(
     model = create_model(name).to(device.torch_device)
     config = model.config
     size = config.vision.image_size
-    image_flops, text_flops = _flops(create_model(config, device="meta").eval())
+    image_flops, text_flops = tower_flops(create_model(config, device="meta").eval())
     images = torch.zeros(batch_size, 3, size, size, dtype=torch.uint8, device=device.torch_device)
     ids, share = _captions(config, batch_size, caption_tokens)
     ids, peak = ids.to(device.torch_device), matrix_speed(device, precision)

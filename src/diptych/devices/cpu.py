@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,14 +50,17 @@ class Cpu(Device):
         return "bf16" if any(test() for test in tests if test is not None) else "fp32"
 
     def memory(self) -> dict[str, int]:
-        """Bytes of this process in RAM: ``peak`` since it started, and ``total`` of the machine."""
+        """Bytes in RAM: ``peak`` of this process since it started, ``total`` of the machine; on Linux ``free``, what programs may
+        still take, and ``allocated``, what this process has now.
+        """
         try:
             import resource
         except ImportError:  # Windows has no such module
             return {}
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return {"peak": peak, "total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+        page = os.sysconf("SC_PAGE_SIZE")
+        return {"peak": peak, "total": page * os.sysconf("SC_PHYS_PAGES"), **_linux_memory(page)}
 
     def reset_peak_memory(self) -> None:
         """Nothing: the operating system counts the peak, and it cannot be reset."""
@@ -88,3 +92,19 @@ class Cpu(Device):
     def set_random_state(self, state: Tensor) -> None:
         """Restore what ``random_state`` returned."""
         torch.set_rng_state(state)
+
+
+def _linux_memory(page: int) -> dict[str, int]:
+    """``free`` of the machine, or of the container if that has less, and ``allocated`` to this process; nothing elsewhere."""
+    try:
+        available = Path("/proc/meminfo").read_text(encoding="ascii").partition("MemAvailable:")[2].split()[0]
+        resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return {}
+    free = int(available) * 1024
+    with contextlib.suppress(OSError, ValueError):  # without a limit the file says "max", or is not there
+        limit, used = (
+            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
+        )
+        free = min(free, max(0, limit - used))
+    return {"free": free, "allocated": int(resident) * page}

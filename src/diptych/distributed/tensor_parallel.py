@@ -9,6 +9,7 @@ on all processes of a group, since what goes into them is. A ResNet has no such 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -75,24 +76,47 @@ class RowLinear(nn.Linear):
         return whole if self.bias is None else whole + self.bias.to(whole.dtype)
 
 
+def split_parameters(tower: nn.Module) -> dict[str, int]:
+    """The dimension along which each parameter that is split is divided, by the parameter's name in the tower."""
+    split = {}
+    for owner, module, _ in _owners(tower):
+        for part in (*COLUMNS, *ROWS):
+            layer = module._modules.get(part)
+            if isinstance(layer, nn.Linear):
+                name = f"{owner}.{part}" if owner else part
+                split[f"{name}.weight"] = 1 if part in ROWS else 0
+                if layer.bias is not None and part in COLUMNS:
+                    split[f"{name}.bias"] = 0
+    return split
+
+
+def check_degree(tower: nn.Module, degree: int, name: str) -> None:
+    """Raise ConfigError where heads or hidden columns of a tower do not divide."""
+    for _, module, attends in _owners(tower):
+        if attends:
+            _check(module.q.out_features // module.head_width, degree, f"the {name} tower's attention has", "heads")
+        if hasattr(module, "mlp_in"):
+            _check(module.mlp_in.out_features, degree, f"the {name} tower's MLP has", "hidden columns")
+
+
+def _owners(tower: nn.Module) -> Iterator[tuple[str, Any, bool]]:
+    """(name, module, whether it attends) of every attention and MLP that can be split."""
+    for name, module in tower.named_modules():
+        attends = all(isinstance(getattr(module, part, None), nn.Linear) for part in ("q", "k", "v", "out"))
+        if hasattr(module, "enter") and (attends or hasattr(module, "mlp_in")):
+            yield name, module, attends
+
+
 def split_tower(tower: nn.Module, mesh: DeviceMesh, name: str) -> None:
     """Split the attention and MLP layers of a tower over a mesh of one dimension, in place; names of parameters stay.
 
     Raises ConfigError where heads or hidden columns do not divide.
     """
     group = mesh.get_group()
-    modules: Any = tower.modules()
-    for module in modules:
-        attends = all(isinstance(getattr(module, part, None), nn.Linear) for part in ("q", "k", "v", "out"))
-        if not hasattr(module, "enter") or not (attends or hasattr(module, "mlp_in")):
-            continue
+    check_degree(tower, mesh.size(), name)
+    for _, module, attends in list(_owners(tower)):
         if attends:
-            _check(
-                module.q.out_features // module.head_width, mesh.size(), f"the {name} tower's attention has", "heads"
-            )
             module.enter = partial(_entered, group)
-        if hasattr(module, "mlp_in"):
-            _check(module.mlp_in.out_features, mesh.size(), f"the {name} tower's MLP has", "hidden columns")
         for part in (*COLUMNS, *ROWS):
             layer = module._modules.get(part)
             if isinstance(layer, nn.Linear):

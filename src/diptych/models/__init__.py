@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower, Tower, lengths_of
 from diptych.models._config import CLIP_VOCABULARY, ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
+from diptych.models._cpu_attention import attention_as_elsewhere
 from diptych.models._locks import parameter_groups
 from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
@@ -30,6 +31,7 @@ __all__ = [
     "Tower",
     "TwoTower",
     "VisionConfig",
+    "attention_as_elsewhere",
     "create_model",
     "hooked",
     "lengths_of",

@@ -9,6 +9,7 @@ equal to ``F.scaled_dot_product_attention`` under "highest" bit for bit.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +18,27 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_elsewhere = contextvars.ContextVar("_elsewhere", default=False)
+
+
+@contextlib.contextmanager
+def attention_as_elsewhere() -> Iterator[None]:
+    """Attention as accelerators compute it, also of tensors in main memory: for counting what it holds there, not for speed."""
+    token = _elsewhere.set(True)
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
+def in_main_memory(queries: Tensor) -> bool:
+    """Whether attention of ``queries`` takes the forms that suit a CPU."""
+    return queries.is_cpu and not _elsewhere.get()
+
 
 def small_products_are_slow(queries: Tensor) -> bool:
     """Whether attention of ``queries`` should be computed by this file."""
-    if not queries.is_cpu or queries.dtype != torch.float32:
+    if not in_main_memory(queries) or queries.dtype != torch.float32:
         return False
     return bool(_inside) or torch.get_float32_matmul_precision() == "medium"
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.models._cpu_attention import cpu_attention, small_products_are_slow
+from diptych.models._cpu_attention import cpu_attention, in_main_memory, small_products_are_slow
 from diptych.models._observed import traced
 
 
@@ -173,9 +173,9 @@ def scaled_dot_product(
     In main memory, half precision is computed in fp32: torch's half kernel there is no faster forward and 1.1 (257 tokens) to 5
     times slower backward (14 tokens), and fp32 is nearer to the truth.
     """
-    if mask is None and query.is_cpu and not traced() and small_products_are_slow(query):
+    if mask is None and not traced() and small_products_are_slow(query):
         return cpu_attention(query, key, value, causal)
-    if not (query.is_cpu and query.dtype in (torch.bfloat16, torch.float16)):
+    if query.dtype not in (torch.bfloat16, torch.float16) or not in_main_memory(query):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
     with torch.autocast(query.device.type, enabled=False):
         mixed = scaled_dot_product(query.float(), key.float(), value.float(), mask, causal)

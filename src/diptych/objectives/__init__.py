@@ -17,6 +17,8 @@ from diptych.objectives._base import (
     pairs_of,
     view_seeds,
 )
+from diptych.objectives._terms import MATRIX_LIMIT
+from diptych.objectives._tiles import STORED, TILE
 from diptych.registry import Registry
 
 OBJECTIVES: Registry[type[Objective]] = Registry(__name__, "objective")
@@ -31,7 +33,10 @@ def create_objective(options: ObjectiveOptions, model: TwoTower, load: LoadModel
 
 
 __all__ = [
+    "MATRIX_LIMIT",
     "OBJECTIVES",
+    "STORED",
+    "TILE",
     "Example",
     "LoadModel",
     "Objective",

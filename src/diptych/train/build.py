@@ -32,6 +32,7 @@ from diptych.train.contact_sheet import write_contact_sheet
 from diptych.train.first_checks import check_learning, check_other_captions, check_step_size, check_variety
 from diptych.train.job import EventSchedule, Job, LearningRate
 from diptych.train.locked_features import check_cacheable, stored_features, with_features
+from diptych.train.micro_batch import with_micro_batch
 from diptych.train.nonfinite import SkippedSteps, allowed_skips
 from diptych.train.optimizer import check_options
 from diptych.train.pipeline import Pipeline, build_pipeline
@@ -95,6 +96,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     )  # fmt: skip
     data_world = mesh.data_world(config.parallel, world)
     _check_data(pipeline, data_world, device)
+    config = with_micro_batch(config, objective, device, precision, world)
     planned = pipeline.loader(START, data_world, device, config.pieces)
     per_epoch = _steps_per_epoch(config, planned)
     total = total_steps(config.schedule, per_epoch)

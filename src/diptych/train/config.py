@@ -174,13 +174,17 @@ class TrainConfig:
     output: OutputOptions = field(default_factory=OutputOptions)
     accum_freq: typing.Annotated[int, Range(1)] = 1
     """Micro-batches per step: features are cached, so the loss sees --accum-freq x --batch-size pairs at once."""
-    micro_batch: Count = 0
-    """Encode at most so many pairs at once, a divisor of --batch-size: the same step in less memory; 0 encodes them together."""
+    micro_batch: Count | typing.Literal["auto"] = 0
+    """Pairs encoded at once, a divisor of --batch-size: the same step in less memory; 0 for all, auto for the most that fit."""
+    memory_budget: str = ""
+    """With --micro-batch auto: memory of a process, such as 8GB; empty takes what is free (of a CPU's 80 %, shared)."""
 
     @property
     def pieces(self) -> tuple[int, int]:
         """Pairs of a micro-batch, and how many of them a step has on each process. Raises ConfigError."""
         size, micro = self.data.batch_size, self.micro_batch
+        if isinstance(micro, str):
+            raise ConfigError("--micro-batch auto is known once the model is built; give a number.")
         if micro and size % micro:
             raise ConfigError(
                 f"--micro-batch {micro}: --batch-size {size} is no multiple of it; expected a divisor of {size}."
