@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diptych
@@ -69,6 +70,7 @@ def written(call):
 
 CONFIG = create_model("tiny-test", device="meta").config
 WEIGHTS = "model.safetensors"
+MAPS = {name: torch.zeros(3, 4) for name in ("image.weight", "image.bias", "text.weight", "text.bias")}
 CALLS = {
     ("diptych", "save"): ("new.safetensors", written(lambda path: diptych.save(path, create_model("tiny-test")))),
     ("diptych", "load"): (WEIGHTS, lambda path: shape(diptych.load(path))),
@@ -109,6 +111,9 @@ CALLS = {
         "labels.txt", lambda path: len(evaluate.open_labeled(Path(path).parent / "classes", labels=path)),
     ),
     ("diptych.report", "read_run"): ("run", lambda path: report.read_run(path).name),
+    ("diptych.evaluate", "write_token_maps"): (
+        "maps.safetensors", written(lambda path: evaluate.write_token_maps(path, MAPS, create_model("tiny-test").state_dict())),
+    ),
     ("diptych.report", "write_report"): ("run", lambda path: report.write_report(path).name),
     ("diptych.report", "write_comparison"): (
         "run", lambda path: report.write_comparison([path, path], Path(path) / "both.html").name,

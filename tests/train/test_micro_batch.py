@@ -97,7 +97,7 @@ def test_less_memory_gives_smaller_pieces():
         config = TrainConfig(data=DataOptions(batch_size=64), micro_batch="auto", memory_budget=str(budget))
         return with_micro_batch(config, objective, device, "fp32", World()).micro_batch
 
-    now = device.memory()["allocated"]
+    now = device.memory()["resident"]
     finder = _Finder(
         TrainConfig(data=DataOptions(batch_size=64), memory_budget="8GB"), objective, device, "fp32", World()
     )

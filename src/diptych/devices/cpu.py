@@ -51,7 +51,7 @@ class Cpu(Device):
 
     def memory(self) -> dict[str, int]:
         """Bytes in RAM: ``peak`` of this process since it started, ``total`` of the machine; on Linux ``free``, what programs may
-        still take, and ``allocated``, what this process has now.
+        still take, and ``resident``, what this process has now.
         """
         try:
             import resource
@@ -95,7 +95,7 @@ class Cpu(Device):
 
 
 def _linux_memory(page: int) -> dict[str, int]:
-    """``free`` of the machine, or of the container if that has less, and ``allocated`` to this process; nothing elsewhere."""
+    """``free`` of the machine, or of the container if that has less, and what of it is ``resident`` for this process; nothing elsewhere."""
     try:
         available = Path("/proc/meminfo").read_text(encoding="ascii").partition("MemAvailable:")[2].split()[0]
         resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
@@ -107,4 +107,4 @@ def _linux_memory(page: int) -> dict[str, int]:
             int(Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii")) for name in ("max", "current")
         )
         free = min(free, max(0, limit - used))
-    return {"free": free, "allocated": int(resident) * page}
+    return {"free": free, "resident": int(resident) * page}

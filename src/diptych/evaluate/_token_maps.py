@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.evaluate._cache import add_weights
-from diptych.files import replacing
+from diptych.files import StrPath, replacing
 from diptych.tensorfiles.read import read
 
 TOKEN_MAPS_FILE = "token_maps.safetensors"
@@ -39,13 +39,13 @@ def towers_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_token_maps(path: Path, maps: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def write_token_maps(path: StrPath, maps: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Write the maps (``NAMES``) of the model whose weights are ``state``: beside ``path``, then renamed. Raises OutputError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {"towers": towers_digest(state)}
-    with replacing(path, "token maps") as beside:
+    with replacing(Path(path).expanduser(), "token maps") as beside:
         try:
             tensors = {name: maps[name].detach().cpu().contiguous() for name in NAMES}
             save_file(tensors, beside, metadata={"diptych token maps": json.dumps(metadata)})
@@ -53,7 +53,7 @@ def write_token_maps(path: Path, maps: Mapping[str, Tensor], state: Mapping[str,
             raise OSError(None, str(error)) from error
 
 
-def read_token_maps(path: str, state: Mapping[str, Tensor]) -> TokenMaps:
+def read_token_maps(path: StrPath, state: Mapping[str, Tensor]) -> TokenMaps:
     """The maps of a file, or of a run's folder, for the model whose weights are ``state``.
 
     Raises ConfigError for what is no such file, and for maps that were trained with other towers; WeightsError for what is

@@ -109,7 +109,8 @@ class _Finder:
         """Bytes that this process may take in addition to what it has. Raises ConfigError where the device does not say."""
         memory = self.device.memory()
         if self.config.memory_budget:
-            return parse_memory(self.config.memory_budget, "--memory-budget") - memory.get("allocated", 0)
+            taken = memory.get("allocated", memory.get("resident", 0))
+            return parse_memory(self.config.memory_budget, "--memory-budget") - taken
         free = memory.get("free")
         if free is None:
             raise ConfigError(
