@@ -95,7 +95,7 @@ class Cpu(Device):
 
 
 def _linux_memory(page: int) -> dict[str, int]:
-    """``free`` of the machine, or of the container if that has less, and what of it is ``resident`` for this process; nothing elsewhere."""
+    """``free`` of the machine, or of the container if that has less, and what is ``resident`` of this process, in bytes."""
     try:
         available = Path("/proc/meminfo").read_text(encoding="ascii").partition("MemAvailable:")[2].split()[0]
         resident = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
