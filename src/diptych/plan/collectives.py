@@ -181,14 +181,14 @@ def _sharded(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape)
 
 
 def _norm(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape) -> list[Collective]:
-    """The norm of gradients that are in parts: a number for each, summed over each dimension of the mesh over which they are."""
+    """The norm of gradients that are in parts: one number for all that lie on the same mesh, summed over each dimension of it."""
     trained = [item for item in parameters if item.trained and item.whole > 1]
-    split = FP32 * len([item for item in trained if item.split is not None and degrees.tensor > 1])
-    whole = FP32 * len(trained) - split
+    split = int(degrees.tensor > 1 and any(item.split is not None for item in trained))
     if step.sharding == "none":
-        return [Collective("all-reduce", "norm of gradients", degrees.tensor, int(split > 0), split)]
-    twice = Collective("all-reduce", "norm of split gradients", degrees.tensor, 2 * int(split > 0), 2 * split)
-    return [Collective("all-reduce", "norm of gradients", degrees.shards, int(whole > 0), whole), twice]
+        return [Collective("all-reduce", "norm of gradients", degrees.tensor, split, FP32 * split)]
+    whole = int(bool(trained))
+    twice = Collective("all-reduce", "norm of split gradients", degrees.tensor, 2 * split, 2 * FP32 * split)
+    return [Collective("all-reduce", "norm of gradients", degrees.shards, whole, FP32 * whole), twice]
 
 
 def _matrix_norms(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape) -> Collective:
