@@ -12,7 +12,7 @@ from diptych.errors import ConfigError
 from diptych.plan import Request, describe, plan
 from diptych.plan.layouts import Planner
 from diptych.profile import count
-from diptych.train.sizes import human, parse_memory
+from diptych.train.sizes import at_least, human, parse_memory
 
 TINY = Request("tiny-test", 4, 10**9, 256, precision="fp32", caption_tokens=12)
 
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused_with_what_would():
     ) as error:
         plan(dataclasses.replace(TINY, memory=10**7))
     needed = parse_memory(str(error.value).partition("--memory ")[2].split()[0].rstrip("."))
-    plan(dataclasses.replace(TINY, memory=int(needed * 1.01)))
+    plan(dataclasses.replace(TINY, memory=needed))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,7 @@ def test_options_that_would_do_nothing_are_refused(flags, message, capsys):
 def test_sizes_are_read_and_written():
     assert [parse_memory(text) for text in ("80GB", "1.5 gib", "7")] == [80 * 10**9, 3 << 29, 7]
     assert [human(size) for size in (80 * 10**9, 1234, 12)] == ["80 GB", "1.23 kB", "12 B"]
+    assert [at_least(size) for size in (51_610_000_000, 1230, 999_999)] == ["51.7GB", "1.23kB", "1MB"]
     for text in ("", "80 apples", "0GB", "-1GB"):
         with pytest.raises(ConfigError, match="expected a number with a unit"):
             parse_memory(text)

@@ -23,7 +23,7 @@ from diptych.plan.request import Request, check, pairs_each
 from diptych.plan.state import parameters_of
 from diptych.train.loss_memory import loss_memory
 from diptych.train.micro_batch import largest
-from diptych.train.sizes import human
+from diptych.train.sizes import at_least, human
 
 ENOUGH = 16
 MOST_DEVICES = 1024
@@ -179,7 +179,7 @@ class Planner:
         request = self.request
         least, sharding, degrees = self._least()
         named = describe(sharding, degrees)
-        would = [f"--memory {human(least / (1 - request.reserve)).replace(' ', '')}"]
+        would = [f"--memory {at_least(least / (1 - request.reserve))}"]
         if not request.grad_checkpointing:
             recomputing = Planner(dataclasses.replace(request, grad_checkpointing=True))
             if recomputing._least()[0] <= request.usable:

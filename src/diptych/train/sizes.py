@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from diptych.errors import ConfigError
@@ -16,6 +17,12 @@ def parse_memory(text: str, flag: str = "--memory") -> int:
     if match is None or unit is None or not float(match.group(1)):
         raise ConfigError(f"{flag} {text!r}: expected a number with a unit, such as 80GB or 80GiB.")
     return int(float(match.group(1)) * unit)
+
+
+def at_least(size: float) -> str:
+    """An option's value of three digits that is no less than ``size`` bytes: 51.7GB."""
+    step = 10.0 ** (math.floor(math.log10(size)) - 2)
+    return human(math.ceil(size / step) * step).replace(" ", "")
 
 
 def human(size: float) -> str:
