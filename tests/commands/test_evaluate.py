@@ -106,6 +106,27 @@ def test_a_probe_without_a_test_set_is_a_clear_line(tmp_path, models, capsys):
     assert "tested on --imagenet-val" in capsys.readouterr().err
 
 
+def test_options_of_what_is_not_measured_are_named(tmp_path, models, capsys):
+    photos = class_folders(tmp_path / "photos", each=1)
+    flags = [
+        "evaluate",
+        "--pretrained",
+        models[0],
+        "--imagenet-val",
+        photos,
+        "--device",
+        "cpu",
+        "--templates",
+        "simple",
+    ]
+    assert main([*flags, "--captions-per-image", "5", "--protocol", "paired", "--knn-k", "3"]) == 0
+    said = capsys.readouterr().err
+    assert "--protocol, --captions-per-image: no effect without --val-data" in said
+    assert "--knn-k: no effect without --probe-train" in said and "--templates" not in said
+    assert main([*flags, "--token-rule", "published"]) == 2
+    assert "--token-rule published goes with --token-maps" in capsys.readouterr().err
+
+
 def test_flags_come_from_the_evaluators_and_all_are_there():
     flags = {"--" + leaf.replace("_", "-") for _, leaf in config.leaves(COMMANDS.get("evaluate").options)}
     known = """--pretrained --model --against --val-data --val-split --imagenet-val --templates --labels --probe-train --knn-k

@@ -11,7 +11,7 @@ import torch
 from diptych.commands import main
 from diptych.data import open_source
 from diptych.devices import get_device
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, WeightsError
 from diptych.evaluate import Encoder, write_token_maps
 from diptych.evaluate._token_maps import read_token_maps
 from diptych.evaluate._token_wise import ClassTokens, token_encoder, token_scores
@@ -129,6 +129,11 @@ def test_maps_of_other_towers_and_of_no_file_are_one_line(encoder, maps, tmp_pat
     torch.save({"a": torch.zeros(2)}, tmp_path / "no.pt")
     with pytest.raises(ConfigError, match="no token maps"):
         read_token_maps(str(tmp_path / "no.pt"), state)
+    whole = (tmp_path / "token_maps.safetensors").read_bytes()
+    for content in (b"", whole[: len(whole) // 2]):
+        (tmp_path / "token_maps.safetensors").write_bytes(content)
+        with pytest.raises(WeightsError, match=r"the file is empty|not a whole safetensors file"):
+            read_token_maps(str(tmp_path), state)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ from diptych.evaluate import (
 from diptych.files import write_text
 from diptych.report import write_report
 
+DATA_FLAGS: dict[DataKind, str] = {"pairs": "--val-data", "labeled": "--imagenet-val", "probe": "--probe-train"}
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -151,11 +153,22 @@ def tasks(options: MeasureOptions) -> list[Task]:
         raise ConfigError("--probe-train is tested on --imagenet-val: give both.")
     check_roots(data)
     sources = _open(data, options.source)
+    _say_unused(options, sources)
     return [
         Task(name, evaluator, options.of(name), sources[evaluator.data])
         for name, evaluator in evaluators().items()
         if evaluator.data in sources
     ]
+
+
+def _say_unused(options: MeasureOptions, sources: Mapping[DataKind, object]) -> None:
+    """One line of the log for an evaluator whose options are set and whose data is not given."""
+    for name, evaluator in evaluators().items():
+        own = options.of(name)
+        given = [item.name for item in dataclasses.fields(own) if getattr(own, item.name) != item.default]
+        if given and evaluator.data not in sources:
+            flags = ", ".join("--" + field_name.replace("_", "-") for field_name in given)
+            log.warn(f"{flags}: no effect without {DATA_FLAGS[evaluator.data]}")
 
 
 def _open(data: DataOptions, options: SourceOptions) -> dict[DataKind, Records | ProbeData]:

@@ -113,6 +113,8 @@ class Zeroshot(Evaluator[Records, ZeroshotOptions, ZeroshotResult]):
         equal names get equal scores: the first wins. Raises ConfigError for templates or names that do not fit, SourceError for a
         source without labels.
         """
+        if options.token_rule != ZeroshotOptions.token_rule and not options.token_maps:
+            raise ConfigError(f"--token-rule {options.token_rule} goes with --token-maps; add it.")
         beside = source if isinstance(source, LabeledImages) else None
         templates = load_templates(options.templates or (beside and beside.templates) or DEFAULT_TEMPLATES)
         classes = source.classes
