@@ -29,9 +29,9 @@ def replacing(path: StrPath, what: str = "file") -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
-        _flush_to_disk(beside)
+        flush_to_disk(beside)
         os.replace(beside, path)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except OSError as error:
         earlier = " The previous one is whole." if path.exists() else ""
         reason = error.strerror or str(error)
@@ -55,7 +55,8 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: StrPath) -> None:
+    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -27,7 +27,7 @@ def full(tensor: Tensor) -> Tensor:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor, as a plain one."""
+    """What this process holds of a tensor, as a plain one. Differentiable."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
 
 
@@ -90,7 +90,7 @@ def _divided(tensor: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _norm_of(gradients: Sequence[Any], mesh: Any, dimensions: Sequence[int]) -> Tensor:
-    own = torch.nn.utils.get_total_norm([item.to_local() if is_sharded(item) else item for item in gradients])
+    own = torch.nn.utils.get_total_norm([local(item) for item in gradients])
     if mesh is None:
         return own
     from torch.distributed import _functional_collectives as collectives

@@ -43,6 +43,7 @@ from torch.futures import Future
 
 from diptych.distributed.process_group import Group, rank, size
 from diptych.errors import OutputError
+from diptych.files import flush_to_disk
 from diptych.tensorfiles.checkpoint_folder import digest_of, key_of
 from diptych.tensorfiles.manifest import MANIFEST, REFERENCE, Entry, FileDigest, Manifest, Part, written
 
@@ -172,7 +173,7 @@ class _Writer(dcp.StorageWriter):  # type: ignore[misc]
                 save_file(values, self.beside / name)
             except SafetensorError as error:
                 raise OSError(None, str(error), str(self.beside / name)) from error
-            _flush(self.beside / name)
+            flush_to_disk(self.beside / name)
             stored = (name, digest_of(self.beside / name))
             results = [WriteResult(item.index, item.tensor_storage_size() or 0, stored) for item in plan.items]
         future: Future[list[WriteResult]] = Future()
@@ -202,8 +203,8 @@ class _Writer(dcp.StorageWriter):  # type: ignore[misc]
         text = written(Manifest(files, entries, self.state))
         with (self.beside / MANIFEST).open("wb") as file:
             file.write(text)
-        _flush(self.beside / MANIFEST)
-        _flush(self.beside)
+        flush_to_disk(self.beside / MANIFEST)
+        flush_to_disk(self.beside)
         replace_folder(self.beside, self.path)
 
 
@@ -214,16 +215,8 @@ def replace_folder(beside: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
     beside.rename(path)
-    _flush(path.parent)
+    flush_to_disk(path.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write(path: Path, state: Mapping[str, Any], parts: Mapping[str, PartOfTensor], group: Group = None) -> None:

@@ -27,10 +27,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._pytree import tree_map
 
 from diptych.devices import Device
+from diptych.distributed._full_state import local
 from diptych.distributed.layout import Layout
 from diptych.distributed.mesh import ParallelOptions, degrees_of
 from diptych.distributed.process_group import World, all_reduce_mean, broadcast
-from diptych.distributed.tensor_parallel import local, split_tower
+from diptych.distributed.tensor_parallel import split_tower
 
 NAMES = ("replicate", "shard", "tensor")
 

@@ -18,8 +18,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Placement, Shard, distribute_tensor
+from torch.distributed.tensor import Placement, Shard, distribute_tensor
 
+from diptych.distributed._full_state import local
 from diptych.errors import ConfigError
 
 COLUMNS, ROWS = ("q", "k", "v", "mlp_in"), ("out", "mlp_out")
@@ -143,11 +144,6 @@ def _distribute(layer: nn.Module, name: str, mesh: DeviceMesh, placement: Placem
 
 def _entered(group: dist.ProcessGroup, x: Tensor) -> Tensor:
     return _Enter.apply(x, group)  # type: ignore[no-any-return]
-
-
-def local(parameter: Tensor) -> Tensor:
-    """This process's part of a tensor; all of it where it is whole. Differentiable."""
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _check(count: int, degree: int, owner: str, what: str) -> None:

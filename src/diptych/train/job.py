@@ -235,9 +235,9 @@ class Job:
         layout = self.step.layout
         name = layout.objective.token_maps()
         if name:
-            whole = {key.removeprefix(f"{name}."): item for key, item in layout.full_state().items()}
+            maps = layout.whole(layout.objective.get_submodule(name).state_dict())
             if self.world.main:
-                write_token_maps(self.run.folder / TOKEN_MAPS_FILE, whole, exported(self.changes, state))
+                write_token_maps(self.run.folder / TOKEN_MAPS_FILE, maps, exported(self.changes, state))
 
     def finish(self, done: int) -> None:
         """Write the final weights, and their average beside; the architecture and preprocessing are in their metadata."""

@@ -100,10 +100,13 @@ class _Finder:
         """Bytes of a step beside activations: gradients and moments, the whole batch, features and logits."""
         config, model = self.config, self.objective.model
         pairs = config.data.batch_size * config.accum_freq
-        trained = sum(item.numel() * item.element_size() for item in self.objective.parameters() if item.requires_grad)
         image = len(self.objective.wants.images) * 3 * model.config.vision.image_size**2
         loss = loss_memory(config.objective.objective, pairs, self.degrees.data, model.config.embed_dim)
-        return (1 + MOMENTS) * trained // self.degrees.shards + pairs * image + loss.total
+        return (1 + MOMENTS) * self._trained() // self.degrees.shards + pairs * image + loss.total
+
+    def _trained(self) -> int:
+        """Bytes of the parameters that are trained."""
+        return sum(item.numel() * item.element_size() for item in self.objective.parameters() if item.requires_grad)
 
     def _free(self) -> int:
         """Bytes that this process may take in addition to what it has. Raises ConfigError where the device does not say."""
@@ -129,8 +132,7 @@ class _Finder:
         held = None
         try:
             rest = self._beside() + int(HELD_BACK * self.device.memory().get("total", 0))
-            trained = sum(item.numel() * item.element_size() for item in objective.parameters() if item.requires_grad)
-            held = torch.empty(max(0, rest - trained), dtype=torch.uint8, device=torch_device)
+            held = torch.empty(max(0, rest - self._trained()), dtype=torch.uint8, device=torch_device)
             batch = move(batch._replace(images=torch.zeros(batch.images.shape, dtype=torch.uint8)), torch_device)
             with restored_statistics(objective):
                 with self.device.autocast(self.precision):
