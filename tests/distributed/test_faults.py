@@ -6,29 +6,16 @@ One command line serves the first start and every restart: ``--resume auto``.
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from diptych.distributed.watch import Seen, verdict
 from tests.data.world import write_jsonl
-from tests.train.runs import argv, assert_identical, losses
+from tests.train.runs import argv, losses
 
-TORCHRUN = [
-    sys.executable,
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc_per_node",
-    "2",
-    "--monitor-interval",
-    "0.2",
-]
-MARK = "DIPTYCH_TEST_OF_FAULTS"
+from .torchrun import TORCHRUN, assert_killing_changes_nothing, process_of_rank, started, wait_for
 
 JOIN_AT_LAST = """
 import os
@@ -43,49 +30,12 @@ process_group.stop()
 """
 
 
-def started(command, mark):
-    """The processes of a command, found again by a mark in their environment."""
-    environment = {**os.environ, MARK: mark, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def process_of_rank(rank, mark):
-    """The id of the process that trains as this rank, None while there is none."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            values = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if f"{MARK}={mark}".encode() in values and f"RANK={rank}".encode() in values:
-            return int(folder.name)
-    return None
-
-
-def wait_for(condition, limit=240.0):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline, "the run did not come so far"
-        time.sleep(0.05)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_changes_nothing(tmp_path, rank):
-    pairs = write_jsonl(tmp_path / "data")
     flags = ["--max-steps", "24", "--save-every-steps", "4", "--keep-checkpoints", "0", "--resume", "auto"]
-    train = [*TORCHRUN, "--max-restarts", "2", "-m", "diptych", "train"]
-    whole = started([*train, *argv(pairs, tmp_path / "whole", *flags)], f"whole{rank}")
-    output, _ = whole.communicate(timeout=600)
-    assert whole.returncode == 0, output[-2000:]
-    folder, mark = tmp_path / "killed", f"killed{rank}"
-    killed = started([*train, *argv(pairs, folder, *flags)], mark)
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(losses(folder)) >= 10)
-    os.kill(process_of_rank(rank, mark), signal.SIGKILL)
-    output, _ = killed.communicate(timeout=600)
-    assert killed.returncode == 0, output[-2000:]
+    output = assert_killing_changes_nothing(write_jsonl(tmp_path / "data"), tmp_path, rank, flags, steps=10)
     assert "[rank" not in output  # no traceback of the process that was left
-    assert_identical(folder, tmp_path / "whole")
-    assert losses(folder) == losses(tmp_path / "whole")  # each step once
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 from tests.data.world import image_bytes, write_jsonl
 from tests.train.runs import argv, assert_identical, losses
 
-from .test_faults import TORCHRUN, process_of_rank, started, wait_for
+from .torchrun import TORCHRUN, process_of_rank, started, wait_for
 
 pytestmark = pytest.mark.slow
 TRAIN = [*TORCHRUN, "--max-restarts", "0", "-m", "diptych", "train"]

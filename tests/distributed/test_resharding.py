@@ -16,14 +16,10 @@ from diptych.train.step import create_step
 from tests.objectives.worlds import EXAMPLES, batch_for, make_objective, own_rows, pieces_of
 
 from ._processes import run_in_processes
+from .test_equal_layouts import TWO as LAYOUTS
 
 ONE = {"one": ParallelOptions()}
-TWO = {
-    "replicated": ParallelOptions(),
-    "stage2": ParallelOptions(sharding="stage2"),
-    "stage3": ParallelOptions(sharding="stage3"),
-    "tensor": ParallelOptions(tensor_parallel_degree=2),
-}
+TWO = {name: layout for name, layout in LAYOUTS.items() if name != "stage1"}
 FOUR = {
     "stage3 of 4": ParallelOptions(sharding="stage3"),
     "replicas of shards": ParallelOptions(sharding="stage2", sharding_parallel_degree=2),

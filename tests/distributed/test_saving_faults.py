@@ -37,24 +37,15 @@ print("last:", writer.last)
 @pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize(("asynchronous", "on_error"), [(False, "stop"), (True, "stop"), (True, "warn")])
-def test_a_full_disk(tmp_path, kind, asynchronous, on_error):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        command = [sys.executable, "-c", FULL, str(disk), kind, str(asynchronous), on_error]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        said = run.stdout if on_error == "stop" else run.stderr
-        assert run.returncode == 0 and said.count("No space left on device") == 1, run
-        assert run.stdout.splitlines()[-1] == "last: 3"
-        assert checkpoint.steps(disk) == [1, 3] and len(list(disk.iterdir())) == 2
-        assert float(checkpoint.load(checkpoint.path_of(disk, 1), ["weights"])["weights"]["a"].shape[0]) == 1000
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk(small_disk, kind, asynchronous, on_error):
+    disk = small_disk(megabytes=1)
+    command = [sys.executable, "-c", FULL, str(disk), kind, str(asynchronous), on_error]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    said = run.stdout if on_error == "stop" else run.stderr
+    assert run.returncode == 0 and said.count("No space left on device") == 1, run
+    assert run.stdout.splitlines()[-1] == "last: 3"
+    assert checkpoint.steps(disk) == [1, 3] and len(list(disk.iterdir())) == 2
+    assert float(checkpoint.load(checkpoint.path_of(disk, 1), ["weights"])["weights"]["a"].shape[0]) == 1000
 
 
 def of_two(folder):

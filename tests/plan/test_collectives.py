@@ -25,22 +25,14 @@ from diptych.train.dry_run import trial_batch
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
 from tests.distributed._processes import run_in_processes
+from tests.distributed.test_equal_layouts import FOUR as LAYOUTS
+from tests.distributed.test_equal_layouts import TWO
 from tests.objectives.worlds import pieces_of
 
 PAIRS, TOKENS = 8, 9
-TWO = {
-    "replicated": ParallelOptions(),
-    "stage1": ParallelOptions(sharding="stage1"),
-    "stage2": ParallelOptions(sharding="stage2"),
-    "stage3": ParallelOptions(sharding="stage3"),
-    "tensor": ParallelOptions(tensor_parallel_degree=2),
-}
 FOUR = {
-    "replicas of shards": ParallelOptions(sharding="stage2", sharding_parallel_degree=2),
+    **{name: layout for name, layout in LAYOUTS.items() if name != "stage3"},
     "replicas of stage3": ParallelOptions(sharding="stage3", sharding_parallel_degree=2),
-    "tensor": ParallelOptions(tensor_parallel_degree=2),
-    "tensor, stage2": ParallelOptions(sharding="stage2", tensor_parallel_degree=2),
-    "tensor, stage3": ParallelOptions(sharding="stage3", tensor_parallel_degree=2),
 }
 # Of gloo: it scatters by summing, so that both are all_reduce there.
 OF_GLOO = {

@@ -1,6 +1,5 @@
 """Runs with checkpoints as folders, written at once or while training goes on: resumed, converted, kept, damaged, refused."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,13 +13,12 @@ from diptych.commands import main
 from diptych.distributed import checkpoint
 from diptych.errors import ConfigError, OutputError, WeightsError
 from diptych.tensorfiles.manifest import MANIFEST
-from tests.distributed.test_faults import process_of_rank, started, wait_for
+from tests.distributed.torchrun import TORCHRUN, assert_killing_changes_nothing
 
 from .runs import argv, assert_identical, losses, run, tensors
 
 FOLDERS = ["--checkpoint-kind", "folder"]
 ASYNC = ["--async-save"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def names(folder):
@@ -187,42 +185,20 @@ def test_runs_of_two_processes_and_of_one_resume_each_other_at_the_same_data(pai
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_of_shards_with_a_pending_checkpoint_changes_nothing(pairs, tmp_path, rank):
     flags = ["--max-steps", "16", "--save-every-steps", "3", "--sharding", "stage2", "--resume", "auto", *ASYNC]
-    train = [*TORCHRUN, "--monitor-interval", "0.2", "--max-restarts", "2", "-m", "diptych", "train"]
-    whole = started([*train, *argv(pairs, tmp_path / "whole", *flags)], f"kinds whole {rank}")
-    output, _ = whole.communicate(timeout=500)
-    assert whole.returncode == 0, output[-2000:]
-    folder, mark = tmp_path / "killed", f"kinds killed {rank}"
-    killed = started([*train, *argv(pairs, folder, *flags)], mark)
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(losses(folder)) >= 7)
-    os.kill(process_of_rank(rank, mark), signal.SIGKILL)
-    output, _ = killed.communicate(timeout=500)
-    assert killed.returncode == 0, output[-2000:]
-    assert_identical(folder, tmp_path / "whole")
-    assert losses(folder) == losses(tmp_path / "whole")  # each step once
-    assert names(folder) == names(tmp_path / "whole")
+    assert_killing_changes_nothing(pairs, tmp_path, rank, flags, steps=7)
+    assert names(tmp_path / "killed") == names(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_full_disk_of_two_processes_is_one_line(pairs, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        (tmp_path / "a").mkdir()
-        (tmp_path / "a" / "checkpoints").symlink_to(disk)
-        flags = ["--max-steps", "6", "--save-every-steps", "2", "--sharding", "stage2"]
-        command = [*TORCHRUN, "-m", "diptych", "train", *argv(pairs, tmp_path / "a", *flags)]
-        stopped = subprocess.run(command, capture_output=True, text=True, timeout=500)
-        assert stopped.returncode and stopped.stderr.count("No space left on device") == 1, stopped.stderr[-3000:]
-        run_on = subprocess.run(
-            [*command, "--on-save-error", "warn", *ASYNC], capture_output=True, text=True, timeout=500
-        )
-        assert run_on.returncode == 0 and (tmp_path / "a" / "model.safetensors").exists(), run_on.stderr[-3000:]
-        assert run_on.stderr.count("No space left on device") == 3  # one for each checkpoint
-        assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_full_disk_of_two_processes_is_one_line(pairs, tmp_path, small_disk):
+    disk = small_disk(megabytes=2)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "checkpoints").symlink_to(disk)
+    flags = ["--max-steps", "6", "--save-every-steps", "2", "--sharding", "stage2"]
+    command = [*TORCHRUN, "-m", "diptych", "train", *argv(pairs, tmp_path / "a", *flags)]
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert stopped.returncode and stopped.stderr.count("No space left on device") == 1, stopped.stderr[-3000:]
+    run_on = subprocess.run([*command, "--on-save-error", "warn", *ASYNC], capture_output=True, text=True, timeout=500)
+    assert run_on.returncode == 0 and (tmp_path / "a" / "model.safetensors").exists(), run_on.stderr[-3000:]
+    assert run_on.stderr.count("No space left on device") == 3  # one for each checkpoint
+    assert list(disk.iterdir()) == []

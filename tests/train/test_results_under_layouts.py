@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.world import write_jsonl
-from tests.distributed.test_faults import TORCHRUN
+from tests.distributed.torchrun import TORCHRUN
 
 from .runs import argv
 
