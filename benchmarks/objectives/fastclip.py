@@ -55,7 +55,18 @@ def scores(folder: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
     ]
     if not (output / "model.safetensors").is_file():
         subprocess.run([sys.executable, "-m", "diptych", "train", *data, *COMMON.split(), *own], check=True)
-    command = [sys.executable, "-m", "diptych", "evaluate", "--pretrained", str(output), "--json"]
+    # Names alone, as the demo scores them: the other captions of a drawing are its keywords.
+    command = [
+        sys.executable,
+        "-m",
+        "diptych",
+        "evaluate",
+        "--pretrained",
+        str(output),
+        "--captions-per-image",
+        "1",
+        "--json",
+    ]
     measured = subprocess.run(
         [*command, "--val-data", str(EMOJI / "unseen_style-*.tar.gz")], check=True, stdout=subprocess.PIPE, text=True
     )
