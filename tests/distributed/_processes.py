@@ -1,6 +1,7 @@
 """Run a function in several real processes that form a group over gloo, and collect what each returns.
 
-Nothing of it outlives its caller: every wait has a time limit, and each process ends itself when its parent is gone, so
+Each is forked from a server that has imported PyTorch and Diptych and computed nothing, so that it starts fresh and at once.
+Nothing of it outlives its caller: every wait has a time limit, and each process ends itself when its caller is gone, so
 that a test run which is killed leaves no orphans. Not a launcher: that is torchrun.
 """
 
@@ -21,15 +22,24 @@ import torch
 from torch import multiprocessing
 
 LIMIT = 300.0  # seconds for everything, on a machine that others use too
+IMPORTED = [
+    "torch",
+    "torch.distributed.tensor",
+    "torch.distributed.checkpoint",
+    "diptych.train",
+    "diptych.evaluate",
+    __name__,
+]
+"""What the server imports once. Not what starts threads: a forked process has only the thread that forked it."""
 
 
 class Membership(NamedTuple):
-    """What a process needs to join: its rank, the number of ranks, the group's port, its parent and when to give up."""
+    """What a process needs to join: its rank, the number of ranks, the group's port, the environment and when to give up."""
 
     rank: int
     size: int
     port: int
-    parent: int
+    environment: dict[str, str]
     limit: float
 
 
@@ -42,12 +52,13 @@ def run_in_processes(size: int, function: Callable[..., Any], *arguments: Any, l
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     results, leave = context.Queue(), context.Event()
     processes = [
         context.Process(
             target=_enter,
-            args=(Membership(rank, size, port, os.getpid(), limit), results, leave, function, arguments),
+            args=(Membership(rank, size, port, dict(os.environ), limit), results, leave, function, arguments),
             daemon=True,
         )
         for rank in range(size)
@@ -75,13 +86,13 @@ def run_in_processes(size: int, function: Callable[..., Any], *arguments: Any, l
     return [collected[rank] for rank in range(size)]
 
 
-def end_with_parent(parent: int, limit: float) -> None:
-    """End this process when ``parent`` is no longer its parent, or after ``limit`` seconds; polled from a thread."""
-    deadline = time.monotonic() + limit
+def end_with_caller(limit: float) -> None:
+    """End this process when its caller (not the server that forked it) is gone, or after ``limit`` seconds."""
 
     def watch() -> None:
-        while os.getppid() == parent and time.monotonic() < deadline:
-            time.sleep(0.2)
+        caller = multiprocessing.parent_process()
+        if caller is not None:
+            caller.join(limit)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -90,8 +101,13 @@ def end_with_parent(parent: int, limit: float) -> None:
 def _enter(
     member: Membership, results: Queue[Any], leave: Event, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    end_with_parent(member.parent, member.limit)
-    os.environ |= {"RANK": str(member.rank), "LOCAL_RANK": str(member.rank), "WORLD_SIZE": str(member.size)}
+    end_with_caller(member.limit)
+    os.environ.clear()  # the server's, as it was when the first test started it
+    os.environ |= member.environment | {
+        "RANK": str(member.rank),
+        "LOCAL_RANK": str(member.rank),
+        "WORLD_SIZE": str(member.size),
+    }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(member.port)}
     torch.set_num_threads(1)
     try:
