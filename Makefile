@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 PEERS ?= .venv-peers
 DATA ?= ../shared/data
 
-.PHONY: demo test test-peers test-all mutants check lint docs bench clean
+.PHONY: demo test test-ci test-peers test-all mutants check lint docs bench clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -31,9 +31,13 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/diptych demo $(DEMO_FLAGS)
 
-# Everything but what takes minutes.
+# Everything but what takes long: under five minutes on two cores.
 test: $(VENV)/installed-for-tests
 	$(PYTEST)
+
+# What CI runs: everything but what takes minutes each.
+test-ci: $(VENV)/installed-for-tests
+	$(PYTEST) -m 'not slow'
 
 test-all: $(VENV)/installed-for-tests
 	$(PYTEST) -m 'slow or not slow'
