@@ -162,7 +162,7 @@ def test_what_a_flag_becomes(theirs, expected):
     ("theirs", "message"),
     [
         ("--train-d x", "may be any of --train-data, --train-data-upsampling-factors; write one in full"),
-        ("--torch-compile", "unknown flag '--torch-compile'. Did you mean '--torchcompile'?"),
+        ("--use-bnb-lineal", "unknown flag '--use-bnb-lineal'. Did you mean '--use-bnb-linear'?"),
         ("--pure", None),
         ("--precision pure_bf16", "give bf16"),
         ("--force-image-size 96 64", "images are squares"),

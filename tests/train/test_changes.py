@@ -9,7 +9,8 @@ from torch import nn
 from diptych import weights
 from diptych.errors import ConfigError, WeightsError
 from diptych.models import create_model, model_config
-from diptych.train.changes import CHANGES, ModelChange, ModelOptions, changes_of, exported
+from diptych.train.changes import CHANGES, ModelChange, changes_of, exported
+from diptych.train.model_options import ModelOptions
 
 
 class MergedAdapters(ModelChange):
@@ -55,12 +56,12 @@ def test_nothing_is_changed_by_default():
 
 def test_changes_come_in_their_order():
     options = ModelOptions(
-        pretrained="x", force_image_size=64, lock_text=True, force_patch_dropout=0.5, grad_checkpointing=True,
+        pretrained="x", force_image_size=64, lock_text=True, force_patch_dropout=0.5, grad_checkpointing=True, torchcompile=True,
         force_context_length=20, force_quick_gelu=True, image_mean=(0.5,), lock_patch_embedding=True,
     )  # fmt: skip
     assert names(options) == [
         "StretchedPositions", "StretchedContext", "QuickGelu", "OwnPreprocess", "Locks", "LockedPatchEmbedding",
-        "PatchDropout", "ActivationCheckpointing",
+        "PatchDropout", "ActivationCheckpointing", "CompiledBlocks",
     ]  # fmt: skip
     assert names(options) == [type(change).__name__ for change in CHANGES]
 

@@ -41,6 +41,14 @@ class Tower(nn.Module):
         """Recompute activations in the backward pass of training: less memory, more time, the same gradients."""
         self.checkpointing = on
 
+    def compile_blocks(self, backend: str) -> None:
+        """Compile each block with a backend of ``torch.compile``, when it is first called; names of parameters stay.
+
+        The forward method, not the module: hooks of sharding run around a graph, and checkpointing calls it.
+        """
+        for block in self.blocks():
+            setattr(block, "forward", torch.compile(block.forward, backend=backend))  # noqa: B010 - an instance's own method
+
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """``Encoded.tokens`` [B, N, width] into the embedding, [B, N, D]; not normalized."""
         raise NotImplementedError

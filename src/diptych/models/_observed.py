@@ -35,8 +35,9 @@ def traced(*inputs: Tensor) -> bool:
 def hooked(*modules: nn.Module | None) -> bool:
     """Whether a hook is registered on one of these modules or inside of them, or on all modules of the process.
 
-    A ``forward`` that was put on a module itself (as accelerate's hooks do) counts too. Hooks of torch's own sharding (FSDP2
-    registers some on every block) see parameters, and those of its counters see names: they do not count.
+    A ``forward`` that was put on a module itself (as accelerate's hooks do) counts too, but not one that ``torch.compile`` made.
+    Hooks of torch's own sharding (FSDP2 registers some on every block) see parameters, and those of its counters see names:
+    they do not count.
     """
     everywhere = (getattr(module_internals, name, None) for name in GLOBAL_HOOKS)
     if any(hooks and not _of_torch(hooks) for hooks in everywhere):
@@ -48,7 +49,9 @@ def hooked(*modules: nn.Module | None) -> bool:
             continue
         seen.add(module)
         state = module.__dict__
-        if "forward" in state or any(state.get(name) and not _of_torch(state[name]) for name in HOOKS):
+        if ("forward" in state and not _compiled(state["forward"])) or any(
+            state.get(name) and not _of_torch(state[name]) for name in HOOKS
+        ):
             return True
         waiting.extend(child for child in state["_modules"].values() if child is not None)
     return False
@@ -57,6 +60,11 @@ def hooked(*modules: nn.Module | None) -> bool:
 def observed(tower: nn.Module, inputs: Tensor) -> bool:
     """Whether the tower's call on ``inputs`` is traced, or a hook is registered inside of it."""
     return traced(inputs) or hooked(*tower.children())
+
+
+def _compiled(forward: object) -> bool:
+    """Whether ``torch.compile`` made it of the module's own method."""
+    return hasattr(forward, "_torchdynamo_orig_callable")
 
 
 def _of_torch(hooks: dict[int, object]) -> bool:

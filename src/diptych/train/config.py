@@ -21,7 +21,7 @@ from diptych.data import SourceOptions
 from diptych.distributed.mesh import ParallelOptions
 from diptych.errors import ConfigError
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
-from diptych.train.changes import ModelOptions
+from diptych.train.model_options import ModelOptions
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.schedule import ScheduleOptions
 from diptych.train.view_flags import ViewFlags

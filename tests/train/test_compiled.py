@@ -1,0 +1,65 @@
+"""--torchcompile: blocks are compiled one by one, seldom again, with the results of the uncompiled model, and leave its names."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from diptych.errors import ConfigError
+from diptych.models import create_model
+from diptych.train.changes import changes_of
+from diptych.train.model_options import ModelOptions
+
+# PyTorch's own, while it records a graph.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batches(count, context):
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        lengths = torch.randint(2, context + 1, (8,), generator=draw)
+        ids = torch.randint(1, 1000, (8, int(lengths.max())), generator=draw)
+        yield torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=draw), ids, lengths
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["tiny-test", "emoji-64"])
+def test_fifty_batches_of_different_captions_compile_at_most_three_times_more(name):
+    torch.manual_seed(0)
+    plain, compiled = create_model(name), create_model(name)
+    compiled.load_state_dict(plain.state_dict())
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.compile_blocks(counter)
+    plain.text.layout = compiled.text.layout = "padded"
+    side, first = plain.config.vision.image_size, None
+    for images, ids, lengths in batches(50, plain.config.text.context_length):
+        results = []
+        for model in (plain, compiled):
+            features = model.image(images[..., :side, :side]).pooled, model.text(ids, lengths).pooled
+            model.zero_grad()
+            torch.cat(features).square().sum().backward()
+            results.append([*features, *(item.grad for item in model.parameters() if item.grad is not None)])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+        first = first or counter.frame_count
+    assert first > 0
+    assert counter.frame_count - first <= 3
+
+
+def test_names_of_weights_and_hooks_stay_as_they_are():
+    model = create_model("tiny-test")
+    names = list(model.state_dict())
+    model.compile_blocks("eager")
+    assert list(model.state_dict()) == names
+
+
+def test_a_backend_is_checked_before_anything_is_built():
+    with pytest.raises(ConfigError, match="goes with --torchcompile"):
+        changes_of(ModelOptions(torchcompile_backend="eager"), resumed=False)
+    with pytest.raises(ConfigError, match="inducto"):
+        changes_of(ModelOptions(torchcompile=True, torchcompile_backend="inducto"), resumed=False)
