@@ -16,6 +16,7 @@ from diptych.models._observed import hooked, traced
 from diptych.models._packing import FullAttention
 from diptych.models._presets import list_models, model_config, model_config_from_dict
 from diptych.models._statistics import put_back, restored_statistics, running_statistics, statistics_of
+from diptych.models._text_layout import text_layout
 from diptych.types import SharedPrefixes
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "restored_statistics",
     "running_statistics",
     "statistics_of",
+    "text_layout",
     "traced",
     "unplanned",
 ]

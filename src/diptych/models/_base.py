@@ -16,7 +16,7 @@ from diptych.models._config import ModelConfig, TextConfig, VisionConfig
 from diptych.models._observed import recorded, traced
 from diptych.models._pixels import holds_pixels
 from diptych.registry import Registry
-from diptych.types import Encoded, SharedPrefixes, TextPlan
+from diptych.types import Encoded, SharedPrefixes
 
 
 class Tower(nn.Module):

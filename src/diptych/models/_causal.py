@@ -158,8 +158,8 @@ class BucketCausal:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """[B * L, D] each, in one call."""
-        parts = (self._split(item, heads) for item in (query, key, value))
-        mixed = scaled_dot_product(*parts, causal=True)
+        queries, keys, values = (self._split(item, heads) for item in (query, key, value))
+        mixed = scaled_dot_product(queries, keys, values, causal=True)
         return mixed.transpose(1, 2).reshape(query.shape)
 
     def attend_pooled(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -186,7 +186,8 @@ def causal_plan(plan: TextPlan, ids: Tensor) -> CausalPlan:
         form, texts = BucketCausal(plan), len(plan.ends)
     if (texts, plan.padded) != tuple(ids.shape):
         raise ConfigError(
-            f"a plan of texts [{texts}, {plan.padded}] was given with ids of shape {list(ids.shape)}; expected the plan of these ids."
+            f"a plan of texts [{texts}, {plan.padded}] was given with ids of shape {list(ids.shape)}; expected the plan of these"
+            " ids."
         )
     return form
 

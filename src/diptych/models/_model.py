@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.models._base import TOWERS, ImageTower, TextTower
-from diptych.models._config import ModelConfig, PreprocessConfig
+from diptych.models._config import ModelConfig, PreprocessConfig, TextConfig
 from diptych.models._locks import lock_all_but
 from diptych.models._presets import model_config
 from diptych.types import SharedPrefixes, TextPlan
@@ -54,6 +54,11 @@ class TwoTower(nn.Module):
     def takes_plans(self) -> bool:
         """Whether ``encode_text`` takes ``plan``."""
         return self.text.takes_plans
+
+    @property
+    def text_config(self) -> TextConfig:
+        """The text tower's part of the config."""
+        return self.config.text
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Features [B, D] of uint8 (or already normalized floating-point) images [B, 3, H, W]."""

@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 
 def projected(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
-    """What each layer gives of ``x`` [..., width]; by one product where all are plain ``Linear`` and ``x`` is on an accelerator."""
+    """What each layer gives of ``x`` [..., width]; on an accelerator by one product where all are plain ``Linear``."""
     if in_main_memory(x) or traced(x) or not _plain(layers):
         return [layer(x) for layer in layers]
     kind = x.device.type

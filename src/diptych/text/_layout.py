@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DataError
 from diptych.types import BucketedTexts, GroupedTexts, PackedTexts, TextPlan
 
 TextForm = Literal["groups", "varlen", "buckets"]
@@ -64,11 +64,11 @@ class TextLayout:
         return plan_buckets(lengths, padded)
 
     def check_ids(self, ids: np.ndarray) -> None:
-        """Raise ConfigError for ids outside of the vocabulary."""
+        """Raise DataError for ids outside of the vocabulary."""
         if self.vocabulary and ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
-            raise ConfigError(
-                f"token ids from {ids.min()} to {ids.max()} were given; the model has a vocabulary of {self.vocabulary:,}: use its"
-                " own tokenizer."
+            raise DataError(
+                f"token ids from {ids.min()} to {ids.max()} were given; the model has a vocabulary of {self.vocabulary:,}: use"
+                " its own tokenizer."
             )
 
 
@@ -154,13 +154,11 @@ def parse_buckets(text: str, context: int) -> tuple[int, ...]:
     try:
         sizes = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(
-            f"--text-buckets {text}: expected auto, or lengths such as 16,32,48,{context}."
-        ) from error
+        raise ConfigError(f"--text-buckets {text}: expected auto, or lengths such as 16,32,48,{context}.") from error
     ascending = all(low < high for low, high in itertools.pairwise((0, *sizes)))
     if not ascending or sizes[-1] != context or len(sizes) > MOST_BUCKETS:
         raise ConfigError(
-            f"--text-buckets {text}: expected at most {MOST_BUCKETS} ascending lengths, the last {context}, which is this model's "
+            f"--text-buckets {text}: expected at most {MOST_BUCKETS} ascending lengths, the last {context}, this model's "
             "context."
         )
     return sizes
