@@ -28,7 +28,7 @@ class Linear(nn.Linear):
 
 def projected(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """What each layer gives of ``x`` [..., width]; on an accelerator by one product where all are plain ``Linear``."""
-    if in_main_memory(x) or traced(x) or not _plain(layers):
+    if traced(x) or in_main_memory(x) or not _plain(layers):
         return [layer(x) for layer in layers]
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves as it is
