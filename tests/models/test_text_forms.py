@@ -191,7 +191,7 @@ def test_what_makes_a_kernel_causal_is_named_as_its_release_has_it():
     assert varlen.causal_option(varlen.reference) == {"window_size": (-1, 0)}
 
 
-# --- torch's own function, on a kernel for the CPU that is registered here -------------------------------------------------------
+# --- torch's own function, on a kernel for the CPU that is registered here ---------------------------
 
 
 def pairs_of_sequences(begins_q, begins_k):
