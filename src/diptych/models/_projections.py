@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as module_internals
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from diptych.models._cpu_attention import in_main_memory
-from diptych.models._observed import HOOKS, traced
+from diptych.models._observed import GLOBAL_HOOKS, HOOKS, traced
 
 
 class Linear(nn.Linear):
@@ -30,21 +32,28 @@ def projected(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """What each layer gives of ``x`` [..., width]; on an accelerator by one product where all are plain ``Linear``."""
     if traced(x) or in_main_memory(x) or not _plain(layers):
         return [layer(x) for layer in layers]
-    kind = x.device.type
+    kind, dtype = x.device.type, layers[0].weight.dtype
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves as it is
         x = x.to(torch.get_autocast_dtype(kind))
+    elif x.dtype != dtype:
+        return [layer(x) for layer in layers]  # which say that they do not fit
     weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
     return _Joined.apply(x, len(layers), *weights, *biases)  # type: ignore[no-any-return]
 
 
 def _plain(layers: Sequence[nn.Module]) -> bool:
     """Whether nobody could notice that the layers are not called: their own type, with a bias, and no hook."""
+    if any(getattr(module_internals, name, None) for name in GLOBAL_HOOKS):
+        return False
     return all(
         type(layer) is Linear
         and layer.bias is not None
         and "forward" not in layer.__dict__
         and not any(layer.__dict__.get(name) for name in HOOKS)
-        and type(layer.weight) is type(layers[0].weight)
+        and not is_traceable_wrapper_subclass(
+            layer.weight
+        )  # quantized, or of several processes: it knows its own product
+        and layer.weight.dtype == layers[0].weight.dtype
         for layer in layers
     )
 
