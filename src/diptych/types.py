@@ -87,6 +87,65 @@ class MaskedTokens(NamedTuple):
     targets: Tensor
 
 
+class SharedPrefixes(NamedTuple):
+    """Texts that begin with the same ids: ``group`` int64 [B] of each text, ``length`` int64 [B] of the prefix that it shares.
+
+    All texts of a group begin with the same ``length`` ids (0: nothing is shared), and each goes on after them. A tower that
+    ``shares_prefixes`` computes each prefix once; the features are equal, to rounding, to those without.
+    """
+
+    group: Tensor
+    length: Tensor
+
+
+class GroupedTexts(NamedTuple):
+    """Plan of texts [B, L] by groups of equal length: only real tokens are computed, T of them, and groups stand together.
+
+    ``runs`` are (number of texts, their length) of each group; ``gather`` int64 [T] is the index of each token in the flattened
+    [B * L] ids and ``positions`` int64 [T] its position in its text; ``ends`` int64 [B] the index of each end token among the
+    T, texts in the order of their lengths; ``inverse`` int64 [B] takes them back to the batch's order. ``padded`` is L.
+    """
+
+    padded: int
+    runs: tuple[tuple[int, int], ...]
+    gather: Tensor
+    positions: Tensor
+    ends: Tensor
+    inverse: Tensor
+
+
+class PackedTexts(NamedTuple):
+    """Plan of texts [B, L] one after another in the batch's order, filled up to a budget of T tokens: one shape for many batches.
+
+    The filling makes P sequences of its own after the B texts, none of them empty, so that every token is in a sequence.
+    ``gather`` and ``positions`` int64 [T] as of ``GroupedTexts`` (filling repeats the first token); ``begins`` int32 [B + P + 1]
+    where each sequence begins, and T; ``singles`` int32 [B + P + 1] counts from 0; ``ends`` int64 [B + P] the last token of each
+    sequence. No sequence is longer than ``longest``. ``texts`` is B, ``padded`` L.
+    """
+
+    padded: int
+    texts: int
+    longest: int
+    gather: Tensor
+    positions: Tensor
+    begins: Tensor
+    singles: Tensor
+    ends: Tensor
+
+
+class BucketedTexts(NamedTuple):
+    """Plan of texts [B, L] that are computed as they are padded, L one of a few lengths: ``ends`` int64 [B] is the index of each
+    end token in the flattened [B * L] ids. ``padded`` is L.
+    """
+
+    padded: int
+    ends: Tensor
+
+
+TextPlan = GroupedTexts | PackedTexts | BucketedTexts
+"""How a causal tower lays out texts, as plain numbers that are made on the host and travel with the batch."""
+
+
 class Batch(NamedTuple):
     """B prepared pairs of one rank: a whole step's, or one micro-batch of them.
 
@@ -95,7 +154,8 @@ class Batch(NamedTuple):
     records' names; ``indices`` int64 [B], the records' numbers in the source, dense from 0; ``seeds`` int64 [B], see
     ``Sample.seed``; ``epoch`` counts from 0; ``groups`` int64 [B], same image = same id; ``labels`` int64 [B] or None;
     ``masked`` where the objective wants it, else None; ``num_truncated`` tokens lost to truncation in this batch;
-    ``image_features`` fp32 [B, D], not normalized, where they were precomputed: ``images`` is then [V, B, 3, 0, 0].
+    ``image_features`` fp32 [B, D], not normalized, where they were precomputed: ``images`` is then [V, B, 3, 0, 0];
+    ``plans`` how the ids of each text view are laid out, T of them, where the loader planned it; of ``masked`` as of the first.
     """
 
     images: Tensor
@@ -110,6 +170,7 @@ class Batch(NamedTuple):
     epoch: int = 0
     num_truncated: int = 0
     image_features: Tensor | None = None
+    plans: tuple[TextPlan, ...] | None = None
 
 
 class Pairs(NamedTuple):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.world import write_images
+
 FAKE = Path(__file__).parent / "fake"
 SOURCE = Path(__file__).parents[2] / "src" / "diptych"
 NAME = "fakeacc:FakeAccelerator"
@@ -64,6 +66,8 @@ def test_nothing_is_skipped_but_what_the_device_does_not_claim(selftest):
     report = selftest[1]
     assert [row["name"] for row in report["rows"] if row["outcome"] == "skipped"] == [
         "equal runs are equal",
+        "unequal lengths in one kernel, bf16",
+        "unequal lengths in one kernel, fp16",
         "AdamW, fused",
     ]
     assert report["abilities"]["fused_adamw"] is False
@@ -103,6 +107,35 @@ def test_two_processes_take_the_step_that_one_takes(tmp_path):
     single, double = (json.loads(done.stdout.strip().splitlines()[-1]) for done in (alone, both))
     assert (double["size"], double["device"]) == (2, "fakeacc:0")
     assert double["losses"] == pytest.approx(single["losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("more", [[], ["--micro-batch", "4"]], ids=["plain", "micro-batches"])
+def test_a_run_pads_texts_to_lengths_of_its_data_and_gives_the_losses_of_groups(tmp_path, more):
+    data = unequal_captions(tmp_path)
+    losses = {}
+    for device in ("cpu", NAME):
+        folder = tmp_path / device.partition(":")[0]
+        flags = (
+            f"--model tiny-test --device {device} --precision fp32 --batch-size 8 --workers 1 --max-steps 2 --lr 1e-3"
+        )
+        output = f"--train-data {data} --output {folder} --log-every-n-steps 1 --val-data {data}"
+        done = run("-m", "diptych", "train", *flags.split(), *output.split(), *more)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[device] = [row["loss"] for row in rows if row["phase"] in ("train", "eval")]
+    assert re.search(r"texts are padded to [\d,]*77 tokens \(chosen from the lengths of 24 captions\)", done.stderr)
+    assert re.search(r'text_buckets = "[\d,]*77"', (folder / "config.toml").read_text())
+    assert len(losses["cpu"]) == 3
+    assert losses[NAME] == pytest.approx(losses["cpu"], rel=1e-5)
+
+
+def unequal_captions(folder):
+    """24 pairs with captions of 3 to 26 tokens."""
+    names = write_images(folder, 24)
+    rows = [{"image": name, "captions": [" ".join(["dog"] * (number + 1))]} for number, name in enumerate(names)]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def test_the_source_has_no_special_case_for_it():

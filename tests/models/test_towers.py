@@ -80,15 +80,15 @@ def test_packed_text_equals_padded_text(lengths, dtype, tolerance):
 
         return run
 
-    assert_same(model, way("packed"), way("padded"), tolerance)
+    assert_same(model, way("auto"), way("padded"), tolerance)
     given = torch.tensor(lengths)
-    assert_same(model, way("packed", given), way("packed"), 1e-15)
+    assert_same(model, way("auto", given), way("auto"), 1e-15)
     trimmed = ids[:, : max(lengths)]
-    model.layout = "packed"
+    model.layout = "auto"
     assert (model(trimmed).pooled - model(ids).pooled).abs().max() <= tolerance * 10
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["auto", "padded"])
 def test_what_follows_the_first_end_token_is_ignored(layout):
     model = create_model("tiny-test").text
     model.layout = layout

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, NotClaimed, Row, compare, expect, outcome
 from diptych.conformance.operators import PRODUCTS, Operator, operators
+from diptych.conformance.texts import text_checks
 from diptych.conformance.training import training_checks
 from diptych.devices import PRECISIONS, Device
 
@@ -28,7 +29,8 @@ MEBI = 2**20
 
 def run(device: Device) -> Iterator[Row]:
     """Run all checks in turn; a failure does not stop the rest."""
-    for check in [*_state_checks(), *map(_operator_check, operators()), *_precision_checks(), *training_checks()]:
+    operator_checks = map(_operator_check, operators())
+    for check in [*_state_checks(), *operator_checks, *_precision_checks(), *text_checks(), *training_checks()]:
         yield outcome(check, device)
     yield outcome(Check("processes", f"collectives, {device.backend}", collectives, required=False), device)
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
 from diptych.devices import PRECISIONS, Device, get_device
 from diptych.distributed.process_group import World
-from diptych.models import TwoTower, create_model, list_models, model_config
+from diptych.models import TextConfig, TwoTower, create_model, list_models, model_config, text_layout
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.step import Step, create_step
@@ -162,7 +163,9 @@ def _losses(
     model = create_model(name)
     torch.set_rng_state(state)
     step = training_step(model, device, precision, learning_rate=1e-3, clip_norm=1.0)
-    batches = split(example_batch(model.config.vision.image_size, model.config.text.context_length))
+    text = model.config.text
+    batches = split(example_batch(model.config.vision.image_size, text.context_length))
+    batches = [planned(batch, text, device, precision) for batch in batches]
     losses: list[float] = []
     # The scaler starts high and skips steps until its scale fits fp16's range: those do not count.
     for _ in range(MAX_STEPS):
@@ -187,6 +190,16 @@ def example_batch(size: int, context: int) -> Batch:
     keys = tuple(str(number) for number in range(PAIRS))
     numbers = torch.arange(PAIRS)
     return Batch(images, tokens, lengths, keys, numbers, numbers, numbers)
+
+
+def planned(batch: Batch, text: TextConfig, device: Device, precision: str) -> Batch:
+    """The batch with its texts laid out as the device takes them, as loader processes do."""
+    layout = text_layout(text, device.text_layout(precision))
+    if layout is None:
+        return batch
+    padded = layout.padded(batch.tokens.shape[2])
+    tokens = F.pad(batch.tokens, (0, padded - batch.tokens.shape[2]))
+    return batch._replace(tokens=tokens, plans=tuple(layout.plan(lengths, padded) for lengths in batch.lengths))
 
 
 def part_of(batch: Batch, rows: slice) -> Batch:

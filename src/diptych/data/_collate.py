@@ -1,4 +1,4 @@
-"""Samples become a batch: pixels stacked as uint8, captions padded to the longest of the batch.
+"""Samples become a batch: pixels stacked as uint8, captions padded to the longest of the batch, or as a layout plans them.
 
 No floating-point pixels: normalizing is the image tower's. Ends of texts are those the tokenizer gave, never searched for.
 """
@@ -11,21 +11,29 @@ import numpy as np
 import torch
 
 from diptych.data._shared_memory import pixel_buffer, to_main_process
+from diptych.text import TextLayout
 from diptych.types import IGNORED, Batch, MaskedTokens, Sample
 
 
-def collate(samples: Sequence[Sample], epoch: int = 0, pad_id: int = 0) -> Batch:
+def collate(samples: Sequence[Sample], epoch: int = 0, pad_id: int = 0, layout: TextLayout | None = None) -> Batch:
     """B samples of an epoch -> a Batch (shapes in ``types.Batch``), short captions filled with the tokenizer's ``pad_id``.
 
-    Raises ValueError where only some samples have features or masks.
+    With a ``layout`` captions are padded to its length and planned, and ids outside of its vocabulary are a DataError. Raises
+    ValueError where only some samples have features or masks.
     """
     views, count = len(samples[0].tokens), len(samples)
     longest = max((len(ids) for sample in samples for ids in sample.tokens), default=0)
+    if layout is not None and views:
+        longest = layout.padded(longest)
     tokens = np.full((views, count, longest), pad_id, dtype=np.int64)
     for row, sample in enumerate(samples):
         for view, ids in enumerate(sample.tokens):
             tokens[view, row, : len(ids)] = ids
     lengths = np.array([sample.lengths for sample in samples], dtype=np.int64).reshape(count, views).T
+    plans = None
+    if layout is not None:
+        layout.check_ids(tokens)
+        plans = tuple(layout.plan(torch.from_numpy(np.ascontiguousarray(item)), longest) for item in lengths)
     return Batch(
         images=_pixels(samples),
         tokens=torch.from_numpy(tokens),
@@ -39,6 +47,7 @@ def collate(samples: Sequence[Sample], epoch: int = 0, pad_id: int = 0) -> Batch
         epoch=epoch,
         num_truncated=sum(sample.num_truncated for sample in samples),
         image_features=_features(samples),
+        plans=plans,
     )
 
 

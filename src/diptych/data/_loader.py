@@ -211,10 +211,10 @@ class _Fetch:
         bad: list[tuple[str, str]] = []
         try:
             samples = [self._sample(request, bad) for request in requests]
+            batch = collate(samples, requests[0].epoch, self.prepare.tokenizer.pad_id, self.options.text_layout)
         except DataError as error:
             # Sent as a value: raised in a worker, torch would bury it in a traceback.
             return [Fetched(None, error, bad, {})]
-        batch = collate(samples, requests[0].epoch, self.prepare.tokenizer.pad_id)
         damaged = [(sample.key, sample.damage) for sample in samples if sample.damage]
         return [Fetched(batch, None, bad, _truncation(samples), damaged)]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from diptych.data._order import Mixture, draw, permute
 from diptych.errors import ConfigError
+from diptych.text import TextLayout
 
 BadSamplePolicy = Literal["skip", "replace", "raise"]
 
@@ -39,6 +40,7 @@ class LoaderOptions:
     full is dropped, or shortened (``drop_last`` False, a single rank only), or filled from the epoch's beginning (``pad_last``).
     ``mixture`` draws records by weight, with replacement. An unusable record stops the run ("raise"), or the next of the
     epoch's order replaces it ("skip"), or a random one ("replace"); a share of bad samples above ``bad_limit`` stops the run.
+    ``text_layout`` plans the texts of each batch.
     Raises ConfigError for numbers that cannot be.
     """
 
@@ -57,6 +59,7 @@ class LoaderOptions:
     bad_samples: BadSamplePolicy = "raise"
     bad_limit: float = 1.0
     mixture: Mixture | None = None
+    text_layout: TextLayout | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:

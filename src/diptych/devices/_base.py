@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from diptych.errors import ConfigError, DeviceError
 from diptych.registry import did_you_mean
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+TextForm = Literal["groups", "varlen", "buckets"]
+"""How texts are laid out for a causal tower, as ``diptych.text`` plans it."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,22 @@ class Device:
     def has_varlen_attention(self) -> bool:
         """Whether ``torch.nn.attention.varlen`` runs here."""
         return False
+
+    def text_layout(self, precision: str, asked: TextForm | Literal["auto"] = "auto") -> TextForm:
+        """The form of texts in a precision: one kernel for unequal lengths where the device has it, else a few padded lengths.
+
+        Raises DeviceError where the form that is asked for cannot be computed here.
+        """
+        able = self.abilities.varlen_attention and precision != "fp32"
+        if asked == "varlen" and not able:
+            lacking = "computes in half precision only" if self.abilities.varlen_attention else "is not there"
+            raise DeviceError(
+                f"--text-layout varlen: on {self.torch_device} the kernel for sequences of unequal length {lacking}; choose "
+                f"{'--precision bf16 or ' if self.abilities.varlen_attention else ''}--text-layout buckets."
+            )
+        if asked != "auto":
+            return asked
+        return "varlen" if able else "buckets"
 
     def default_precision(self) -> str:
         """The precision that ``--precision auto`` means: bf16, else fp16, else fp32."""

@@ -11,12 +11,14 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from diptych import log
 from diptych.devices import DEVICES
-from diptych.devices._base import Device
+from diptych.devices._base import Device, TextForm
 from diptych.devices._matmul import PRECISION, Matmul, choose_matmul
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's numbers of its malloc options
@@ -42,6 +44,14 @@ class Cpu(Device):
     def pins_memory(self) -> bool:
         """Never: there is no other memory to copy to."""
         return False
+
+    def text_layout(self, precision: str, asked: TextForm | Literal["auto"] = "auto") -> TextForm:
+        """Groups of equal length, which compute the fewest tokens: a call costs little here. Any other form for the asking."""
+        if asked == "varlen":
+            log.info(
+                "--text-layout varlen: on a CPU its kernel is a loop over the texts, for comparing, not for speed."
+            )
+        return "groups" if asked == "auto" else asked
 
     def default_precision(self) -> str:
         """bf16 on a CPU with units for it, else fp32."""

@@ -25,8 +25,8 @@ class Npu(Device):
     def select(self, index: int) -> None:
         """Select, and set how operators are compiled and stored."""
         super().select(index)
-        # Batches are padded to their own longest caption, so shapes change all the time: precompiled kernels must be
-        # used, else older chips compile every operator again for every shape.
+        # Texts of training have a few shapes (--text-buckets), other batches more: precompiled kernels must be used, else older
+        # chips compile every operator again for every shape.
         compile_mode = getattr(self.module, "set_compile_mode", None)
         if compile_mode is not None:
             compile_mode(jit_compile=False)

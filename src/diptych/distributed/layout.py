@@ -207,9 +207,11 @@ class Layout:
         """Features [B, D] of images [B, 3, H, W], not normalized."""
         return self._infer("image", images)  # type: ignore[no-any-return]
 
-    def encode_text(self, tokens: Tensor, lengths: Tensor | None = None, prefix: Any = None) -> Tensor:
-        """Features [B, D] of ids [B, L], not normalized; ``lengths`` [B], ``prefix`` as in ``TextTower.forward``."""
-        return self._infer("text", tokens, lengths, prefix)  # type: ignore[no-any-return]
+    def encode_text(
+        self, tokens: Tensor, lengths: Tensor | None = None, prefix: Any = None, *, plan: Any = None
+    ) -> Tensor:
+        """Features [B, D] of ids [B, L], not normalized; ``lengths`` [B], ``prefix``, ``plan`` as in ``TextTower.forward``."""
+        return self._infer("text", tokens, lengths, prefix, plan)  # type: ignore[no-any-return]
 
     @property
     def architecture(self) -> str:
@@ -220,6 +222,16 @@ class Layout:
     def shares_prefixes(self) -> bool:
         """Whether ``encode_text`` takes a ``prefix``."""
         return bool(self.objective.model.text.shares_prefixes)
+
+    @property
+    def takes_plans(self) -> bool:
+        """Whether ``encode_text`` takes a ``plan``."""
+        return bool(self.objective.model.takes_plans)
+
+    @property
+    def text_config(self) -> Any:
+        """The text tower's part of the model's configuration."""
+        return self.objective.model.text_config
 
     def _infer(self, *call: Any) -> Any:
         # DistributedDataParallel would broadcast buffers here, which makes each call a collective; replicas need no hooks.

@@ -29,6 +29,10 @@ class ParallelOptions:
     """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
     matmul: Literal["auto", "exact", "fast", "default"] = "auto"
     """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
+    text_layout: Literal["auto", "groups", "varlen", "buckets"] = "auto"
+    """Texts by groups of equal length (a CPU's), packed for one kernel, or padded to a few lengths; auto: the device's form."""
+    text_buckets: str = "auto"
+    """Lengths that texts are padded to, at most four, the last the context, e.g. 16,32,48,77; auto: chosen from the data."""
     sharding: Literal["none", "stage1", "stage2", "stage3"] = "none"
     """Split the state of training over processes (FSDP2): gradients and moments (stage1, stage2), parameters too (stage3)."""
     sharding_parallel_degree: Count = 0

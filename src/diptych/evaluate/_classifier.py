@@ -1,9 +1,9 @@
 """The zero-shot classifier: one vector per class from prompts, built fast and cached.
 
 A class's vector is the normalized mean of its prompts' normalized features (Radford et al. 2021, section 3.1). Padding is not
-computed, and the tokens that a template's prompts share before the class name are computed once
-(``diptych.models.SharedPrefixes``); both are exact. A file of the cache folder is named by a hash of the text tower's weights
-and of every prompt's ids, so another model, name, template or tokenizer never meets a stale one. It classifies nothing itself.
+computed, and where the towers are in main memory the tokens that a template's prompts share before the class name are computed
+once (``diptych.models.SharedPrefixes``); both are exact. A file of the cache folder is named by a hash of the text tower's
+weights and of every prompt's ids, so another model, name, template or tokenizer never meets a stale one. It classifies nothing.
 """
 
 from __future__ import annotations
@@ -128,8 +128,7 @@ def _features(encoder: Encoder, pieces: Sequence[Piece]) -> Tensor:
     counts = torch.tensor([len(piece.rows) for piece in pieces])
     group = torch.arange(len(pieces)).repeat_interleave(counts)
     length = torch.tensor([piece.prefix for piece in pieces]).repeat_interleave(counts)
-    device = encoder.device.torch_device
-    return encoder.encode_text(tokens, lengths, SharedPrefixes(group.to(device), length.to(device)))
+    return encoder.encode_text(tokens, lengths, SharedPrefixes(group, length))
 
 
 def _fingerprint(encoder: Encoder, prompts: Sequence[Prompts]) -> str:

@@ -5,14 +5,17 @@ Shared by the evaluators. It knows no scores and no protocol, and does not train
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from diptych import log
 from diptych.devices import Device
@@ -21,46 +24,16 @@ from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
 from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches
+from diptych.evaluate._laid_out import LaidOut
 from diptych.image import compile_kernels
-from diptych.models import SharedPrefixes, TwoTower
-from diptych.text import Tokenizer, texts_of
+from diptych.models import SharedPrefixes, TwoTower, text_layout
+from diptych.text import TextLayout, Tokenizer, texts_of
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``."""
 Advance = Callable[[int], None]
 """``advance(count)``: so many more are done."""
 Unreadable = Callable[[RecordError], None]
-
-
-class LaidOut(Protocol):
-    """A model that is laid out over processes, as a ``diptych.distributed.layout.Layout`` is."""
-
-    collective: bool
-    """Whether each call involves all processes."""
-    group: Group
-    """The processes that see different pairs."""
-
-    @property
-    def architecture(self) -> str:
-        """The model's whole configuration, as text."""
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether ``encode_text`` takes a ``prefix``."""
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Features [B, D]."""
-
-    def encode_text(
-        self, tokens: Tensor, lengths: Tensor | None = None, prefix: SharedPrefixes | None = None
-    ) -> Tensor:
-        """Features [B, D]."""
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Evaluation mode."""
-
-    def full_state(self) -> Mapping[str, Tensor]:
-        """Whole weights; a collective."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +47,8 @@ class Encoder:
     ``shared``: the processes of the group encode a part each, and all get all. Then every process must make the same calls,
     and makes the same number of forward calls with as many rows, padded where there is nothing left to encode: a sharded
     model needs that. What one process cannot read raises the same error in all.
+
+    ``text_layout``: how texts are laid out; None takes the form of the device.
 
     ``bad_samples``: what evaluators do with an image that cannot be read (``_readable``); ``strict``: a damaged one cannot.
     """
@@ -90,6 +65,7 @@ class Encoder:
     bad_samples: Literal["raise", "skip"] = "raise"
     bad_limit: float = 0.05
     strict: bool = False
+    text_layout: TextLayout | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -205,10 +181,28 @@ class Encoder:
         return torch.cat(features)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor, prefix: SharedPrefixes | None = None) -> Tensor:
-        """Features fp32 [B, D] of ids [B, L] and their lengths [B], from any device; within ``inference``."""
+        """Features fp32 [B, D] of ids [B, L] and their lengths [B], in main memory; within ``inference``.
+
+        ``prefix``, in main memory too, is used where the towers are there; elsewhere each text is computed whole.
+        """
         device = self.device.torch_device
-        features = self.model.encode_text(tokens.to(device), lengths=lengths.to(device), prefix=prefix)
-        return features.float()
+        if prefix is not None and device == tokens.device:
+            return self.model.encode_text(tokens, lengths=lengths, prefix=prefix).float()
+        planned = {}
+        layout = self._layout
+        if layout is not None:
+            padded = layout.padded(tokens.shape[1])
+            tokens = F.pad(tokens, (0, padded - tokens.shape[1]), value=self.tokenizer.pad_id)
+            plan = layout.plan(lengths, padded)
+            planned["plan"] = tree_map_only(Tensor, lambda item: item.to(device, non_blocking=True), plan)
+        return self.model.encode_text(tokens.to(device), lengths=lengths.to(device), **planned).float()
+
+    @functools.cached_property
+    def _layout(self) -> TextLayout | None:
+        """How texts are laid out; None where the model takes no plan."""
+        if not getattr(self.model, "takes_plans", False):  # other modules that encode stand in for a model
+            return None
+        return self.text_layout or text_layout(self.model.text_config, self.device.text_layout(self.precision))
 
     def together(
         self, count: int, encode: Callable[[Sequence[int], Advance], Tensor], advance: Advance, units: int = 1

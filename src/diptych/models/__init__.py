@@ -6,32 +6,37 @@ parameter names of other libraries.
 
 from __future__ import annotations
 
-from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower, Tower, lengths_of
+from diptych.models._base import TOWERS, ImageTower, TextTower, Tower, lengths_of
+from diptych.models._causal import CausalPlan, VarlenCausal, causal_plan, unplanned
 from diptych.models._config import CLIP_VOCABULARY, ModelConfig, ModelNeeds, PreprocessConfig, TextConfig, VisionConfig
 from diptych.models._cpu_attention import attention_as_elsewhere
 from diptych.models._locks import parameter_groups
 from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
-from diptych.models._packing import FullAttention, PackedCausal
+from diptych.models._packing import FullAttention
 from diptych.models._presets import list_models, model_config, model_config_from_dict
 from diptych.models._statistics import put_back, restored_statistics, running_statistics, statistics_of
+from diptych.models._text_layout import text_layout
+from diptych.types import SharedPrefixes
 
 __all__ = [
     "CLIP_VOCABULARY",
     "TOWERS",
+    "CausalPlan",
     "FullAttention",
     "ImageTower",
     "ModelConfig",
     "ModelNeeds",
-    "PackedCausal",
     "PreprocessConfig",
     "SharedPrefixes",
     "TextConfig",
     "TextTower",
     "Tower",
     "TwoTower",
+    "VarlenCausal",
     "VisionConfig",
     "attention_as_elsewhere",
+    "causal_plan",
     "create_model",
     "hooked",
     "lengths_of",
@@ -43,5 +48,7 @@ __all__ = [
     "restored_statistics",
     "running_statistics",
     "statistics_of",
+    "text_layout",
     "traced",
+    "unplanned",
 ]

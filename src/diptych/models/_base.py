@@ -6,7 +6,7 @@ holds no architecture, and names none.
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from diptych.models._config import ModelConfig, TextConfig, VisionConfig
 from diptych.models._observed import recorded, traced
 from diptych.models._pixels import holds_pixels
 from diptych.registry import Registry
-from diptych.types import Encoded
+from diptych.types import Encoded, SharedPrefixes
 
 
 class Tower(nn.Module):
@@ -104,22 +104,12 @@ class ImageTower(Tower):
         return normalized.to(dtype)
 
 
-class SharedPrefixes(NamedTuple):
-    """Texts that begin with the same ids: ``group`` int64 [B] of each text, ``length`` int64 [B] of the prefix that it shares.
-
-    All texts of a group begin with the same ``length`` ids (0: nothing is shared), and each goes on after them. A tower that
-    ``shares_prefixes`` computes each prefix once; the features are equal, to rounding, to those without.
-    """
-
-    group: Tensor
-    length: Tensor
-
-
 class TextTower(Tower):
-    """A text tower; ``shares_prefixes`` says whether it takes ``prefix``."""
+    """A text tower; ``shares_prefixes`` says whether it takes ``prefix``, ``takes_plans`` whether it takes ``plan``."""
 
     Config: ClassVar[type[TextConfig]] = TextConfig
     shares_prefixes: ClassVar[bool] = False
+    takes_plans: ClassVar[bool] = False
 
     def forward(
         self,
@@ -132,7 +122,8 @@ class TextTower(Tower):
         """Ids int64 [B, L] -> ``Encoded``. ``lengths`` int64 [B] counts the ids up to and including each end token.
 
         ``seeds``: see ``ImageTower.forward``. ``prefix`` where texts begin alike; raises ConfigError where the tower cannot
-        share prefixes, and for ids that are no [B, at most the context].
+        share prefixes, and for ids that are no [B, at most the context]. A tower that ``takes_plans`` has one more parameter,
+        by name: ``plan``, which says how these ids are laid out; with it nothing is read back from the device.
         """
         raise NotImplementedError
 

@@ -33,7 +33,8 @@ def attention_as_elsewhere() -> Iterator[None]:
 
 def in_main_memory(queries: Tensor) -> bool:
     """Whether attention of ``queries`` takes the forms that suit a CPU."""
-    return queries.is_cpu and not _elsewhere.get()
+    # A graph cannot hold the question of a context; nobody counts memory inside of one.
+    return queries.is_cpu and (torch.compiler.is_compiling() or not _elsewhere.get())
 
 
 def small_products_are_slow(queries: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models._cpu_attention import cpu_attention, in_main_memory, small_products_are_slow
 from diptych.models._observed import traced
+from diptych.models._projections import Linear, projected
 
 
 class Plan(Protocol):
@@ -23,6 +24,10 @@ class Plan(Protocol):
 
     Queries, keys and values are [..., heads * head width] over the layout's tokens.
     """
+
+    @property
+    def single_queries(self) -> bool:
+        """Whether ``attend_pooled`` is this plan's form of a last block; else ``attend`` is, and then ``pooled``."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """Attention of every token; the result is laid out like ``query``."""
@@ -62,13 +67,6 @@ class TanhGelu(nn.GELU):
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quickgelu": QuickGelu, "gelu_tanh": TanhGelu}
 
 
-class Linear(nn.Linear):
-    """Without torch's own initial values: ``init_weights`` draws them, and loading has no use for any."""
-
-    def reset_parameters(self) -> None:
-        """Nothing: memory is filled by ``init_weights`` or by weights."""
-
-
 class Attention(nn.Module):
     """Multi-head attention; a plan says which tokens attend to which.
 
@@ -89,9 +87,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, plan: Plan, only_pooled: bool = False) -> Tensor:
         """Every token of the layout; ``only_pooled`` has queries of the pooled tokens alone, [B, D], keys and values of all."""
         x = x if self.enter is None else self.enter(x)
-        query, key, value = self.q(plan.pooled(x) if only_pooled else x), self.k(x), self.v(x)
-        heads = query.shape[-1] // self.head_width
-        return self.out((plan.attend_pooled if only_pooled else plan.attend)(query, key, value, heads))
+        if only_pooled and plan.single_queries:
+            query, (key, value) = self.q(plan.pooled(x)), projected(x, (self.k, self.v))
+            return self.out(plan.attend_pooled(query, key, value, query.shape[-1] // self.head_width))
+        query, key, value = projected(x, (self.q, self.k, self.v))
+        mixed = plan.attend(query, key, value, query.shape[-1] // self.head_width)
+        return self.out(plan.pooled(mixed) if only_pooled else mixed)
 
 
 class Block(nn.Module):

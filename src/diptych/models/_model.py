@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.models._base import TOWERS, ImageTower, SharedPrefixes, TextTower
-from diptych.models._config import ModelConfig, PreprocessConfig
+from diptych.models._base import TOWERS, ImageTower, TextTower
+from diptych.models._config import ModelConfig, PreprocessConfig, TextConfig
 from diptych.models._locks import lock_all_but
 from diptych.models._presets import model_config
+from diptych.types import SharedPrefixes, TextPlan
 
 
 class TwoTower(nn.Module):
@@ -49,6 +50,16 @@ class TwoTower(nn.Module):
         """Whether ``encode_text`` takes ``prefix``."""
         return self.text.shares_prefixes
 
+    @property
+    def takes_plans(self) -> bool:
+        """Whether ``encode_text`` takes ``plan``."""
+        return self.text.takes_plans
+
+    @property
+    def text_config(self) -> TextConfig:
+        """The text tower's part of the config."""
+        return self.config.text
+
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Features [B, D] of uint8 (or already normalized floating-point) images [B, 3, H, W]."""
         features = self.image(images).pooled
@@ -60,9 +71,12 @@ class TwoTower(nn.Module):
         normalize: bool = False,
         lengths: Tensor | None = None,
         prefix: SharedPrefixes | None = None,
+        *,
+        plan: TextPlan | None = None,
     ) -> Tensor:
         """Features [B, D] of token ids [B, L]; what follows the end token is ignored. See ``TextTower.forward``."""
-        features = self.text(tokens, lengths, prefix=prefix).pooled
+        planned = {} if plan is None else {"plan": plan}
+        features = self.text(tokens, lengths, prefix=prefix, **planned).pooled
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

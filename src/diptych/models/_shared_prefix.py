@@ -2,22 +2,25 @@
 
 Prompts of one template share the text before the class name. In a causal tower the keys and values of those tokens do not
 depend on what follows, so each *prefix* is computed once and the *branches* (the name and what stands after it) attend to it.
-Exact: ``PackedCausal`` on the whole texts is the reference implementation. It finds no prefixes itself; callers know their
-templates and pass ``SharedPrefixes``.
+Exact: ``PaddedCausal`` on the whole texts is the reference implementation. It finds no prefixes itself; callers know their
+templates and pass ``SharedPrefixes``. A form for main memory, by groups of equal length: elsewhere each text is computed whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import ConfigError
-from diptych.models._base import SharedPrefixes
+from diptych.models._causal import Embedding
 from diptych.models._layers import attention, join_heads, rows, scaled_dot_product, split_heads
-from diptych.models._packing import lengths_on_cpu
+from diptych.text import check_lengths
+from diptych.types import SharedPrefixes
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,17 @@ class PrefixSharing:
     order: Tensor
     gather: Tensor
     positions: Tensor
+    single_queries: ClassVar[bool] = True
 
     @classmethod
     def of(cls, tokens: Tensor, lengths: Tensor, shared: SharedPrefixes) -> PrefixSharing:
-        """Plan texts int64 [B, L] of ``lengths`` [B].
+        """Plan texts int64 [B, L] of ``lengths`` [B], all in main memory.
 
         Raises ConfigError when the texts of a group do not begin alike, or when a prefix is a whole text.
         """
         width = tokens.shape[1]
-        counts = lengths_on_cpu(lengths, width)
-        ids, group, prefix = tokens.cpu(), shared.group.cpu(), shared.length.cpu()
+        check_lengths(lengths, width)
+        ids, counts, group, prefix = tokens, lengths, shared.group, shared.length
         groups, inverse = group.unique(return_inverse=True)
         first = torch.full((len(groups),), len(group)).scatter_reduce(0, inverse, torch.arange(len(group)), "amin")
         _check_prefixes(ids, counts, prefix, first[inverse])
@@ -68,15 +72,19 @@ class PrefixSharing:
                 _token_indices(order, prefix[order], rest[order]),
             ]
         )
-        device = tokens.device
         return cls(
             tuple(zip(repeats.tolist(), sizes.tolist(), strict=True)),
             branches,
-            tuple(item.to(device) for item in owner),
-            order.to(device),
-            (text_and_position[:, 0] * width + text_and_position[:, 1]).to(device),
-            text_and_position[:, 1].to(device),
+            owner,
+            order,
+            text_and_position[:, 0] * width + text_and_position[:, 1],
+            text_and_position[:, 1],
         )
+
+    def embedded(self, ids: Tensor, embedding: Embedding, positions: Tensor) -> Tensor:
+        """[T, D], T the tokens of prefixes and branches."""
+        # Not by indexing the parameter: the backward pass of that adds repeated positions in no fixed order.
+        return embedding(ids.flatten().index_select(0, self.gather)) + F.embedding(self.positions, positions)
 
     @cached_property
     def _widths(self) -> list[int]:
@@ -89,7 +97,7 @@ class PrefixSharing:
         for number, _, size in self.branches:
             ends.append(torch.arange(start + size - 1, start + number * size, size))
             start += number * size
-        return torch.cat(ends).to(self.order.device)
+        return torch.cat(ends)
 
     def _grouped(self, items: Tensor) -> tuple[dict[int, Tensor], list[Tensor]]:
         """[T, D] -> prefixes by their length [m, P, D], and the groups of branches [n, S, D]."""
@@ -130,9 +138,9 @@ class PrefixSharing:
         """The end tokens [B, D], in sorted order; ``unsorted`` restores the batch's."""
         return tokens[self._ends]
 
-    def unsorted(self, sorted_rows: Tensor) -> Tensor:
+    def unsorted(self, pooled: Tensor) -> Tensor:
         """[B, ...] from sorted order to the texts' own."""
-        return sorted_rows[torch.argsort(self.order)]
+        return pooled[torch.argsort(self.order)]
 
 
 def _token_indices(texts: Tensor, begin: Tensor, count: Tensor) -> Tensor:

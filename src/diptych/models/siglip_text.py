@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diptych.errors import ConfigError
-from diptych.models._base import TOWERS, SharedPrefixes
+from diptych.models._base import TOWERS
 from diptych.models._observed import observed, traced
-from diptych.models._packing import LastTokenPool, lengths_on_cpu
+from diptych.models._packing import LastTokenPool
 from diptych.models._text import BlockText
-from diptych.types import Encoded
+from diptych.text import check_lengths
+from diptych.types import Encoded, SharedPrefixes
 
 
 @TOWERS.register("siglip_text")
@@ -46,7 +47,7 @@ class SiglipText(BlockText):
         state = x[:, -1] if in_full else x
         pooled = self.projection(state)
         if lengths is not None and not traced(tokens):
-            lengths_on_cpu(lengths, context)
+            check_lengths(lengths, context)
         if not return_tokens:
             return Encoded(pooled, state)
         real = torch.ones_like(tokens, dtype=torch.bool)

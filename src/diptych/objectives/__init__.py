@@ -15,6 +15,7 @@ from diptych.objectives._base import (
     RunFacts,
     differentiable,
     pairs_of,
+    text_of,
     view_seeds,
 )
 from diptych.objectives._terms import MATRIX_LIMIT
@@ -45,5 +46,6 @@ __all__ = [
     "create_objective",
     "differentiable",
     "pairs_of",
+    "text_of",
     "view_seeds",
 ]

@@ -187,9 +187,7 @@ class Objective(nn.Module):
 
     def encode_texts(self, batch: Batch, view: int = 0, return_tokens: bool = False) -> Encoded:
         """What the text tower gives of one text view."""
-        return self.model.text(
-            batch.tokens[view], batch.lengths[view], return_tokens=return_tokens, seeds=view_seeds(batch, view)
-        )
+        return text_of(self.model.text, batch, view, return_tokens=return_tokens)
 
     # --- calls ----------------------------------------------------------------------------------------------------------------
 
@@ -238,8 +236,8 @@ def _encode_image(objective: Objective, images: Tensor) -> Tensor:
     return objective.model.encode_image(images)
 
 
-def _encode_text(objective: Objective, tokens: Tensor, lengths: Tensor | None, prefix: Any) -> Tensor:
-    return objective.model.encode_text(tokens, lengths=lengths, prefix=prefix)
+def _encode_text(objective: Objective, tokens: Tensor, lengths: Tensor | None, prefix: Any, plan: Any = None) -> Tensor:
+    return objective.model.encode_text(tokens, lengths=lengths, prefix=prefix, plan=plan)
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -256,6 +254,21 @@ _CALLS: dict[str, Callable[..., Any]] = {
 def view_seeds(batch: Batch, view: int) -> Tensor:
     """Seeds int64 [B] of one view of each pair, from which a tower's random draws are made."""
     return batch.seeds if view == 0 else batch.seeds + (view * _VIEW_STRIDE) % (1 << 62)
+
+
+def text_of(
+    tower: Any, batch: Batch, view: int = 0, *, ids: Tensor | None = None, return_tokens: bool = False
+) -> Encoded:
+    """What a text tower gives of a text view, by the batch's plan; ``ids`` int64 [B, L] in place of the view's, of its lengths.
+
+    Ids that were padded further than the batch's own have no plan.
+    """
+    ids = batch.tokens[view] if ids is None else ids
+    planned = {}
+    if batch.plans is not None and tower.takes_plans and ids.shape == batch.tokens.shape[1:]:
+        planned["plan"] = batch.plans[view]
+    seeds = view_seeds(batch, view)
+    return tower(ids, batch.lengths[view], return_tokens=return_tokens, seeds=seeds, **planned)  # type: ignore[no-any-return]
 
 
 def differentiable(item: Tensor | None) -> bool:

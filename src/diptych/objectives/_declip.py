@@ -18,7 +18,7 @@ from diptych.config import NotNegative, Range
 from diptych.distributed.gather import gather, rank_offset
 from diptych.errors import ConfigError
 from diptych.models import ModelNeeds, TwoTower
-from diptych.objectives._base import LoadModel, Objective, ObjectiveOptions, RunFacts, view_seeds
+from diptych.objectives._base import LoadModel, Objective, ObjectiveOptions, RunFacts, text_of
 from diptych.objectives._heads import Norm, check_norm, projection_head
 from diptych.objectives._queue import FeatureQueue
 from diptych.objectives._selfsupervised import masked_token_loss, masked_token_sums, simsiam
@@ -168,7 +168,7 @@ class DeclipTerms(Objective):
         if self.pads_texts and view < self.token_views:
             ids = F.pad(ids, (0, text.context_length - ids.shape[1]), value=text.pad_id)
         return_tokens = masked is not None or view < self.token_views
-        return self.model.text(ids, batch.lengths[view], return_tokens=return_tokens, seeds=view_seeds(batch, view))
+        return text_of(self.model.text, batch, view, ids=ids, return_tokens=return_tokens)
 
     # --- the whole batch ------------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from diptych.config import NotNegative
 from diptych.distributed.gather import gather
 from diptych.errors import ConfigError, DiptychError
 from diptych.models import ModelConfig, TwoTower
-from diptych.objectives import OBJECTIVES, Example, LoadModel, Objective, ObjectiveOptions
+from diptych.objectives import OBJECTIVES, Example, LoadModel, Objective, ObjectiveOptions, text_of
 from diptych.objectives._terms import Features, full_precision, gathered, global_contrastive, unit
 from diptych.types import Batch, Pairs, Terms
 
@@ -104,7 +104,7 @@ class Distill(Objective):
     def encode_frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's unit features [B, E] of the same crop, or the stored ones of the image, and of the same tokens."""
         teacher: Any = self.frozen()["teacher"]
-        text = teacher.text(batch.tokens[0], batch.lengths[0])
+        text = text_of(teacher.text, batch)
         if self.config.distill_images == "live":
             return unit(teacher.image(batch.images[0]).pooled), unit(text.pooled)
         if self._stored is None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from diptych import log
 from diptych.config import NotNegative, Range
 from diptych.models import ModelNeeds, TwoTower
-from diptych.objectives import OBJECTIVES, Example, LoadModel, Objective, ObjectiveOptions, RunFacts, view_seeds
+from diptych.objectives import OBJECTIVES, Example, LoadModel, Objective, ObjectiveOptions, RunFacts, text_of
 from diptych.objectives._dense import (
     DENSE_WIDTH,
     MOST_TOP_K,
@@ -119,7 +119,7 @@ class Filip(Objective):
         ids = batch.tokens[0] if batch.masked is None else batch.masked.tokens  # validation masks nothing
         text = self.model.config.text
         padded = whole_context(ids, text.context_length, text.pad_id)
-        return self.model.text(padded, batch.lengths[0], return_tokens=True, seeds=view_seeds(batch, 0))
+        return text_of(self.model.text, batch, ids=padded, return_tokens=True)
 
     def token_maps(self) -> str:
         """Tokens are compared by ``maps``."""

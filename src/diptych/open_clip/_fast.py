@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diptych.models import FullAttention, PackedCausal, hooked, traced
+from diptych.models import CausalPlan, FullAttention, hooked, traced, unplanned
 from diptych.open_clip._attention import ResidualAttentionBlock
 from diptych.open_clip._norms import LayerNorm, LayerNormFp32, LayerScale, QuickGELU
 from diptych.open_clip._stacks import Transformer
@@ -77,7 +77,7 @@ def each_token_alone(norm: nn.Module) -> bool:
     return type(norm) in (*NORMS, nn.Identity) and "forward" not in norm.__dict__
 
 
-def run_stack(stack: Transformer, x: Tensor, plan: FullAttention | PackedCausal, only_pooled: bool) -> Tensor:
+def run_stack(stack: Transformer, x: Tensor, plan: FullAttention | CausalPlan, only_pooled: bool) -> Tensor:
     """Tokens in the plan's layout through every block; with ``only_pooled`` the last one gives its pooled tokens, [B, D]."""
     for number, block in enumerate(stack.resblocks, start=1):
         arguments: Any = (block, x, plan, only_pooled and number == len(stack.resblocks))
@@ -85,11 +85,11 @@ def run_stack(stack: Transformer, x: Tensor, plan: FullAttention | PackedCausal,
     return x
 
 
-def _block(block: Any, x: Tensor, plan: FullAttention | PackedCausal, only_pooled: bool) -> Tensor:
+def _block(block: Any, x: Tensor, plan: FullAttention | CausalPlan, only_pooled: bool) -> Tensor:
     attention = block.attn
     normed, heads = block.ln_1(x), attention.num_heads
     weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    if only_pooled:
+    if only_pooled and plan.single_queries:
         width = weight.shape[1]
         query = F.linear(plan.pooled(normed), weight[:width], None if bias is None else bias[:width])
         key, value = F.linear(normed, weight[width:], None if bias is None else bias[width:]).chunk(2, dim=-1)
@@ -97,6 +97,8 @@ def _block(block: Any, x: Tensor, plan: FullAttention | PackedCausal, only_poole
     else:
         query, key, value = F.linear(normed, weight, bias).chunk(3, dim=-1)
         mixed = plan.attend(query, key, value, heads)
+        if only_pooled:
+            x, mixed = plan.pooled(x), plan.pooled(mixed)
     # The projection's weight and not its forward: torch's own attention does not call it either.
     x = x + block.ls_1(F.linear(mixed, attention.out_proj.weight, attention.out_proj.bias))
     return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
@@ -104,8 +106,6 @@ def _block(block: Any, x: Tensor, plan: FullAttention | PackedCausal, only_poole
 
 def packed_text(stack: Transformer, embedding: nn.Embedding, positions: Tensor, ids: Tensor, ends: Tensor) -> Tensor:
     """The state [B, width] of the token at ``ends`` int64 [B] of causal texts ``ids`` [B, L], before the last norm."""
-    plan = PackedCausal.of(ends + 1, ids.shape[1])
-    dtype = stack.get_cast_dtype()
-    # Not by indexing the parameter: the backward pass of that adds repeated positions in no fixed order.
-    x = embedding(ids.flatten()[plan.gather]).to(dtype) + F.embedding(plan.positions, positions).to(dtype)
+    plan, dtype = unplanned(ends + 1, ids.shape[1]), stack.get_cast_dtype()
+    x = plan.embedded(ids, lambda tokens: embedding(tokens).to(dtype), positions.to(dtype))
     return plan.unsorted(run_stack(stack, x, plan, only_pooled=True))

@@ -39,6 +39,7 @@ from diptych.train.pipeline import Pipeline, build_pipeline
 from diptych.train.run_folder import Identity, Run, open_run
 from diptych.train.schedule import cooldown_steps, total_steps
 from diptych.train.step import Step, create_step
+from diptych.train.text_layout import with_text_layout
 from diptych.train.validate import ValidationData, Validator
 from diptych.train.view_options import training_wants
 
@@ -97,6 +98,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     data_world = mesh.data_world(config.parallel, world)
     _check_data(pipeline, data_world, device)
     config = with_micro_batch(config, objective, device, precision, world)
+    config, pipeline = with_text_layout(config, pipeline, model.config.text, device, precision)
     planned = pipeline.loader(START, data_world, device, config.pieces)
     per_epoch = _steps_per_epoch(config, planned)
     total = total_steps(config.schedule, per_epoch)
@@ -229,7 +231,7 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         layout, pipeline.tokenizer, pipeline.eval_transform, step.device, min(64, config.data.batch_size),
         min(1, config.data.workers), step.precision, shared=layout.size > 1, cache=False,
         bad_samples="raise" if config.data.bad_samples == "raise" else "skip", bad_limit=config.data.bad_samples_max,
-        strict=config.data.bad_samples_strict,
+        strict=config.data.bad_samples_strict, text_layout=pipeline.text_layout,
     )  # fmt: skip
     data = ValidationData(
         pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world),

@@ -33,7 +33,7 @@ from diptych.errors import ConfigError, SourceError
 from diptych.evaluate import LabeledImages, open_labeled
 from diptych.image import EvalTransform, TrainTransform, ViewOptions
 from diptych.models import ModelConfig
-from diptych.text import TextViewOptions, Tokenizer
+from diptych.text import TextLayout, TextViewOptions, Tokenizer
 from diptych.train.config import DataOptions
 from diptych.train.view_flags import ViewFlags
 from diptych.train.view_options import say_unused, text_view_options, view_options
@@ -45,7 +45,7 @@ class Pipeline:
     """The data of a run: sources, and how records become samples.
 
     ``wants`` of training and ``validation_wants`` of validation; ``views`` and ``texts`` the options that image and
-    text views are made with.
+    text views are made with. ``text_layout`` plans the texts of batches, None where the model takes no plan.
     """
 
     data: DataOptions
@@ -58,6 +58,7 @@ class Pipeline:
     val_source: Source | None
     labeled_source: LabeledImages | None
     labeled_v2_source: LabeledImages | None = None
+    text_layout: TextLayout | None = None
 
     @property
     def train_transform(self) -> TrainTransform:
@@ -84,7 +85,7 @@ class Pipeline:
         options = LoaderOptions(
             size, count, data.workers, data.seed, world.rank, world.size, start,
             pad_last=data.last_batch == "pad", pin_memory=device.abilities.pin_memory, bad_samples=data.bad_samples,
-            bad_limit=data.bad_samples_max, mixture=self._mixture(),
+            bad_limit=data.bad_samples_max, mixture=self._mixture(), text_layout=self.text_layout,
         )  # fmt: skip
         return Loader(self.train_source, prepare, options)
 
@@ -115,7 +116,7 @@ class Pipeline:
             )
         options = LoaderOptions(
             size, workers=min(1, self.data.workers), rank=world.rank, ranks=world.size, shuffle=False, epochs=1,
-            bad_samples=self.data.bad_samples, bad_limit=self.data.bad_samples_max,
+            bad_samples=self.data.bad_samples, bad_limit=self.data.bad_samples_max, text_layout=self.text_layout,
         )  # fmt: skip
         strict = self.data.bad_samples_strict
         prepare = build_prepare(self.validation_wants, self.tokenizer, self.views, captions="first", strict=strict)

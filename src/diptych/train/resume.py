@@ -16,7 +16,9 @@ from diptych.errors import ConfigError
 ORDER_OPTIONS = ("seed", "dataset_resampled", "train_data_upsampling_factors")
 # What cannot change a result, or belongs to a sitting and not to the run.
 FREE_BRANCHES = ("output", "evaluate")
-FREE_OPTIONS = ("workers", "device", "dist_backend", "dist_timeout", "matmul", "bad_samples_max")
+FREE_OPTIONS = (
+    "workers", "device", "dist_backend", "dist_timeout", "matmul", "text_layout", "text_buckets", "bad_samples_max",
+)  # fmt: skip
 
 
 def check_resumed(path: Path, state: Mapping[str, Any], config: Mapping[str, Any], data: Mapping[str, Any]) -> None:

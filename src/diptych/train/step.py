@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from diptych import log
 from diptych.devices import Device
@@ -78,8 +79,8 @@ def move(batch: Batch, device: torch.device) -> Batch:
     tensors = {
         name: item.to(device, non_blocking=True) for name, item in batch._asdict().items() if isinstance(item, Tensor)
     }
-    if batch.masked is not None:
-        tensors["masked"] = type(batch.masked)(*(item.to(device, non_blocking=True) for item in batch.masked))  # type: ignore[assignment]
+    for name in ("masked", "plans"):
+        tensors[name] = tree_map_only(Tensor, lambda item: item.to(device, non_blocking=True), getattr(batch, name))
     return batch._replace(**tensors)  # type: ignore[arg-type]
 
 
