@@ -9,6 +9,8 @@ from diptych.models import create_model
 from diptych.train.changes import changes_of
 from diptych.train.model_options import ModelOptions
 
+from .runs import losses, run, tensors
+
 # PyTorch's own, while it records a graph.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
@@ -63,3 +65,17 @@ def test_a_backend_is_checked_before_anything_is_built():
         changes_of(ModelOptions(torchcompile_backend="eager"), resumed=False)
     with pytest.raises(ConfigError, match="inducto"):
         changes_of(ModelOptions(torchcompile=True, torchcompile_backend="inducto"), resumed=False)
+
+
+@pytest.mark.heavy
+def test_a_compiled_run_trains_as_an_uncompiled_one(pairs, tmp_path):
+    run(pairs, tmp_path / "plain", "--max-steps", "3")
+    run(pairs, tmp_path / "compiled", "--max-steps", "3", "--torchcompile", "--torchcompile-backend", "aot_eager")
+    expected, actual = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert [loss for _, loss in actual] == pytest.approx([loss for _, loss in expected], rel=1e-4)
+    assert tensors(tmp_path / "compiled").keys() == tensors(tmp_path / "plain").keys()
+
+
+def test_groups_of_equal_length_are_refused_with_it(pairs, tmp_path):
+    with pytest.raises(ConfigError, match="take buckets"):
+        run(pairs, tmp_path / "run", "--max-steps", "1", "--torchcompile", "--text-layout", "groups")

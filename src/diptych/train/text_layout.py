@@ -7,20 +7,19 @@ Where texts go by groups of equal length, as on a CPU, nothing is chosen and no 
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from diptych import log
 from diptych.data import Source
 from diptych.devices import Device
-from diptych.errors import RecordError
+from diptych.errors import ConfigError, RecordError
 from diptych.models import TextConfig, text_layout
 from diptych.text import Tokenizer, choose_buckets, parse_buckets
 from diptych.train.config import TrainConfig
 from diptych.train.pipeline import Pipeline
 
-SAMPLED, NEIGHBORS = (
-    256,
-    16,
-)  # records whose captions are measured; so many stand together, since one shard is opened for them
+SAMPLED = 256  # records whose captions are measured
+NEIGHBORS = 16  # so many of them stand together, since one shard is opened for them
 
 
 def with_text_layout(
@@ -30,7 +29,7 @@ def with_text_layout(
 
     Raises ConfigError and DeviceError for what cannot be.
     """
-    asked, buckets = config.parallel.text_layout, config.parallel.text_buckets
+    asked, buckets = _asked(config), config.parallel.text_buckets
     form = device.text_layout(precision, asked)
     layout = text_layout(text, form, required=asked == "varlen")
     if layout is None or layout.form == "groups":
@@ -55,6 +54,17 @@ def with_text_layout(
     parallel = dataclasses.replace(config.parallel, text_buckets=joined)
     layout = dataclasses.replace(layout, buckets=sizes)
     return dataclasses.replace(config, parallel=parallel), dataclasses.replace(pipeline, text_layout=layout)
+
+
+def _asked(config: TrainConfig) -> Literal["auto", "groups", "varlen", "buckets"]:
+    """The form that is asked for; compiled blocks need one of few shapes. Raises ConfigError where another is given."""
+    asked = config.parallel.text_layout
+    if config.model.torchcompile and asked == "groups":
+        raise ConfigError(
+            "--text-layout groups has other shapes in every batch, for each of which --torchcompile would compile again; take "
+            "buckets, or leave one of them out."
+        )
+    return "buckets" if config.model.torchcompile and asked == "auto" else asked
 
 
 def caption_lengths(source: Source, tokenizer: Tokenizer) -> list[int]:
