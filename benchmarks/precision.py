@@ -35,6 +35,7 @@ from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.models import create_model
+from diptych.models._layers import scaled_dot_product
 from diptych.objectives import OBJECTIVES, Objective, create_objective
 from diptych.train.config import read
 from diptych.train.dry_run import trial_batch
@@ -76,7 +77,7 @@ def operations(dtype: torch.dtype) -> dict[str, Tensor]:
 
     x, weight, bias = normal(PAIRS * 50, 768), normal(768, 768), normal(768)
     query, key, value = (normal(PAIRS, 12, 50, 64) for _ in range(3))
-    attended = F.scaled_dot_product_attention(query, key, value)
+    attended = scaled_dot_product(query, key, value)
     return {"product": F.linear(x, weight), "attention": attended, "layer norm": F.layer_norm(x, (768,), bias, bias)}
 
 
