@@ -125,17 +125,10 @@ def errors() -> dict[str, dict[str, float]]:
 
 def trained(folder: Path, flags: str, steps: int) -> Run:
     """A run of the demo's recipe: the loss of each step, and the weights at the end."""
-    argv = [
-        "--recipe",
-        "emoji",
-        "--train-data",
-        str(EMOJI / "train-*.tar.gz"),
-        "--output",
-        str(folder),
-        "--device",
-        "cpu",
-    ]
-    argv += f"--max-steps {steps} --warmup 5 --log-every-n-steps 1 --val-every-steps 0 --save-every-steps 0 --batch-size {BATCH} {flags}".split()
+    recipe = f"--recipe emoji --device cpu --batch-size {BATCH} --max-steps {steps} --warmup 5"
+    quiet = "--log-every-n-steps 1 --val-every-steps 0 --save-every-steps 0"
+    data = str(EMOJI / "train-*.tar.gz")
+    argv = [*f"{recipe} {quiet} {flags}".split(), "--train-data", data, "--output", str(folder)]
     train(read(argv, program="benchmark"))
     rows = [row["loss"] for row in log.read_rows(folder / "metrics.jsonl") if row["phase"] == "train"]
     return Run(rows, load_file(folder / "model.safetensors"))
