@@ -186,9 +186,10 @@ def test_groups_of_parameters_are_those_of_fp32():
     assert described[0] == described[1] and len(described[0]) > 4
 
 
-def test_a_locked_tower_is_rounded_once_and_has_no_copy():
+def test_a_locked_tower_is_rounded_once_and_has_no_copy(capsys):
     step, exact = make_step(lock=True), make_step("fp32", lock=True)
     take(step, range(2))
+    assert "locked parameters are rounded to bf16, and saved so" in capsys.readouterr().err
     start = exact.layout.full_state()
     for name, item in step.layout.full_state().items():
         if name.startswith("model.image.") and name.split(".")[-1] not in ("mean", "std"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from diptych import log
 from diptych.devices import PRECISIONS, PURE, Device
 from diptych.distributed.batch_norm import synchronize
 from diptych.distributed.layout import Layout
@@ -30,6 +31,10 @@ def parallelize(
     stored = stored_weights(objective, options, precision)
     if stored.dtype is not None:
         device.autocast(precision)  # an error now, not in the first step
+        towers = (objective.model.image, objective.model.text)
+        locked = sum(not item.requires_grad for tower in towers for item in tower.castable().values())
+        if locked:
+            log.info(f"--precision {precision}: {locked} locked parameters are rounded to bf16, and saved so")
     layout: Layout
     if options.sharding == "none" and options.tensor_parallel_degree == 1:
         degrees_of(options, world)
