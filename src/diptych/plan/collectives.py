@@ -136,7 +136,8 @@ def _gradients(parameters: Sequence[Parameter], degrees: Degrees, step: StepShap
         return [all_at_once, *([statistics] if step.statistics else [])]
     floats = Collective("broadcast", "buffers", degrees.data, int(step.buffers > 0), FP32 * step.buffers)
     counters = Collective("broadcast", "counters of buffers", degrees.data, int(step.counters > 0), 8 * step.counters)
-    buckets = len(_buckets([trained[name] for name in step.ready or tuple(trained)]))
+    compared = [name for name in trained if name not in step.ready]  # the loss's own, whose gradients come first
+    buckets = len(_buckets([trained[name] for name in (*compared, *step.ready)]))
     given = sum(item.size * item.whole for item in trained.values())
     return [Collective("all-reduce", "gradients", degrees.data, buckets, given), floats, counters]
 
