@@ -15,7 +15,7 @@ import diptych
 from diptych import config, weights
 from diptych.commands import COMMANDS, main
 from diptych.commands._measure import MeasureOptions, measure, tasks, with_evaluators, write_results
-from diptych.evaluate import EVALUATORS, Evaluator, Result
+from diptych.evaluate import EVALUATORS, Encoder, Evaluator, Result
 from diptych.models import create_model
 from tests.evaluate.colors import COLORS, png
 
@@ -225,3 +225,22 @@ def test_an_option_that_no_source_uses_and_a_root_without_its_data_are_errors(tm
     ):
         assert main(["evaluate", "--pretrained", "none.safetensors", "--imagenet-val", photos, *flags]) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_weights_cast_to_bf16_give_nearly_the_same_scores_from_features_in_fp32(tmp_path, models, capsys, monkeypatch):
+    photos, seen = class_folders(tmp_path / "photos"), {}
+    images = Encoder.images
+
+    def watched(self, *arguments):
+        features = images(self, *arguments)
+        stored = {item.dtype for tower in (self.model.image, self.model.text) for item in tower.parameters()}
+        seen[self.precision] = (stored, self.model.logit_scale.dtype, features)
+        return features
+
+    monkeypatch.setattr(Encoder, "images", watched)
+    flags = ("--pretrained", models[0], "--imagenet-val", photos, "--templates", "simple", "--precision")
+    for precision in ("fp32", "pure_bf16"):
+        evaluated(capsys, *flags, precision)
+    stored, scale, features = seen["pure_bf16"]
+    assert stored == {torch.bfloat16} and scale == features.dtype == torch.float32
+    assert 1e-4 < float((features - seen["fp32"][2]).norm() / features.norm()) < 0.02

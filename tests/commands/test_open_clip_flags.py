@@ -164,7 +164,7 @@ def test_what_a_flag_becomes(theirs, expected):
         ("--train-d x", "may be any of --train-data, --train-data-upsampling-factors; write one in full"),
         ("--use-bnb-lineal", "unknown flag '--use-bnb-lineal'. Did you mean '--use-bnb-linear'?"),
         ("--pure", None),
-        ("--precision pure_bf16", "give bf16"),
+        ("--precision pure_fp16", "give pure_bf16, or fp16"),
         ("--force-image-size 96 64", "images are squares"),
         ("--image-interpolation random", "give bicubic or bilinear"),
         ("--dataset-type synthetic", "diptych profile --measure"),

@@ -205,13 +205,13 @@ def test_a_device_without_a_deterministic_mode_refuses_it(name):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_the_library_of_products_is_a_choice_of_cpus_only(capsys):
+def test_other_devices_compute_fp32_products_as_torch_is_set(capsys):
     device = Chip()
     before = torch.get_float32_matmul_precision()
     assert [device.prepare_process(), device.prepare_process("default")] == ["default", "default"]
     assert capsys.readouterr().err == ""
     assert device.prepare_process("fast") == "default"
-    assert "--matmul fast chooses between libraries of the CPU" in capsys.readouterr().err
+    assert "--matmul fast chooses between fp32 products of the CPU or of cuda" in capsys.readouterr().err
     assert torch.get_float32_matmul_precision() == before
     with pytest.raises(ConfigError, match="unknown matmul 'slow'"):
         device.prepare_process("slow")

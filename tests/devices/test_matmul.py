@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from diptych.devices import get_device
+from diptych.devices import DEVICES, get_device
 from diptych.devices._matmul import Processor, choose_matmul, product_error, read_processor
 from diptych.errors import ConfigError
 
@@ -153,3 +153,30 @@ def test_importing_and_loading_leave_the_setting_alone(tmp_path):
     argv = [sys.executable, "-c", LIBRARY, str(tmp_path / "model.safetensors"), sys.path[0]]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["highest", "False"]
+
+
+@pytest.fixture
+def gpu():
+    """The class of a GPU that is not there: its settings are torch's, of this process."""
+    before = torch.backends.cudnn.allow_tf32
+    yield DEVICES.get("cuda").__new__(DEVICES.get("cuda"))
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def settings():
+    return torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_a_gpu_computes_fp32_products_and_convolutions_in_tf32_or_exactly(gpu, capsys):
+    assert gpu.prepare_process("fast") == "fast" and settings() == ("high", True, True)
+    assert "computed in TF32" in capsys.readouterr().err
+    assert gpu.prepare_process("exact") == "exact" and settings() == ("highest", False, False)
+    assert gpu.prepare_process("fast") == "fast" and settings() == ("high", True, True)
+
+
+def test_a_gpu_is_left_as_torch_is_set_where_nothing_is_asked(gpu, capsys):
+    before = settings()
+    assert [gpu.prepare_process(), gpu.prepare_process("auto"), gpu.prepare_process("default")] == ["default"] * 3
+    assert settings() == before and capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match="Did you mean 'exact'"):
+        gpu.prepare_process("exat")

@@ -11,8 +11,11 @@ from diptych.train.model_options import ModelOptions
 
 from .runs import losses, run, tensors
 
-# PyTorch's own, while it records a graph.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# PyTorch's own, when its compiler is imported and while it records a graph.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from diptych.data import (
     open_split,
     with_root,
 )
-from diptych.devices import get_device
+from diptych.devices import PRECISIONS, PURE, get_device
 from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.evaluate import (
@@ -82,10 +82,10 @@ class EncodeOptions:
     """Processes that decode images."""
     device: str = "auto"
     """Accelerator: auto, or the name of one."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic inside the towers; scores are always fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "pure_bf16"] = "fp32"
+    """Arithmetic inside the towers, with pure_bf16 their weights too; scores are always fp32."""
     matmul: Literal["auto", "exact", "fast"] = "auto"
-    """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
+    """fp32 products: exact, fast (a CPU: another library, equal to rounding; a device with TF32: TF32), or what suits a CPU."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,9 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
     device.prepare_process(chosen.matmul)
     process_group.start(device)
     model = weights.load(pretrained, model=options.model).to(device.torch_device)
+    precision = device.default_precision() if chosen.precision == "auto" else chosen.precision
+    if precision in PURE:
+        model.cast_towers(PRECISIONS[PURE[precision]])
     encoder = Encoder(
         model,
         weights.tokenizer_of(model.config, pretrained),
@@ -214,7 +217,7 @@ def measure(options: MeasureOptions, pretrained: str, wanted: Sequence[Task]) ->
         device,
         chosen.batch_size,
         chosen.workers,
-        device.default_precision() if chosen.precision == "auto" else chosen.precision,
+        precision,
         shared=world.size > 1,
         bad_samples=options.data.bad_samples,
         bad_limit=options.data.bad_samples_max,

@@ -81,9 +81,12 @@ def _image_size(name: str, values: Sequence[str], given: Mapping[str, Sequence[s
 
 
 def _precision(name: str, values: Sequence[str], given: Mapping[str, Sequence[str]]) -> list[str]:
-    if values[0].startswith("pure_"):
-        lower = values[0].removeprefix("pure_")
-        raise ConfigError(f"{name} {values[0]}: weights are trained in fp32; give {lower}, which computes in it.")
+    if values[0] == "pure_fp16":
+        raise ConfigError(f"{name} pure_fp16: gradients of fp16 weights cannot be scaled; give pure_bf16, or fp16.")
+    if values[0] == "pure_bf16" and "--master-weights" not in given:
+        log.info(
+            f"{name} pure_bf16: the optimizer moves fp32 copies of the weights; --master-weights none is as in open_clip."
+        )
     return [name, values[0]]
 
 

@@ -33,7 +33,9 @@ class Options:
     objective: str = "clip"
     """What is optimized; clip and siglip are counted in full, of others it is said what is not."""
     precision: str = "bf16"
-    """Arithmetic inside the towers: fp32, bf16 or fp16; weights, gradients and moments are fp32 in all of them."""
+    """Arithmetic inside the towers: fp32, bf16 or fp16, with fp32 weights, gradients and moments; or pure_bf16."""
+    master_weights: Literal["fp32", "none"] = "fp32"
+    """With pure_bf16: whether there are fp32 copies of the weights, whose gradients and moments are fp32 too."""
     optimizer: Literal["adamw", "lamb", "muon", "sgd"] = "adamw"
     """Whose moments are held."""
     grad_checkpointing: bool = False
@@ -87,14 +89,11 @@ def main(options: Options) -> int:
 
 
 def _request(options: Options) -> Request:
-    from diptych.distributed.layout import PRECISIONS
+    from diptych.distributed.layout import precision_of
     from diptych.errors import ConfigError
     from diptych.objectives import OBJECTIVES
     from diptych.plan import Request, parse_memory
-    from diptych.registry import did_you_mean
 
-    if options.precision not in PRECISIONS:
-        raise ConfigError("--precision: " + did_you_mean(options.precision, PRECISIONS, "precision"))
     if options.sharding_parallel_degree and options.sharding not in ("stage1", "stage2", "stage3"):
         raise ConfigError("--sharding-parallel-degree goes with --sharding stage1, stage2 or stage3; add it.")
     timed = options.measure or bool(options.peak_flops)
@@ -110,10 +109,11 @@ def _request(options: Options) -> Request:
         raise ConfigError("--measure and --peak-flops are two estimates of the time; choose one.")
     return Request(
         options.model, options.devices, parse_memory(options.memory), options.batch_size,
-        OBJECTIVES.get(options.objective).Config(objective=options.objective), PRECISIONS[options.precision],
+        OBJECTIVES.get(options.objective).Config(objective=options.objective), precision_of(options.precision),
         options.optimizer, options.grad_checkpointing, options.lock_image, options.lock_text, options.caption_tokens,
         options.sharding, options.sharding_parallel_degree, options.tensor_parallel_degree, options.micro_batch,
         options.devices_per_node, options.reserve, options.device == "cpu",
+        options.master_weights,
     )  # fmt: skip
 
 

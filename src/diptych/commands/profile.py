@@ -37,7 +37,7 @@ class Options:
     device: str = "auto"
     """measure: accelerator."""
     matmul: Literal["auto", "exact", "fast"] = "auto"
-    """measure: fp32 products on a CPU: exact (MKL), fast (oneDNN, the same accuracy to rounding), or what suits this CPU."""
+    """measure: fp32 products: exact (MKL), fast (oneDNN, equal to rounding; a device with TF32: TF32), or what suits this CPU."""
     json: bool = False
     """One JSON list instead of a table."""
 

@@ -28,7 +28,7 @@ class Options:
     device: str = "auto"
     """Accelerator: auto, or the name of one; NAME:1 picks the second; module:Class takes a third party's."""
     matmul: Literal["auto", "exact", "fast"] = "auto"
-    """fp32 products on a CPU: exact (MKL), fast (oneDNN, the same accuracy to rounding), or what suits this CPU."""
+    """fp32 products: exact (MKL), fast (oneDNN, equal to rounding; a device with TF32: TF32), or what suits this CPU."""
     list: bool = False
     """Only list the known accelerators, and whether each can be used on this machine."""
     json: bool = False

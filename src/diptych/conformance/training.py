@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diptych.conformance.checks import HALF_LIMIT, Check, Mismatch, NotClaimed, compare, expect
-from diptych.devices import PRECISIONS, Device, get_device
+from diptych.devices import PRECISIONS, PURE, Device, get_device
 from diptych.distributed.process_group import World
 from diptych.models import TextConfig, TwoTower, create_model, list_models, model_config, text_layout
 from diptych.objectives import OBJECTIVES, create_objective
@@ -26,6 +26,7 @@ PAIRS = 6
 SHAPES = ((7, 5), (5,), (1,))  # of the parameters in checks of optimizer and clipping
 MAX_STEPS = 12
 LOSS_LIMIT = {"fp32": 5e-3, **{name: 2 * limit for name, limit in HALF_LIMIT.items()}}
+LOSS_LIMIT |= {name: LOSS_LIMIT[arithmetic] for name, arithmetic in PURE.items()}
 
 
 def training_checks() -> Iterator[Check]:
@@ -35,7 +36,7 @@ def training_checks() -> Iterator[Check]:
     yield Check("training", "AdamW, fused", partial(adamw, fused=True))
     yield Check("training", "gradient clipping", clipping)
     for name in smallest_models():
-        for precision in PRECISIONS:
+        for precision in (*PRECISIONS, *PURE):
             yield Check(
                 "training", f"two steps of {name}, {precision}", partial(two_steps, name=name, precision=precision)
             )
@@ -115,7 +116,7 @@ def _largest_error(actual: list[Tensor], expected: list[Tensor], what: str) -> s
 
 def two_steps(device: Device, name: str, precision: str) -> str:
     """Two steps as ``diptych train`` takes them; the losses must be the CPU's, and fall."""
-    ability = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
+    ability = {"bf16": "bfloat16", "fp16": "float16"}.get(PURE.get(precision, precision))
     if ability and not getattr(device.abilities, ability):
         raise NotClaimed(f"the device does not claim {precision}")
     losses, expected = _losses(device, name, precision), _losses(get_device("cpu"), name, "fp32")

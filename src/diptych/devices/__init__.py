@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 
 from diptych import log
-from diptych.devices._base import PRECISIONS, Abilities, Device
+from diptych.devices._base import PRECISIONS, PURE, Abilities, Device
 from diptych.devices._matmul import Matmul
 from diptych.errors import DeviceError
 from diptych.registry import Registry, did_you_mean
 
-__all__ = ["DEVICES", "PRECISIONS", "Abilities", "Device", "Matmul", "get_device", "list_devices"]
+__all__ = ["DEVICES", "PRECISIONS", "PURE", "Abilities", "Device", "Matmul", "get_device", "list_devices"]
 
 DEVICES: Registry[type[Device]] = Registry(__name__, "device")
 FALLBACK = "cpu"

@@ -25,6 +25,8 @@ from diptych.errors import ConfigError, DeviceError
 from diptych.registry import did_you_mean
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PURE = {"pure_bf16": "bf16"}
+"""Precisions that are of the stored weights too, and the arithmetic of everything that is not stored in them."""
 
 
 TextForm = Literal["groups", "varlen", "buckets"]
@@ -206,17 +208,21 @@ class Device:
         return "bf16" if self.abilities.bfloat16 else "fp16" if self.abilities.float16 else "fp32"
 
     def autocast(self, precision: str) -> contextlib.AbstractContextManager[object]:
-        """Context in which towers compute in ``precision`` ("fp32" changes nothing). Raises DeviceError, ConfigError."""
-        if precision not in PRECISIONS:
-            raise ConfigError(did_you_mean(precision, PRECISIONS, "precision"))
-        if precision == "fp32":
+        """Context in which towers compute in ``precision`` ("fp32" changes nothing). Raises DeviceError, ConfigError.
+
+        "pure_bf16" is as "bf16", for the heads of objectives: towers whose weights are stored so compute without autocast.
+        """
+        arithmetic = PURE.get(precision, precision)
+        if arithmetic not in PRECISIONS:
+            raise ConfigError(did_you_mean(precision, (*PRECISIONS, *PURE), "precision"))
+        if arithmetic == "fp32":
             return contextlib.nullcontext()
-        if not getattr(self.abilities, {"bf16": "bfloat16", "fp16": "float16"}[precision]):
+        if not getattr(self.abilities, {"bf16": "bfloat16", "fp16": "float16"}[arithmetic]):
             raise DeviceError(
                 f"--precision {precision}: {self.torch_device} does not compute in it; "
                 f"choose --precision {self.default_precision()}."
             )
-        return torch.amp.autocast(self.name, dtype=PRECISIONS[precision])
+        return torch.amp.autocast(self.name, dtype=PRECISIONS[arithmetic])
 
     def scaler(self, precision: str) -> torch.amp.GradScaler:
         """A gradient scaler, which does something for fp16 only: its range is too narrow for small gradients."""
@@ -259,14 +265,16 @@ class Device:
     def prepare_process(self, matmul: str = "auto") -> Matmul:
         """Set this process up for long work on the device; call it once, before the model is built.
 
-        ``matmul`` ("auto", "exact", "fast", or a recorded "default") chooses the library of fp32 products on a CPU; the
-        choice is returned, for the run's config and checkpoints. Other devices compute as PyTorch is set: "default".
+        ``matmul`` ("auto", "exact", "fast", or a recorded "default") chooses how fp32 products are computed, where the device
+        offers a choice; it is returned, for the run's config and checkpoints. Others compute as PyTorch is set: "default".
         Raises ConfigError for an unknown option, and for "fast" where it would lose accuracy.
         """
         if matmul not in MATMUL_OPTIONS:
             raise ConfigError(did_you_mean(matmul, MATMUL_OPTIONS[:3], "matmul"))
         if matmul in ("exact", "fast"):
-            log.info(f"--matmul {matmul} chooses between libraries of the CPU; on {self.name} it changes nothing.")
+            log.info(
+                f"--matmul {matmul} chooses between fp32 products of the CPU or of cuda; on {self.name} it changes nothing."
+            )
         return "default"
 
     def set_deterministic(self) -> None:

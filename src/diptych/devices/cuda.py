@@ -7,8 +7,10 @@ import os
 
 import torch
 
+from diptych import log
 from diptych.devices import DEVICES
 from diptych.devices._base import Device
+from diptych.devices._matmul import Matmul
 from diptych.errors import ConfigError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -36,6 +38,20 @@ class Cuda(Device):
         if torch.version.hip is not None or importlib.util.find_spec("torch.nn.attention.varlen") is None:
             return False
         return torch.cuda.get_device_capability(self.torch_device) >= (8, 0)
+
+    def prepare_process(self, matmul: str = "auto") -> Matmul:
+        """``matmul`` "exact": fp32 products and convolutions with all 24 bits; "fast": in TF32, which has 11 of them.
+
+        "auto" and "default" leave PyTorch's own setting: products exact, cuDNN's convolutions in TF32. TF32 needs an Ampere GPU
+        or a later one; others compute exactly whatever is set.
+        """
+        if matmul not in ("exact", "fast"):
+            return super().prepare_process(matmul)
+        torch.set_float32_matmul_precision("highest" if matmul == "exact" else "high")
+        torch.backends.cudnn.allow_tf32 = matmul == "fast"
+        if matmul == "fast":
+            log.info("--matmul fast: fp32 products and convolutions are computed in TF32, with 11 of their 24 bits")
+        return "exact" if matmul == "exact" else "fast"
 
     def set_deterministic(self) -> None:
         """Also fix the workspaces of cuBLAS, which it reads when it is first used, and forbid cuDNN's timing of kernels."""

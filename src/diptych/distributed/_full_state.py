@@ -90,7 +90,7 @@ def _divided(tensor: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _norm_of(gradients: Sequence[Any], mesh: Any, dimensions: Sequence[int]) -> Tensor:
-    own = torch.nn.utils.get_total_norm([local(item) for item in gradients])
+    own = torch.nn.utils.get_total_norm([_exact(local(item)) for item in gradients])
     if mesh is None:
         return own
     from torch.distributed import _functional_collectives as collectives
@@ -99,6 +99,13 @@ def _norm_of(gradients: Sequence[Any], mesh: Any, dimensions: Sequence[int]) -> 
     for number in dimensions:
         square = collectives.all_reduce(square, "sum", mesh.get_group(number))
     return square.sqrt()
+
+
+def _exact(gradient: Tensor) -> Tensor:
+    """A gradient whose norm has as many digits as fp32 has: of one in half precision, its norm in fp32 in its place."""
+    if gradient.dtype not in (torch.bfloat16, torch.float16):
+        return gradient
+    return torch.linalg.vector_norm(gradient, dtype=torch.float32)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str], whole: bool = True) -> dict[str, Any]:
@@ -166,6 +173,7 @@ def restored(key: str, value: Any, parameter: Tensor, on_device: bool) -> Any:
         return value
     if key == "step":
         return value.to(parameter.device, copy=True) if on_device else value.cpu().clone()
+    value = value.to(parameter.dtype)  # another one where --precision or --master-weights was another
     if is_sharded(value):  # read as it is laid out, into memory of its own
         return value
     return like(value.to(parameter.device), parameter).clone()

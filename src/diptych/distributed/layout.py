@@ -18,8 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diptych.devices import Device
 from diptych.distributed import _full_state
+from diptych.distributed.master_weights import MasterWeights, StoredWeights
 from diptych.distributed.process_group import Group, World, rank, size
 from diptych.errors import ConfigError
+from diptych.registry import did_you_mean
 from diptych.types import Batch, Pairs, Terms
 
 PRECISIONS = {
@@ -30,7 +32,21 @@ PRECISIONS = {
     "fp16": "fp16",
     "amp": "fp16",
     "amp_fp16": "fp16",
+    "pure_bf16": "pure_bf16",
 }
+"""Names that ``--precision`` takes, open_clip's among them, and what they mean."""
+
+
+def precision_of(asked: str) -> str:
+    """fp32, bf16, fp16 or pure_bf16, from a name of ours or open_clip's. Raises ConfigError."""
+    if asked == "pure_fp16":
+        raise ConfigError(
+            "--precision pure_fp16: gradients of fp16 weights cannot be unscaled in their own type, and half of them would be 0; "
+            "take pure_bf16, or fp16, which keeps fp32 weights."
+        )
+    if asked not in PRECISIONS:
+        raise ConfigError("--precision: " + did_you_mean(asked, PRECISIONS, "precision"))
+    return PRECISIONS[asked]
 
 
 class Layout:
@@ -38,18 +54,27 @@ class Layout:
 
     ``objective`` is a ``diptych.objectives.Objective``, a type of the layer above. ``group`` holds the processes that see
     different pairs: collectives of losses and metrics run over it. ``collective``: each encode call involves all processes, so
-    that each must make the same number of them.
+    that each must make the same number of them. ``stored`` says in which type the towers' weights are held; with fp32 copies of
+    them, the copies are what is trained and saved.
     """
 
     collective = False
 
-    def __init__(self, objective: Any, device: Device, world: World) -> None:
+    def __init__(
+        self,
+        objective: Any,
+        device: Device,
+        world: World,
+        stored: StoredWeights = StoredWeights(),  # noqa: B008
+    ) -> None:
         self.device, self.world = device, world
         self.group: Group = None
         self.objective = objective.to(device.torch_device)
         for companion in self.objective.frozen().values():
             companion.to(device.torch_device)
+        exact = stored.cast(self.objective)
         self.wrapped = self.wrap(objective)
+        self.masters = MasterWeights(dict(self.objective.named_parameters()), exact)
         self.objective.group = self.group
 
     def wrap(self, objective: nn.Module) -> nn.Module:
@@ -105,9 +130,11 @@ class Layout:
 
     def complete_gradients(self) -> None:
         """What gradients lack after the last backward pass of a step, where a scheme averages only some of them."""
+        self.masters.take_gradients()
 
     def after_step(self, features: Any, pairs: Pairs) -> None:
-        """What the objective does once after each optimizer step: its ``after_step``, then the range of the scale."""
+        """What follows each optimizer step: rounding, the objective's ``after_step``, then the range of the scale."""
+        self.round_weights()
         with torch.no_grad():
             self.objective.after_step(features, pairs)
             if self.objective.scale_range is not None:
@@ -119,9 +146,17 @@ class Layout:
 
     # --- parameters and their state ---------------------------------------------------------------------------------------
 
-    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names (of the objective) and parameters that are trained."""
-        return ((name, item) for name, item in self.objective.named_parameters() if item.requires_grad)
+    def trainable(self) -> Iterator[tuple[str, Any]]:
+        """Names (of the objective) and parameters that the optimizer moves: fp32 copies where weights are stored in less."""
+        return (
+            (name, self.masters.of(name, item))
+            for name, item in self.objective.named_parameters()
+            if item.requires_grad
+        )
+
+    def round_weights(self) -> None:
+        """Round the weights to their fp32 copies, which were changed; nothing where there are none."""
+        self.masters.round()
 
     def gradient_norm(self) -> Tensor:
         """The global norm of the gradients, equal on every process: of the unscaled ones after ``scaler.unscale_``."""
@@ -142,12 +177,12 @@ class Layout:
         return [item.grad for _, item in self.trainable() if item.grad is not None]
 
     def full_state(self) -> dict[str, Tensor]:
-        """Every parameter and buffer of the objective, whole. A collective: every rank calls it."""
-        return {name: _full_state.full(item) for name, item in self.objective.state_dict().items()}
+        """Every parameter, its fp32 copy if it has one, and buffer of the objective, whole. A collective: every rank calls it."""
+        return {name: _full_state.full(item) for name, item in self.own_state().items()}
 
     def own_state(self) -> dict[str, Tensor]:
         """As ``full_state``, but sharded tensors as they are: what this process holds. No collective."""
-        return dict(self.objective.state_dict())
+        return {name: self.masters.of(name, item).detach() for name, item in self.objective.state_dict().items()}
 
     def local(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What this process holds of tensors, as plain ones. No collective."""
@@ -155,11 +190,14 @@ class Layout:
 
     def model_state(self) -> dict[str, Tensor]:
         """The part of ``full_state`` that is the model's, by the model's own names. A collective."""
-        return {name: _full_state.full(item) for name, item in self.objective.model.state_dict().items()}
+        state = self.objective.model.state_dict()
+        return {name: _full_state.full(self.masters.of(f"model.{name}", item).detach()) for name, item in state.items()}
 
     def load_full_state(self, state: Mapping[str, Tensor]) -> None:
         """Take back what ``full_state`` gave, under any layout. A collective. Raises RuntimeError for other names or shapes."""
-        self.objective.load_state_dict(_full_state.laid_out(state, self.objective.state_dict()))
+        values = _full_state.laid_out(state, self.objective.state_dict())
+        self.objective.load_state_dict(values)
+        self.masters.load(values)
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors that are laid out like parameters, whole. A collective."""
@@ -184,7 +222,7 @@ class Layout:
         _full_state.load_optimizer_state(optimizer, self._names(), state)
 
     def _names(self) -> dict[int, str]:
-        return {id(item): name for name, item in self.objective.named_parameters()}
+        return {id(item): name for name, item in (*self.objective.named_parameters(), *self.masters.items())}
 
     # --- evaluation -------------------------------------------------------------------------------------------------------
 

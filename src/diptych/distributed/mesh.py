@@ -26,9 +26,11 @@ class ParallelOptions:
     dist_timeout: Annotated[float, Range(1)] = 600.0
     """Seconds that a process waits for the others, at the start and in each exchange, before the run ends."""
     precision: str = "auto"
-    """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work); auto takes the device's best."""
+    """fp32, bf16 or fp16 (mixed, with fp32 weights; open_clip's amp names work), pure_bf16 (towers stored in bf16), auto."""
+    master_weights: Literal["fp32", "none"] = "fp32"
+    """With pure_bf16: the optimizer moves fp32 copies of the weights; none: the bf16 weights themselves, in half the memory."""
     matmul: Literal["auto", "exact", "fast", "default"] = "auto"
-    """fp32 products on a CPU: exact, fast (the same accuracy to rounding, by another library), or what this CPU does best."""
+    """fp32 products: exact, fast (a CPU: another library, equal to rounding; a device with TF32: TF32), or what suits a CPU."""
     text_layout: Literal["auto", "groups", "varlen", "buckets"] = "auto"
     """Texts by groups of equal length (a CPU's), packed for one kernel, or padded to a few lengths; auto: the device's form."""
     text_buckets: str = "auto"

@@ -10,7 +10,7 @@ Every block of a tower is a unit of sharding, then each tower, then the objectiv
 Parameters of one element (scales, biases) stay whole on every process, and their gradients are averaged once a step. With
 fewer shards than processes (HSDP) each group of shards is a replica. Tensor parallel without shards averages all gradients at
 the end of a step: DistributedDataParallel cannot hold split layers. No mixed precision of its own: the step's autocast is the
-same as without.
+same as without, and weights in half precision are gathered, and their gradients scattered, as they are stored.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from diptych.devices import Device
 from diptych.distributed._full_state import local
 from diptych.distributed.layout import Layout
+from diptych.distributed.master_weights import StoredWeights
 from diptych.distributed.mesh import ParallelOptions, degrees_of
 from diptych.distributed.process_group import World, all_reduce_mean, broadcast
 from diptych.distributed.tensor_parallel import split_tower
@@ -41,9 +42,16 @@ class ShardedLayout(Layout):
 
     collective = True
 
-    def __init__(self, objective: Any, device: Device, world: World, options: ParallelOptions) -> None:
+    def __init__(
+        self,
+        objective: Any,
+        device: Device,
+        world: World,
+        options: ParallelOptions,
+        stored: StoredWeights = StoredWeights(),  # noqa: B008
+    ) -> None:
         self.stage, self.degrees = options.sharding, degrees_of(options, world)
-        super().__init__(objective, device, world)
+        super().__init__(objective, device, world, stored)
 
     def wrap(self, objective: nn.Module) -> nn.Module:
         """Split and shard blocks, towers and the objective in place; names of parameters stay."""
@@ -67,12 +75,13 @@ class ShardedLayout(Layout):
             fully_shard(tower, mesh=shards, reshard_after_forward=frees)
         objective.register_forward_hook(_without_views)
         # The root is never freed after forward: its backward pass comes at once.
-        fully_shard(objective, mesh=shards, ignored_params=set(self._averaged()), reshard_after_forward=False)
+        single = {item for item in objective.parameters() if item.numel() == 1}
+        fully_shard(objective, mesh=shards, ignored_params=single, reshard_after_forward=False)
         return objective
 
     def _averaged(self) -> list[nn.Parameter]:
         """Parameters whose gradients this layout averages: the whole ones, and all where nothing is sharded."""
-        return [item for item in self.objective.parameters() if item.numel() == 1 or self.stage == "none"]
+        return [item for _, item in self.trainable() if item.numel() == 1 or self.stage == "none"]
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:
@@ -91,6 +100,7 @@ class ShardedLayout(Layout):
 
     def complete_gradients(self) -> None:
         """Average gradients that nothing else does; and take the first process's batch-norm statistics, as replicas do."""
+        super().complete_gradients()
         if self.degrees.data == 1:
             return
         gradients = [local(item.grad) for item in self._averaged() if item.grad is not None]

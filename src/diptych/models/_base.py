@@ -6,7 +6,7 @@ holds no architecture, and names none.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,28 @@ class Tower(nn.Module):
     checkpointing = False
     """Recompute the activations of blocks in the backward pass of training; set by ``checkpoint_activations``."""
 
+    computes_as_stored = False
+    """Compute in the type that the weights are stored in, whatever autocast is on around; set by ``TwoTower.cast_towers``."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """``forward``, with the module's hooks."""
+        if not self.computes_as_stored:
+            return super().__call__(*inputs, **options)
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return super().__call__(*inputs, **options)
+
+    def castable(self) -> dict[str, nn.Parameter]:
+        """The parameters that may be stored in half precision, by name: all but those of batch norms, and single numbers.
+
+        Kernels of batch normalization take half-precision maps with fp32 weights and statistics, and no other mixture.
+        """
+        norms = [item for item in self.modules() if isinstance(item, nn.modules.batchnorm._BatchNorm)]
+        exact = {id(own) for norm in norms for own in norm.parameters()}
+        return {name: item for name, item in self.named_parameters() if item.numel() > 1 and id(item) not in exact}
 
     def blocks(self) -> list[nn.Module]:
         """The repeated blocks, first to last: the units of sharding and of activation checkpointing."""

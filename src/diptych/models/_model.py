@@ -95,6 +95,18 @@ class TwoTower(nn.Module):
         return self
 
     @torch.no_grad()
+    def cast_towers(self, dtype: torch.dtype) -> TwoTower:
+        """Store the towers' parameters in ``dtype``, bfloat16 say, and compute in it (``--precision pure_bf16``).
+
+        In place: parameters stay the same objects. Scale and bias, batch norms, single numbers and all buffers stay as they are.
+        """
+        for tower in (self.image, self.text):
+            for parameter in tower.castable().values():
+                parameter.data = parameter.data.to(dtype)
+            tower.computes_as_stored = True
+        return self
+
+    @torch.no_grad()
     def set_preprocess(self, preprocess: PreprocessConfig) -> TwoTower:
         """Give the model another preprocessing of images, in its config and in the image tower's mean and std."""
         self.config = dataclasses.replace(self.config, preprocess=preprocess)

@@ -80,6 +80,8 @@ def _flags(request: Request, choice: Choice) -> list[str]:
         "model": request.model, "objective": request.objective.objective, "precision": request.precision,
         "optimizer": request.optimizer, "batch-size": choice.pairs,
     }  # fmt: skip
+    if request.master_weights != "fp32":
+        options["master-weights"] = request.master_weights
     if choice.micro_batches > 1:
         options["micro-batch"] = choice.micro_batch
     if choice.sharding != "none":

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diptych.devices import get_device
+from diptych.devices import PRECISIONS, PURE, get_device
 from diptych.distributed.tensor_parallel import ROWS, check_degree, split_parameters
 from diptych.errors import ConfigError
 from diptych.models import create_model, model_config
@@ -38,6 +38,8 @@ def build(request: Request) -> Objective:
         raise ConfigError(f"--objective {request.objective.objective} cannot be planned: {error}") from error
     model.lock(image=request.lock_image, text=request.lock_text)
     model.checkpoint_activations(request.grad_checkpointing)
+    if request.precision in PURE:
+        model.cast_towers(PRECISIONS[PURE[request.precision]])
     return objective.to("meta").train()
 
 

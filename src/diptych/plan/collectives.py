@@ -128,20 +128,24 @@ def _split_layers(degrees: Degrees, step: StepShape) -> list[Collective]:
 def _gradients(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape) -> list[Collective]:
     if step.sharding != "none":
         return _sharded(parameters, degrees, step)
-    trained = {item.name: FP32 * item.local(degrees) for item in parameters if item.trained}
+    trained = {item.name: item for item in parameters if item.trained}
     if degrees.tensor > 1:
         statistics = Collective("broadcast", "batch statistics", degrees.data, 1, FP32 * step.statistics)
-        all_at_once = Collective("all-reduce", "gradients", degrees.data, 1, sum(trained.values()))
+        elements = sum(item.local(degrees) for item in trained.values())  # joined, in the type of the largest
+        all_at_once = Collective("all-reduce", "gradients", degrees.data, 1, FP32 * elements)
         return [all_at_once, *([statistics] if step.statistics else [])]
     floats = Collective("broadcast", "buffers", degrees.data, int(step.buffers > 0), FP32 * step.buffers)
     counters = Collective("broadcast", "counters of buffers", degrees.data, int(step.counters > 0), 8 * step.counters)
-    buckets = len(_buckets([trained[name] for name in step.ready or tuple(trained)]))
-    return [Collective("all-reduce", "gradients", degrees.data, buckets, sum(trained.values())), floats, counters]
+    compared = [name for name in trained if name not in step.ready]  # the loss's own, whose gradients come first
+    buckets = len(_buckets([trained[name] for name in (*compared, *step.ready)]))
+    given = sum(item.size * item.whole for item in trained.values())
+    return [Collective("all-reduce", "gradients", degrees.data, buckets, given), floats, counters]
 
 
-def _buckets(sizes: Sequence[int]) -> list[list[int]]:
-    """How DistributedDataParallel groups gradients of so many bytes, in the order in which they become ready."""
-    tensors = [torch.empty(size // FP32, device="meta") for size in sizes]
+def _buckets(trained: Sequence[Parameter]) -> list[list[int]]:
+    """How DistributedDataParallel groups gradients, each type apart, in the order in which they become ready."""
+    types = {FP32: torch.float32, 2: torch.bfloat16}
+    tensors = [torch.empty(item.whole, dtype=types[item.size], device="meta") for item in trained]
     groups, _ = dist._compute_bucket_assignment_by_size(tensors, list(BUCKETS))
     return groups  # type: ignore[no-any-return]
 
@@ -165,10 +169,10 @@ def _sharded(parameters: Sequence[Parameter], degrees: Degrees, step: StepShape)
             # The backward pass of what follows a locked tower fetches it ahead of a need that there is not.
             gathers += 1
             part += sum(unit.part for unit in units if unit.name == FIRST_TOWER)
-    own = FP32 * scattered * sum(unit.trained for unit in trained)
+    own = scattered * sum(unit.trained for unit in trained)
     scalars = sum(FP32 for item in parameters if item.trained and item.whole == 1)
     results = [
-        Collective("all-gather", "parameters", degrees.shards, gathers, FP32 * part),
+        Collective("all-gather", "parameters", degrees.shards, gathers, part),
         Collective("reduce-scatter", "gradients", degrees.shards, scattered * len(trained), own * degrees.shards),
         Collective("all-reduce", "scale and bias", degrees.data, int(scalars > 0), scalars),
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from diptych.devices import Device
+from diptych.distributed.mesh import ParallelOptions
 from diptych.models import create_model, model_config
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.plan.request import Request
@@ -74,6 +75,7 @@ def measured(request: Request, device: Device, pairs: int, of: int, micro_batche
         OptimizerOptions(lr=0.0, optimizer=request.optimizer),  # type: ignore[arg-type]
         device,
         request.precision,
+        parallel=ParallelOptions(master_weights=request.master_weights),
     )
     batch = trial_batch(config, objective.wants, of, request.caption_tokens)
     batch = batch._replace(images=torch.zeros(batch.images.shape, dtype=torch.uint8))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from diptych.distributed.mesh import Degrees, ParallelOptions, degrees_of
+from diptych.distributed.parallel import stored_weights
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
 from diptych.plan.activations import Towers
@@ -92,7 +93,7 @@ class Planner:
         self.request = request
         self.towers = functools.cache(lambda tensor: Towers(request, tensor))
         whole = self.towers(1).objective
-        self.parameters = parameters_of(whole)
+        self.parameters = parameters_of(whole, request.master_weights == "fp32")
         self.buffers = {name: item for name, item in whole.named_buffers() if name not in whole.equal_buffers}
 
     def options(self) -> list[Choice]:
@@ -126,10 +127,16 @@ class Planner:
 
     def fitted(self, sharding: str, degrees: Degrees) -> Choice | None:
         """A layout with its largest micro-batch that fits, None where not even a single pair does. Raises ConfigError."""
+        self._check_stored(sharding)
         pairs = pairs_each(self.request, degrees.data)
         sizes = self._micro_batches(pairs)
         size = largest(sizes, lambda number: self._total(sharding, degrees, number) <= self.request.usable)
         return self._choice(sharding, degrees, size) if size else None
+
+    def _check_stored(self, sharding: str) -> None:
+        """Raise ConfigError where weights cannot be stored as the precision says."""
+        options = ParallelOptions(sharding=sharding, master_weights=self.request.master_weights)  # type: ignore[arg-type]
+        stored_weights(self.towers(1).objective, options, self.request.precision)
 
     def _micro_batches(self, pairs: int) -> list[int]:
         """Divisors of a process's pairs, ascending; or the one that was asked for."""
@@ -197,6 +204,7 @@ class Planner:
         totals = []
         for sharding, degrees in candidates(self.request):
             try:
+                self._check_stored(sharding)
                 size = self._micro_batches(pairs_each(self.request, degrees.data))[0]
                 totals.append((self._total(sharding, degrees, size), sharding, degrees))
             except ConfigError:

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from diptych.distributed.mesh import Degrees
-from diptych.plan.state import FP32, Parameter, state_of, units_of
+from diptych.plan.state import Parameter, state_of, units_of
 from diptych.train.loss_memory import LossMemory
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one process: state, ``gathered`` parameters and gradients of shards in use, the batch and what comes of it."""
+    """Bytes of one process: state, ``gathered`` parameters and gradients of shards in use, the batch and what comes of it.
+
+    ``masters``: fp32 copies of parameters that are stored in less.
+    """
 
     parameters: int
     gradients: int
@@ -28,6 +31,7 @@ class Memory:
     features: int
     logits: int
     in_pieces: bool
+    masters: int = 0
 
     @property
     def total(self) -> int:
@@ -57,7 +61,7 @@ def memory_of(parameters: Sequence[Parameter], degrees: Degrees, sharding: str, 
     gathered = _gathered(parameters, degrees, sharding) if sharding != "none" else 0
     batch, activations, loss, in_pieces = work.batch, work.activations, work.loss, work.in_pieces
     held = (state.parameters, state.gradients, state.moments, gathered, batch, activations)
-    return Memory(*held, loss.features, loss.logits, in_pieces)
+    return Memory(*held, loss.features, loss.logits, in_pieces, state.masters)
 
 
 def _gathered(parameters: Sequence[Parameter], degrees: Degrees, sharding: str) -> int:
@@ -67,11 +71,11 @@ def _gathered(parameters: Sequence[Parameter], degrees: Degrees, sharding: str) 
     stage1 in micro-batches holds all gradients whole too, which is assumed here.
     """
     units = units_of(parameters, degrees)
-    sizes = sorted((FP32 * unit.part * degrees.shards for unit in units), reverse=True)
-    trained = FP32 * sum(unit.trained for unit in units) * degrees.shards
+    sizes = sorted((unit.part * degrees.shards for unit in units), reverse=True)
+    trained = sum(unit.trained for unit in units) * degrees.shards
     largest = sizes[0]
     if sharding == "stage3":
-        towers = [FP32 * unit.part * degrees.shards for unit in units if not unit.block]
+        towers = [unit.part * degrees.shards for unit in units if not unit.block]
         in_use = max(towers, default=0) + sum(sizes[1:3])
     else:
         in_use = sum(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from diptych.errors import ConfigError
 from diptych.objectives import OBJECTIVES, ObjectiveOptions
@@ -14,7 +15,7 @@ class Request:
 
     ``sharding`` "auto", or one that is to be taken; ``shards``, ``tensor`` and ``micro_batch`` 0 leave the choice to the plan.
     ``caption_tokens`` ids of a caption, 0 the context; ``reserve`` share of the memory that is left free; ``on_cpu``: attention
-    in the forms of a CPU.
+    in the forms of a CPU; ``master_weights`` as ``diptych train`` has it.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Request:
     devices_per_node: int = 8
     reserve: float = 0.1
     on_cpu: bool = False
+    master_weights: Literal["fp32", "none"] = "fp32"
 
     @property
     def usable(self) -> int:

@@ -82,6 +82,7 @@ class WeightAverage:
             weights = live.clone()
             live.copy_(average)
             average.copy_(weights)
+        self.layout.round_weights()
 
     def _equalize(self) -> None:
         """Every process takes the first one's statistics: they are of its own pairs, and evaluation shares its work."""

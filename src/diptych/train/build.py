@@ -16,7 +16,7 @@ from diptych import log, weights
 from diptych.data import ORDER_VERSION, START, Loader, Position, fingerprint
 from diptych.devices import Device, get_device
 from diptych.distributed import mesh, process_group, watch
-from diptych.distributed.layout import PRECISIONS, Layout, frozen_digests
+from diptych.distributed.layout import Layout, frozen_digests, precision_of
 from diptych.distributed.process_group import World
 from diptych.distributed.saving import CheckpointWriter, SaveOptions
 from diptych.errors import ConfigError
@@ -24,7 +24,6 @@ from diptych.evaluate import Encoder, check_usable, use_labeled
 from diptych.image import EvalTransform
 from diptych.models import ModelConfig, TwoTower
 from diptych.objectives import OBJECTIVES, RunFacts, create_objective
-from diptych.registry import did_you_mean
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, changes_of
 from diptych.train.config import EvaluateOptions, OutputOptions, TrainConfig, saved_values
@@ -241,11 +240,7 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
 
 
 def _precision(asked: str, device: Device) -> str:
-    if asked == "auto":
-        return device.default_precision()
-    if asked not in PRECISIONS:
-        raise ConfigError("--precision: " + did_you_mean(asked, PRECISIONS, "precision"))
-    return PRECISIONS[asked]
+    return device.default_precision() if asked == "auto" else precision_of(asked)
 
 
 def _events(output: OutputOptions, evaluate: EvaluateOptions, per_epoch: int, total: int) -> EventSchedule:

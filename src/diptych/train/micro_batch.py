@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from diptych import log
-from diptych.devices import Device
+from diptych.devices import PURE, Device
 from diptych.distributed import mesh, process_group
 from diptych.distributed.process_group import World
 from diptych.errors import ConfigError
@@ -30,7 +30,12 @@ from diptych.train.step import move
 
 SHARE_OF_FREE = 0.8  # of a CPU's memory: loader processes, the page cache and other programs need some
 HELD_BACK = 0.05  # of an accelerator's memory: an allocator's pieces do not fit together
-MOMENTS = 2
+BESIDE = {"fp32": 3.0, "pure_bf16": 3.5, "pure_bf16, none": 1.0}
+"""Bytes of gradients and moments of each byte of an fp32 parameter that is trained, by precision and --master-weights.
+
+With fp32 copies also the bf16 weights, beside the parameters that are there and become the copies; without them 2 bytes of the
+weight, 2 of its gradient and 4 of moments are 4 more than there are. What is encoded is counted as with bf16, which is more.
+"""
 
 
 def with_micro_batch(
@@ -102,7 +107,11 @@ class _Finder:
         pairs = config.data.batch_size * config.accum_freq
         image = len(self.objective.wants.images) * 3 * model.config.vision.image_size**2
         loss = loss_memory(config.objective.objective, pairs, self.degrees.data, model.config.embed_dim)
-        return (1 + MOMENTS) * self._trained() // self.degrees.shards + pairs * image + loss.total
+        stored = self.precision if self.precision in PURE else "fp32"
+        if config.parallel.master_weights == "none":
+            stored += ", none"
+        state = int(BESIDE.get(stored, BESIDE["fp32"]) * self._trained())
+        return state // self.degrees.shards + pairs * image + loss.total
 
     def _trained(self) -> int:
         """Bytes of the parameters that are trained."""

@@ -120,8 +120,10 @@ def create_optimizer(
     if not named:
         raise ConfigError("every parameter is locked; leave something to train.")
     rates, excluded = _all_rates(named, model, options), _excluded(named, model, options.wd_exclude)
-    hidden = hidden_matrices(model) if options.optimizer == "muon" else set()
-    if any(id(item) in hidden and is_sharded(item) for _, item in named):
+    # By name: the optimizer may move fp32 copies in place of the model's own parameters.
+    matrices = hidden_matrices(model) if options.optimizer == "muon" else set()
+    hidden = {f"model.{name}" for name, item in model.named_parameters() if id(item) in matrices}
+    if any(name in hidden and is_sharded(item) for name, item in named):
         raise ConfigError(
             "--optimizer muon takes products of whole matrices in bf16, whose sums over parts would depend on the layout; take "
             "lamb or adamw, or leave --sharding and --tensor-parallel-degree out."
@@ -131,7 +133,7 @@ def create_optimizer(
         lr, wd = rates.get(name, (options.lr, options.wd))
         wd = wd if decays(parameter) and name not in excluded else 0.0
         # Kernels over many tensors do not mix sharded and whole ones.
-        groups.setdefault((lr, wd, id(parameter) in hidden, is_sharded(parameter)), []).append(parameter)
+        groups.setdefault((lr, wd, name in hidden, is_sharded(parameter)), []).append(parameter)
     own_key = {HIDDEN} if options.optimizer == "muon" else set()
     described = [
         {"params": items, "lr": lr, "peak_lr": lr, "weight_decay": wd, **dict.fromkeys(own_key, is_hidden)}

@@ -66,7 +66,7 @@ def create_step(
     if options.scale_range:
         # Before the layout, on the objective: further scales of its own move in the same range.
         setattr(objective, "scale_range", options.scale_range)  # noqa: B010 - of this run, where the class has a default
-    layout = parallelize(objective, device, world or World(), parallel)
+    layout = parallelize(objective, device, world or World(), parallel, precision)
     layout.train()
     optimizer = create_optimizer(layout.trainable(), objective.model, options, device)
     step = Step(layout, optimizer, device, precision, options.grad_clip_norm)
@@ -87,8 +87,9 @@ def move(batch: Batch, device: torch.device) -> Batch:
 class Step:
     """Everything between a batch and moved parameters.
 
-    ``layout`` holds the objective as ``distributed.parallel.parallelize`` laid it out; ``precision`` is fp32, bf16 or fp16;
-    ``clip_norm`` 0 does not clip. ``average``: a moving average of the weights, None for none.
+    ``layout`` holds the objective as ``distributed.parallel.parallelize`` laid it out; ``precision`` is fp32, bf16, fp16 or
+    pure_bf16, as the layout has it too; ``clip_norm`` 0 does not clip. ``average``: a moving average of the
+    weights, None for none.
     """
 
     def __init__(
