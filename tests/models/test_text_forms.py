@@ -184,8 +184,8 @@ def test_the_reference_kernel_attends_within_each_sequence(causal_attention):
 
 
 def test_what_makes_a_kernel_causal_is_named_as_its_release_has_it():
-    def before(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):  # torch 2.10
-        return query
+    def before(*sequences, is_causal=False, return_aux=None):  # torch 2.10
+        return sequences[0]
 
     assert varlen.causal_option(before) == {"is_causal": True}
     assert varlen.causal_option(varlen.reference) == {"window_size": (-1, 0)}
@@ -206,14 +206,15 @@ def probabilities(query, key, is_causal):
     return scores.softmax(-1)
 
 
-def forward(query, key, value, begins_q, begins_k, max_q, max_k, is_causal=False, *rest, **more):
+def forward(query, key, value, *rest):
+    begins_q, begins_k, _, _, is_causal = rest[:5]
     out = torch.empty_like(query)
     for own, other in pairs_of_sequences(begins_q, begins_k):
         out[own] = torch.einsum("hqk,khd->qhd", probabilities(query[own], key[other], is_causal), value[other])
     return out, query.new_empty(query.shape[1], len(query), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
 
 
-def backward(grad_out, query, key, value, *rest, **more):
+def backward(grad_out, query, key, value, *rest):
     # As of the real kernel, gradients of tokens outside of every sequence are whatever memory held.
     gradients = [torch.full_like(item, torch.nan) for item in (query, key, value)]
     _, _, begins_q, begins_k, _, _, is_causal = rest[:7]
