@@ -78,6 +78,8 @@ def test_any_normalized_image_is_taken_as_it_is_and_any_cast_one_never(pixels, p
     assert not holds_pixels(normalized(images, mean, std).to(dtype), mean, std)
     if len(images.unique()) > 2:
         assert holds_pixels(images.to(dtype), mean, std)
+        if bool((mean == 0.5).all() and (std == 0.5).all() and (images % 2 == 1).all()):
+            return  # n / 255 of odd n is also what normalizing (n + 255) / 2 gives: no one can know
         with pytest.raises(ConfigError):
             assert holds_pixels(images.float() / 255, mean, std)
 
