@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diptych import log
+from diptych.devices import _queued
 from diptych.devices._matmul import MATMUL_OPTIONS, Matmul
 from diptych.errors import ConfigError, DeviceError
 from diptych.registry import did_you_mean
@@ -59,6 +60,8 @@ class Device:
     fused_adamw: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
     """Whether the device has deterministic algorithms for everything that training does: a claim, checked by selftest."""
+    asynchronous: ClassVar[bool] = True
+    """Whether work is queued, so that reading a value waits for all work before it; False where a read costs nothing."""
     indexed: ClassVar[bool] = True
     """False where a machine always has exactly one, such as the CPU."""
 
@@ -180,6 +183,15 @@ class Device:
     def has_varlen_attention(self) -> bool:
         """Whether ``torch.nn.attention.varlen`` runs here."""
         return False
+
+    def copy_stream(self) -> torch.Stream | None:
+        """A new stream for copies to the device beside its work; None where that is not possible, or nothing would be gained."""
+        return _queued.copy_stream(self.torch_device) if self.asynchronous and self.abilities.pin_memory else None
+
+    @functools.cached_property
+    def counts_steps(self) -> bool:
+        """Whether AdamW can keep its count of steps on the device, in a form without a kernel of its own: tried once."""
+        return self.asynchronous and _queued.counts_steps(self.torch_device)
 
     def default_precision(self) -> str:
         """The precision that ``--precision auto`` means: bf16, else fp16, else fp32."""

@@ -29,6 +29,7 @@ class Cpu(Device):
     name = "cpu"
     fused_adamw = True
     deterministic = True
+    asynchronous = False
     indexed = False
 
     def select(self, index: int) -> None:

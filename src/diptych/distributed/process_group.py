@@ -231,6 +231,15 @@ def any_ranks(flags: Sequence[bool], device: torch.device, group: Group = None) 
     return [bool(flag) for flag in raised.tolist()]
 
 
+def every_rank(flag: Tensor) -> Tensor:
+    """A bool scalar on the device: True everywhere when the flag, such a scalar, is True on every process. Nothing is read."""
+    if size() == 1:
+        return flag
+    lowest = flag.to(torch.int32)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return lowest > 0
+
+
 def all_reduce_mean(value: Tensor, group: Group = None) -> Tensor:
     """The mean of a tensor over processes, without gradient; the tensor itself at world size 1."""
     if size(group) == 1:

@@ -14,7 +14,7 @@ from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
 from diptych.models._packing import FullAttention, PackedCausal
 from diptych.models._presets import list_models, model_config, model_config_from_dict
-from diptych.models._statistics import put_back, restored_statistics, running_statistics, statistics_of
+from diptych.models._statistics import Statistics, put_back, restored_statistics, running_statistics, statistics_of
 
 __all__ = [
     "CLIP_VOCABULARY",
@@ -26,6 +26,7 @@ __all__ = [
     "PackedCausal",
     "PreprocessConfig",
     "SharedPrefixes",
+    "Statistics",
     "TextConfig",
     "TextTower",
     "Tower",

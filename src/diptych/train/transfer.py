@@ -1,0 +1,55 @@
+"""A batch on its way to the device: copied from page-locked memory, on a stream of its own, while the step before still runs.
+
+On the CPU a batch is there already. Chooses no batch, and waits for none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diptych.devices import Device
+from diptych.types import Batch
+
+
+class Transfer:
+    """Moves batches to a device, beside its work where it has a second stream."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device.torch_device
+        self.stream = device.copy_stream()
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The batch with its tensors on the device; work that is given to the device from now on sees them whole."""
+        if self.stream is None or batch.tokens.device.type == self.device.type:
+            return move(batch, self.device)
+        with self.stream:
+            moved = move(batch, self.device)
+        computing = torch.accelerator.current_stream(self.device)
+        computing.wait_stream(self.stream)
+        for item in tensors_of(moved).values():
+            item.record_stream(computing)  # its memory is free for other copies when the step is done with it
+        return moved
+
+
+def move(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device; from page-locked memory the copy overlaps with computing."""
+    tensors = {
+        name: item.to(device, non_blocking=True) for name, item in batch._asdict().items() if isinstance(item, Tensor)
+    }
+    if batch.masked is not None:
+        masked = {
+            name: item.to(device, non_blocking=True)
+            for name, item in batch.masked._asdict().items()
+            if item is not None
+        }
+        batch = batch._replace(masked=batch.masked._replace(**masked))
+    return batch._replace(**tensors)  # type: ignore[arg-type]
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """Every tensor of a batch by the name of its field."""
+    named = {name: item for name, item in batch._asdict().items() if isinstance(item, Tensor)}
+    if batch.masked is not None:
+        named |= {f"masked.{name}": item for name, item in batch.masked._asdict().items() if item is not None}
+    return named
