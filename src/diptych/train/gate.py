@@ -94,11 +94,13 @@ def _skips_by_itself(part: torch.optim.Optimizer) -> bool:
 
 
 def _step_or_skip(part: Any, taken: Tensor) -> None:
-    part.grad_scale, part.found_inf = None, (~taken).float()
+    flags = {"grad_scale": None, "found_inf": (~taken).float()}  # as a GradScaler gives them
+    vars(part).update(flags)
     try:
         part.step()
     finally:
-        del part.grad_scale, part.found_inf
+        for name in flags:
+            delattr(part, name)
 
 
 @torch.no_grad()

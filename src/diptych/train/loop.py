@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych import log
-from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.train.build import prepared
 from diptych.train.config import OutputOptions, TrainConfig, with_texts
@@ -79,26 +78,33 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
         clock.got_data()
         job.set_learning_rate(done)
         result = job.step(batches)
-        if not result.finite:
-            job.leave_out(done, before, batches, result)
+        job.note(done, before, batches, result)
         done, before = done + 1, position
+
+        last = done == job.total_steps or 0 < output.stop_after <= done - job.first_step  # as every process knows
+        flags = [asked.to_stop, asked.to_save(output.save_every_minutes), job.checkpoints.failed]
+        stopping, asked_to_save, failed = job.agreement(flags)
+        stopping = stopping or last
+        saving = stopping or (asked_to_save and not asked.just_saved) or job.events.save(done)
+        logging, validating = job.events.log(done), job.events.validate(done)
+        if logging or saving or validating:
+            job.read_steps()  # waits for the device: part of the work
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.step.layout.size)
 
-        stopping = asked.to_stop or 0 < output.stop_after <= done - job.first_step
-        flags = [stopping, asked.to_save(output.save_every_minutes), job.checkpoints.failed]
-        stopping, saving, failed = process_group.any_ranks(flags, job.step.device.torch_device)
         if failed:
             job.settle()
-        if job.events.log(done):
+        if logging:
             report(done, job.record(done, position, result, clock.read()))
-        if job.events.save(done) or saving or stopping or done == job.total_steps:
+        asked.just_saved = saving and job.world.size > 1
+        if saving:
             job.save(done, position)
             asked.saved()
-        if job.events.validate(done):  # after saving: an error in validation costs no step
+        if validating:  # after saving: an error in validation costs no step
             job.validate(done, position)
-        if stopping or done == job.total_steps:
+        if stopping:
             break
         clock.resume()
+    job.agreement.settle()
     return done
 
 
@@ -143,6 +149,8 @@ class Asked:
 
     def __init__(self) -> None:
         self._stop, self._save = threading.Event(), threading.Event()
+        self.just_saved = False
+        """Whether several processes wrote a checkpoint after the step before: what is on its way among them is done then."""
         self._since = time.monotonic()
 
     @property
