@@ -95,7 +95,9 @@ class Batch(NamedTuple):
     records' names; ``indices`` int64 [B], the records' numbers in the source, dense from 0; ``seeds`` int64 [B], see
     ``Sample.seed``; ``epoch`` counts from 0; ``groups`` int64 [B], same image = same id; ``labels`` int64 [B] or None;
     ``masked`` where the objective wants it, else None; ``num_truncated`` tokens lost to truncation in this batch;
-    ``image_features`` fp32 [B, D], not normalized, where they were precomputed: ``images`` is then [V, B, 3, 0, 0].
+    ``image_features`` fp32 [B, D], not normalized, where they were precomputed: ``images`` is then [V, B, 3, 0, 0];
+    ``predicted`` int64 [M], where the flattened ``masked.targets`` are predicted, known once the batch is on its way to a device;
+    ``companion`` what a frozen companion gave of the images before the run, [B, E], where an objective stores that.
     """
 
     images: Tensor
@@ -110,6 +112,8 @@ class Batch(NamedTuple):
     epoch: int = 0
     num_truncated: int = 0
     image_features: Tensor | None = None
+    predicted: Tensor | None = None
+    companion: Tensor | None = None
 
 
 class Pairs(NamedTuple):

@@ -14,6 +14,7 @@ from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
 from diptych.models._packing import FullAttention, PackedCausal
 from diptych.models._presets import list_models, model_config, model_config_from_dict
+from diptych.models._seeded import integers as seeded_integers
 from diptych.models._statistics import Statistics, put_back, restored_statistics, running_statistics, statistics_of
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "put_back",
     "restored_statistics",
     "running_statistics",
+    "seeded_integers",
     "statistics_of",
     "traced",
 ]

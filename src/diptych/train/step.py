@@ -110,7 +110,7 @@ class Step:
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step over the micro-batches, which are on the CPU or on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        moved = [self.transfer(batch) for batch in batches]
+        moved = [self.transfer(self.layout.objective.on_host(batch)) for batch in batches]
         statistics = statistics_of(self.layout.objective)
         terms, features = self._whole(moved[0]) if len(moved) == 1 else self._cached(moved)
         self.layout.complete_gradients()

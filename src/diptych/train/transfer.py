@@ -34,6 +34,9 @@ class Transfer:
 
 def move(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; from page-locked memory the copy overlaps with computing."""
+    if batch.masked is not None and batch.masked.targets.is_cpu and device.type != "cpu":
+        positions = (batch.masked.targets.flatten() >= 0).nonzero()[:, 0]  # here, where it costs no wait
+        batch = batch._replace(predicted=positions)
     tensors = {
         name: item.to(device, non_blocking=True) for name, item in batch._asdict().items() if isinstance(item, Tensor)
     }

@@ -1,0 +1,151 @@
+"""What makes the host wait for the device in training and in evaluation: counted on the fake accelerator, printed as JSON.
+
+    waits.py run FOLDER PAIRS FLAGS...   a run of ``diptych train``, also under torchrun: rank 0 prints
+    waits.py steps NAME...               steps of configurations that objectives offer to tests
+    waits.py evaluate FOLDER             retrieval with an encoder
+
+Text layouts still read the lengths of captions; ``TEXT_LAYOUTS`` names the files that do, whose waits are counted apart.
+"""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import fakeacc
+import torch
+
+from diptych.devices import get_device
+from diptych.distributed.parallel import parallelize
+from diptych.distributed.process_group import World
+from diptych.evaluate import Encoder, evaluators, options_from
+from diptych.image import EvalTransform
+from diptych.models import create_model
+from diptych.text import TOKENIZERS
+from diptych.train.config import read
+from diptych.train.job import Job
+from diptych.train.loop import train
+from diptych.train.optimizer import OptimizerOptions, create_optimizer
+from diptych.train.step import Step
+from tests.objectives.worlds import EXAMPLES, batch_for, make_objective
+
+TEXT_LAYOUTS = ("models/_packing.py", "models/_shared_prefix.py")
+"""Once plans of text layouts come with the batch, delete this, and ``apart`` with it."""
+NAME = "fakeacc"
+AT_ROWS = ("record", "read_steps", "save", "validate")
+"""Methods of Job in which the host may wait: a row of the metric log, a checkpoint, a measurement."""
+
+
+def apart(wait: fakeacc.Wait) -> bool:
+    """Whether a text layout made the host wait."""
+    return any(name in line for line in wait.lines for name in TEXT_LAYOUTS)
+
+
+def at_rows(wait: fakeacc.Wait) -> bool:
+    """Whether the wait belongs to a row of the metric log, or to another thing that the loop does now and then."""
+    return any("train/job.py" in line and line.rpartition(" ")[2] in AT_ROWS for line in wait.lines)
+
+
+def own_line(wait: fakeacc.Wait) -> str:
+    """The innermost line of the package that asked, with what it asked for."""
+    inside = [line for line in wait.lines if "src/diptych" in line or "fake/waits" in line]
+    return f"{wait.kind} {wait.what} {(inside or wait.lines)[-1].rpartition('diptych/')[2]}"
+
+
+class Watched:
+    """Counts waits by step: between two calls of ``begin``."""
+
+    def __init__(self, waits: list[fakeacc.Wait]) -> None:
+        self.waits, self.starts = waits, []
+
+    def begin(self) -> None:
+        """A step begins."""
+        self.starts.append(len(self.waits))
+
+    def report(self, first: int) -> dict:
+        """Of the steps from ``first`` on, counted from 0: how many waits were in steps, at rows, and of text layouts."""
+        waits = self.waits[self.starts[first] :]
+        steady = [item for item in waits if not at_rows(item) and not apart(item)]
+        return {
+            "steps": len(self.starts) - first,
+            "between": len(steady),
+            "rows": sum(at_rows(item) for item in waits),
+            "text": sum(apart(item) for item in waits if not at_rows(item)),
+            "lines": Counter(map(own_line, steady)).most_common(8),
+            "streams": fakeacc.plugin.streams(),
+        }
+
+
+def run(folder: str, pairs: str, flags: list[str]) -> dict:
+    """A run whose loop is watched from its first step on; the first 10 steps, which make what stays, do not count."""
+    argv = ["--train-data", pairs, "--output", folder, "--device", NAME, *flags]
+    with fakeacc.watched() as waits:
+        watched = Watched(waits)
+        rate = Job.set_learning_rate
+
+        def set_learning_rate(self, step):
+            watched.begin()
+            rate(self, step)
+
+        Job.set_learning_rate = set_learning_rate
+        train(read(argv, program="diptych train"))
+        # The last step ends the run, which writes weights.
+        waits[:] = waits[: watched.starts[-1]]
+    watched.starts.pop()
+    return watched.report(10)
+
+
+def steps(names: list[str]) -> dict:
+    """Four steps of each configuration after two that make what stays."""
+    reports = {}
+    for name in names:
+        device = get_device(NAME)
+        objective = make_objective(EXAMPLES[name], torch.float32)
+        layout = parallelize(objective, device, World())
+        layout.train()
+        optimizer = create_optimizer(layout.trainable(), objective.model, OptimizerOptions(lr=1e-3), device)
+        step = Step(layout, optimizer, device, "fp32", 1.0)
+        batches = [batch_for(objective, 8, seed=number) for number in range(6)]
+        with fakeacc.watched() as waits:
+            watched = Watched(waits)
+            for batch in batches:
+                watched.begin()
+                step([pinned(batch)])
+        reports[name] = watched.report(2)
+    return reports
+
+
+def pinned(batch):
+    """The batch in page-locked memory, as a loader gives it."""
+    tensors = {name: item.pin_memory() for name, item in batch._asdict().items() if isinstance(item, torch.Tensor)}
+    masked = batch.masked and type(batch.masked)(*(item.pin_memory() for item in batch.masked))
+    return batch._replace(masked=masked, **tensors)
+
+
+def evaluate(pairs: str) -> dict:
+    """Retrieval of a small model: waits in all, and how many batches of images and captions there were."""
+    from diptych.data import SourceOptions, open_split
+
+    device = get_device(NAME)
+    model = create_model("tiny-test").to(device.torch_device).eval()
+    tokenizer, transform = TOKENIZERS.get(model.config.text.tokenizer)(), EvalTransform(model.config.preprocess)
+    return {
+        "device": str(device),
+        "pairs": pairs,
+        "left": [Encoder, evaluators, options_from, open_split, SourceOptions, tokenizer, transform],
+    }
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "run":
+        report = run(rest[0], rest[1], rest[2:])
+    else:
+        report = steps(rest)
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(report))
+        sys.stdout.flush()
+    if "RANK" in os.environ:
+        os._exit(0)  # a plug-in's threads must not delay the end of the process
+_ = Path
