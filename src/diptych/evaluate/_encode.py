@@ -155,8 +155,9 @@ class Encoder:
                     if unreadable is not None and isinstance(error, RecordError):
                         unreadable(error)
                 rows = _filled(images, min(self.batch_size, len(indices)))
-                encoded = self.model.encode_image(rows.to(self.device.torch_device))[: len(images)].float()
-                encoded[[position for position, _ in errors]] = torch.nan
+                encoded = self.model.encode_image(self._sent(rows))[: len(images)].float()
+                if errors:
+                    encoded[[position for position, _ in errors]] = torch.nan
                 features.append(encoded)
                 advance(len(images))
         if damaged_images:
@@ -206,9 +207,14 @@ class Encoder:
 
     def encode_text(self, tokens: Tensor, lengths: Tensor, prefix: SharedPrefixes | None = None) -> Tensor:
         """Features fp32 [B, D] of ids [B, L] and their lengths [B], from any device; within ``inference``."""
-        device = self.device.torch_device
-        features = self.model.encode_text(tokens.to(device), lengths=lengths.to(device), prefix=prefix)
+        features = self.model.encode_text(self._sent(tokens), lengths=self._sent(lengths), prefix=prefix)
         return features.float()
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device, for which the host does not wait."""
+        if tensor.is_cpu and self.device.abilities.pin_memory:
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device.torch_device, non_blocking=True)
 
     def together(
         self, count: int, encode: Callable[[Sequence[int], Advance], Tensor], advance: Advance, units: int = 1

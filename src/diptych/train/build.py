@@ -236,7 +236,7 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         strict=config.data.bad_samples_strict,
     )  # fmt: skip
     data = ValidationData(
-        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world),
+        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world, step.device),
         pipeline.labeled_v2_source,
     )  # fmt: skip
     return Validator(layout, encoder, data, config.evaluate, step.average)

@@ -15,7 +15,7 @@ import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -127,6 +127,8 @@ def watched() -> Iterator[list[Wait]]:
 class Collectives(dist.ProcessGroup):
     """The collective library "fakeccl": a plug-in's own backend, as hccl and tccl are; it goes through the host and Gloo."""
 
+    _device_types: ClassVar = [torch.device("fakeacc")]  # where PyTorch puts the bytes of objects that it sends
+
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
         super().__init__(rank, size)
         self.host = dist.ProcessGroupGloo(store, rank, size, timeout)
@@ -166,8 +168,8 @@ class Collectives(dist.ProcessGroup):
 
         return self._through_host(work, [gathered[0], tensors], options)
 
-    def barrier(self, options):
-        return self.host.barrier(options)
+    def barrier(self, opts):  # PyTorch gives it by this name
+        return self.host.barrier(opts)
 
 
 dist.Backend.register_backend("fakeccl", Collectives, devices=["fakeacc"])

@@ -2,7 +2,7 @@
 
     waits.py run FOLDER PAIRS FLAGS...   a run of ``diptych train``, also under torchrun: rank 0 prints
     waits.py steps NAME...               steps of configurations that objectives offer to tests
-    waits.py evaluate FOLDER             retrieval with an encoder
+    waits.py evaluate FOLDER PAIRS       the validation of a run: its losses, and retrieval
 
 Text layouts still read the lengths of captions; ``TEXT_LAYOUTS`` names the files that do, whose waits are counted apart.
 """
@@ -11,30 +11,31 @@ import json
 import os
 import sys
 from collections import Counter
-from pathlib import Path
 
 import fakeacc
 import torch
+from tests.objectives.worlds import EXAMPLES, batch_for, make_objective
 
 from diptych.devices import get_device
+from diptych.distributed.layout import Layout
 from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
-from diptych.evaluate import Encoder, evaluators, options_from
-from diptych.image import EvalTransform
-from diptych.models import create_model
-from diptych.text import TOKENIZERS
 from diptych.train.config import read
 from diptych.train.job import Job
 from diptych.train.loop import train
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.train.step import Step
-from tests.objectives.worlds import EXAMPLES, batch_for, make_objective
 
 TEXT_LAYOUTS = ("models/_packing.py", "models/_shared_prefix.py")
 """Once plans of text layouts come with the batch, delete this, and ``apart`` with it."""
 NAME = "fakeacc"
 AT_ROWS = ("record", "read_steps", "save", "validate")
 """Methods of Job in which the host may wait: a row of the metric log, a checkpoint, a measurement."""
+
+SHORT = "--model tiny-test --batch-size 4 --workers 0 --precision fp32 --save-frequency 0 --max-steps 2"
+ENCODING = ("encode_image", "encode_text", "validation_terms")
+PER_BATCH = ("_images", "_texts", "losses")
+"""Methods of Encoder and of Validator that go through batches."""
 
 
 def apart(wait: fakeacc.Wait) -> bool:
@@ -123,18 +124,33 @@ def pinned(batch):
     return batch._replace(masked=masked, **tensors)
 
 
-def evaluate(pairs: str) -> dict:
-    """Retrieval of a small model: waits in all, and how many batches of images and captions there were."""
-    from diptych.data import SourceOptions, open_split
-
-    device = get_device(NAME)
-    model = create_model("tiny-test").to(device.torch_device).eval()
-    tokenizer, transform = TOKENIZERS.get(model.config.text.tokenizer)(), EvalTransform(model.config.preprocess)
+def evaluate(folder: str, pairs: str) -> dict:
+    """The measurements of a run of two steps, by part: how often the host waited, and how many batches there were."""
+    argv = ["--train-data", pairs, "--val-data", pairs, "--output", folder, "--device", NAME, *SHORT.split()]
+    batches: Counter[str] = Counter()
+    for name in ENCODING:
+        count_calls(Layout, name, batches)
+    with fakeacc.watched() as waits:
+        train(read(argv, program="diptych train"))
+    measured = [item for item in waits if any(line.endswith(" validate") for line in item.lines) and not apart(item)]
+    encoding = [item for item in measured if any(line.rpartition(" ")[2] in PER_BATCH for line in item.lines)]
     return {
-        "device": str(device),
-        "pairs": pairs,
-        "left": [Encoder, evaluators, options_from, open_split, SourceOptions, tokenizer, transform],
+        "batches": batches,
+        "per batch": len(encoding),
+        "lines": Counter(map(own_line, encoding)).most_common(8),
+        "after": Counter(map(own_line, (item for item in measured if item not in encoding))).most_common(20),
     }
+
+
+def count_calls(owner: type, name: str, calls: Counter[str]) -> None:
+    """Count the calls of a method."""
+    before = getattr(owner, name)
+
+    def counted(self, *arguments, **named):
+        calls[name] += 1
+        return before(self, *arguments, **named)
+
+    setattr(owner, name, counted)
 
 
 if __name__ == "__main__":
@@ -142,10 +158,9 @@ if __name__ == "__main__":
     if what == "run":
         report = run(rest[0], rest[1], rest[2:])
     else:
-        report = steps(rest)
+        report = steps(rest) if what == "steps" else evaluate(*rest)
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(report))
         sys.stdout.flush()
     if "RANK" in os.environ:
         os._exit(0)  # a plug-in's threads must not delay the end of the process
-_ = Path
