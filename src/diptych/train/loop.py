@@ -86,7 +86,7 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
         stopping, asked_to_save, failed = job.agreement(flags)
         stopping = stopping or last
         saving = stopping or (asked_to_save and not asked.just_saved) or job.events.save(done)
-        logging, validating = job.events.log(done), job.events.validate(done)
+        logging, validating = job.events.log(done), job.validator.wanted and job.events.validate(done)
         if logging or saving or validating:
             job.read_steps()  # waits for the device: part of the work
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.step.layout.size)
