@@ -80,6 +80,14 @@ def test_between_two_rows_a_run_never_waits(flags, processes, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_waits_once_for_its_copy_and_not_for_each_tensor(tmp_path):
+    flags = "--precision fp32 --async-save --save-every-steps 10"
+    report = counted("run", tmp_path / "run", write_jsonl(tmp_path / "data"), *RUN.split(), *flags.split())
+    assert_steady({flags: report})
+    assert report["rows"] <= 12  # of two rows, and two of each of two checkpoints: are they finite, are they copied
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_evaluation_waits_for_no_batch(processes, tmp_path):
     pairs = write_jsonl(tmp_path / "data")

@@ -144,11 +144,17 @@ def _parameters_not_finite(facts: StepFacts, step: Step) -> list[str]:
 
 
 def names_not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """The names of floating-point tensors that hold a number that is not finite."""
-    return [name for name, item in state.items() if item.is_floating_point() and not _finite(item)]
+    """The names of floating-point tensors that hold a number that is not finite. Waits for each device once."""
+    devices: dict[torch.device, list[str]] = {}
+    for name, item in state.items():
+        if item.is_floating_point():
+            devices.setdefault(item.device, []).append(name)
+    # A sum of finite numbers may overflow, so a sum that is not finite is looked at again; it reads fp32 once, without a copy.
+    suspects = {name for names in devices.values() for name in _with_endless_sums(names, state)}
+    return [name for name in state if name in suspects and not bool(state[name].isfinite().all())]
 
 
 @torch.no_grad()
-def _finite(item: Tensor) -> bool:
-    # A sum of finite numbers may overflow, so a sum that is not finite is looked at again; it reads fp32 once, without a copy.
-    return bool(item.sum().isfinite()) or bool(item.isfinite().all())
+def _with_endless_sums(names: Sequence[str], state: Mapping[str, Tensor]) -> list[str]:
+    finite = torch.stack([state[name].sum().isfinite() for name in names]).tolist()
+    return [name for name, good in zip(names, finite, strict=True) if not good]
