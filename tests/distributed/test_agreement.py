@@ -1,31 +1,30 @@
-"""What only some processes know takes effect on all of them after the same step, one later."""
+"""What only some processes know takes effect on all of them after the same step."""
 
 import pytest
 
+from diptych.distributed import process_group
 from diptych.distributed.agreement import Agreement
 from tests.distributed._processes import run_in_processes
 
-CALLS, RAISED = 5, 2
+STEPS, RAISED = 5, 2
 
 
 def agree():
-    """What each call gave on this process, of flags that the last rank raises in one of them; and what was still on its way."""
-    from diptych.distributed import process_group
-
+    """What each step gave on this process, of a flag that the last rank raises before one, and another that it raises in it."""
     agreement, last = Agreement(60.0), process_group.rank() == process_group.size() - 1
-    given = [agreement([number == RAISED and last, False]) for number in range(CALLS)]
-    agreement([last, True])
-    return given, agreement.settle(), agreement.settle()
+    given = []
+    for number in range(STEPS):
+        before = [last and number == RAISED, last and number > RAISED]
+        agreement.send(before)
+        given.append(agreement.agreed([before[0], last and number >= RAISED]))
+    return given
 
 
 def test_a_process_on_its_own_agrees_with_itself_at_once():
-    given, on_its_way, _ = agree()
-    assert given == [[number == RAISED, False] for number in range(CALLS)]
-    assert on_its_way == []
+    assert agree() == [[number == RAISED, number >= RAISED] for number in range(STEPS)]
 
 
 @pytest.mark.slow
-def test_two_processes_agree_one_call_later():
-    for given, on_its_way, rest in run_in_processes(2, agree):
-        assert given == [[number == RAISED + 1, False] for number in range(CALLS)]
-        assert (on_its_way, rest) == ([True, True], [])
+def test_two_processes_agree_on_what_was_raised_before_the_step():
+    for given in run_in_processes(2, agree):
+        assert given == [[number == RAISED, number > RAISED] for number in range(STEPS)]

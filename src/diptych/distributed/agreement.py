@@ -1,7 +1,8 @@
-"""How processes agree on what only some of them know, such as a signal, without waiting for each other or for a device.
+"""How processes agree on what only some of them know, such as a signal, without waiting for a device.
 
-The flags of a step are sent while the next one is computed, over a group of the host's own (gloo), and take effect after it: on
-every process after the same step. A process on its own agrees with itself at once. Not for what every process knows by itself.
+Flags are sent over a group of the host's own (gloo) before a step, travel while it is computed, and take effect after it, on
+every process after the same step. A flag that is raised during a step counts after the next one. A process on its own agrees with
+itself at once. Not for what every process knows by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from diptych.distributed.process_group import TIMEOUT, Group, size
 
 
 class Agreement:
-    """Flags that count everywhere when they are raised anywhere, one call later. A collective to make, to call and to leave.
+    """Flags that count everywhere when they are raised anywhere. A collective to make, and its two methods in turn.
 
     ``timeout``: seconds that a process waits for the flags of the others.
     """
@@ -28,19 +29,16 @@ class Agreement:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self._sent: tuple[Tensor, dist.Work | None] | None = None
 
-    def __call__(self, flags: Sequence[bool]) -> list[bool]:
-        """Send ``flags``, as many in every call; the flags that were raised anywhere in the call before this one."""
-        if size() == 1:
-            return list(flags)
-        before = self.settle()
-        raised = torch.tensor([int(flag) for flag in flags])
-        self._sent = raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return before or [False] * len(flags)
+    def send(self, flags: Sequence[bool]) -> None:
+        """Send the flags as they are now, as many on every process; returns at once."""
+        if size() > 1:
+            raised = torch.tensor([int(flag) for flag in flags])
+            self._sent = raised, dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
 
-    def settle(self) -> list[bool]:
-        """Wait for what was sent, and return it; nothing where nothing was."""
+    def agreed(self, flags: Sequence[bool]) -> list[bool]:
+        """The flags that any process had raised when they were sent; of a process on its own ``flags``, as they are now."""
         if self._sent is None:
-            return []
+            return list(flags)
         (raised, work), self._sent = self._sent, None
         if work is not None:
             work.wait()

@@ -77,15 +77,15 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
     for batches, position in job.batches():
         clock.got_data()
         job.set_learning_rate(done)
+        job.agreement.send(asked.flags(job, output))
         result = job.step(batches)
         job.note(done, before, batches, result)
         done, before = done + 1, position
 
         last = done == job.total_steps or 0 < output.stop_after <= done - job.first_step  # as every process knows
-        flags = [asked.to_stop, asked.to_save(output.save_every_minutes), job.checkpoints.failed]
-        stopping, asked_to_save, failed = job.agreement(flags)
+        stopping, asked_to_save, failed = job.agreement.agreed(asked.flags(job, output))
         stopping = stopping or last
-        saving = stopping or (asked_to_save and not asked.just_saved) or job.events.save(done)
+        saving = stopping or asked_to_save or job.events.save(done)
         logging, validating = job.events.log(done), job.validator.wanted and job.events.validate(done)
         if logging or saving or validating:
             job.read_steps()  # waits for the device: part of the work
@@ -95,7 +95,6 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
             job.settle()
         if logging:
             report(done, job.record(done, position, result, clock.read()))
-        asked.just_saved = saving and job.world.size > 1
         if saving:
             job.save(done, position)
             asked.saved()
@@ -104,7 +103,6 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
         if stopping:
             break
         clock.resume()
-    job.agreement.settle()
     return done
 
 
@@ -149,8 +147,6 @@ class Asked:
 
     def __init__(self) -> None:
         self._stop, self._save = threading.Event(), threading.Event()
-        self.just_saved = False
-        """Whether several processes wrote a checkpoint after the step before: what is on its way among them is done then."""
         self._since = time.monotonic()
 
     @property
@@ -161,6 +157,10 @@ class Asked:
     def to_save(self, minutes: float) -> bool:
         """Whether SIGUSR1 came since the last checkpoint, or so many minutes went by (0: any number)."""
         return self._save.is_set() or 0 < 60 * minutes <= time.monotonic() - self._since
+
+    def flags(self, job: Job, output: OutputOptions) -> list[bool]:
+        """What the processes agree on: to stop, to save, and that a checkpoint has failed."""
+        return [self.to_stop, self.to_save(output.save_every_minutes), job.checkpoints.failed]
 
     def saved(self) -> None:
         """A checkpoint was written."""
