@@ -20,7 +20,7 @@ from diptych.distributed import process_group
 from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
-from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches
+from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches, sent
 from diptych.image import compile_kernels
 from diptych.models import SharedPrefixes, TwoTower
 from diptych.text import Tokenizer, texts_of
@@ -155,7 +155,7 @@ class Encoder:
                     if unreadable is not None and isinstance(error, RecordError):
                         unreadable(error)
                 rows = _filled(images, min(self.batch_size, len(indices)))
-                encoded = self.model.encode_image(self._sent(rows))[: len(images)].float()
+                encoded = self.model.encode_image(sent(rows, self.device))[: len(images)].float()
                 if errors:
                     encoded[[position for position, _ in errors]] = torch.nan
                 features.append(encoded)
@@ -191,8 +191,7 @@ class Encoder:
             return self._texts([item.ids for item in chosen], [item.length for item in chosen], advance)
 
         features = self.together(len(order), encode, advance)
-        original = torch.empty(len(order), dtype=torch.int64)
-        original[torch.tensor(order)] = torch.arange(len(order))
+        original = torch.tensor(order).argsort()
         numbers = {name: number for number, name in enumerate(distinct)}
         return features[original[[numbers[name] for name in names]].to(features.device)]
 
@@ -207,14 +206,8 @@ class Encoder:
 
     def encode_text(self, tokens: Tensor, lengths: Tensor, prefix: SharedPrefixes | None = None) -> Tensor:
         """Features fp32 [B, D] of ids [B, L] and their lengths [B], from any device; within ``inference``."""
-        features = self.model.encode_text(self._sent(tokens), lengths=self._sent(lengths), prefix=prefix)
-        return features.float()
-
-    def _sent(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device, for which the host does not wait."""
-        if tensor.is_cpu and self.device.abilities.pin_memory:
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device.torch_device, non_blocking=True)
+        tokens, lengths = (sent(item, self.device) for item in (tokens, lengths))
+        return self.model.encode_text(tokens, lengths=lengths, prefix=prefix).float()
 
     def together(
         self, count: int, encode: Callable[[Sequence[int], Advance], Tensor], advance: Advance, units: int = 1
