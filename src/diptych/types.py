@@ -156,6 +156,8 @@ class Batch(NamedTuple):
     ``masked`` where the objective wants it, else None; ``num_truncated`` tokens lost to truncation in this batch;
     ``image_features`` fp32 [B, D], not normalized, where they were precomputed: ``images`` is then [V, B, 3, 0, 0];
     ``plans`` how the ids of each text view are laid out, T of them, where the loader planned it; of ``masked`` as of the first.
+    ``predicted`` int64 [M], where the flattened ``masked.targets`` are predicted, known once the batch is on its way to a device;
+    ``companion`` what a frozen companion gave of the images before the run, [B, E], where an objective stores that.
     """
 
     images: Tensor
@@ -171,6 +173,8 @@ class Batch(NamedTuple):
     num_truncated: int = 0
     image_features: Tensor | None = None
     plans: tuple[TextPlan, ...] | None = None
+    predicted: Tensor | None = None
+    companion: Tensor | None = None
 
 
 class Pairs(NamedTuple):

@@ -195,3 +195,23 @@ def test_the_maps_are_linear_layers_with_bias_and_tokens_have_unit_length():
 def test_the_whole_context_is_padded_with_the_padding_id():
     padded = whole_context(torch.tensor([[3, 4]]), 5, 1)
     assert padded.tolist() == [[3, 4, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("tile", [1 << 18, 30])
+def test_padding_that_is_computed_and_left_out_changes_nothing(tile, monkeypatch):
+    """The form of accelerators, where nothing says on the host how long captions are; one caption has no real token."""
+    monkeypatch.setattr(_dense, "CPU_TILE", tile)
+    source = torch.Generator().manual_seed(4)
+    text, columns = torch.randn(5, 4, 3, generator=source).double(), torch.randn(6, 2, 3, generator=source).double()
+    real = torch.arange(4) < torch.tensor([4, 2, 0, 1, 3])[:, None]
+    weights, results = torch.randn(5, 6, generator=source).double(), []
+    for rows, layout in (
+        (lambda item: item[real], (None, None)),
+        (lambda item: item.flatten(0, 1), (4, real.flatten())),
+    ):
+        own, others = text.clone().requires_grad_(), columns.clone().requires_grad_()
+        means = _dense._LateInteraction.apply(rows(own), real.sum(dim=1), others, layout)
+        (means * weights).sum().backward()
+        results.append((means.detach(), own.grad, others.grad))
+    for packed, padded in zip(*results, strict=True):
+        assert torch.allclose(packed, padded, rtol=0, atol=1e-14)

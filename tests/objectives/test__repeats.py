@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diptych.distributed import process_group
 from diptych.objectives import _terms, _tiles
-from diptych.objectives._repeats import caption_classes, caption_ids
+from diptych.objectives._repeats import _digests, _numbered, caption_classes, caption_ids
 from diptych.objectives._sigmoid import sigmoid
 from diptych.objectives._terms import Features, contrastive
 from tests.distributed._processes import run_in_processes
@@ -191,3 +191,13 @@ def test_two_processes_and_micro_batches_equal_the_whole_batch(parts):
                 assert one == pytest.approx(other, rel=1e-6, abs=2e-6)
             for key, item in wanted.items():
                 np.testing.assert_allclose(result[name][1][key], item, rtol=1e-5, atol=1e-9, err_msg=key)
+
+
+def test_digests_tell_captions_apart_as_their_ids_do():
+    source = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 3, (200, 4), generator=source)
+    ids[:, 0] += 1  # no caption is empty
+    expected, digests = caption_classes(ids), _digests(ids)
+    assert len(expected.unique()) < 160
+    for numbers in (_numbered(digests), _numbered(_digests(torch.nn.functional.pad(ids, (0, 5))))):
+        assert torch.equal(numbers[:, None] == numbers, expected[:, None] == expected)

@@ -15,7 +15,7 @@ from diptych.models import create_model
 from diptych.objectives import Objective, RunFacts
 from diptych.objectives._repeats import CaptionedFeatures
 from diptych.objectives._terms import Features
-from diptych.objectives.fastclip import FastClip, FastClipConfig
+from diptych.objectives.fastclip import FastClip, FastClipConfig, _last_of_each
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
 from diptych.types import Pairs
 from tests.distributed._processes import run_in_processes
@@ -251,3 +251,7 @@ def test_the_scale_has_a_rate_of_its_own():
     locked = [(name, item) for name, item in named if item is not own.model.logit_scale]
     with pytest.raises(ConfigError, match="--scale-lr is for a logit scale that is locked"):
         create_optimizer(locked, own.model, OptimizerOptions(scale_lr=2e-4), device)
+
+
+def test_of_equal_numbers_the_last_is_known_without_sizes():
+    assert _last_of_each(torch.tensor([3, 1, 3, 2, 1])).tolist() == [2, 4, 2, 3, 4]

@@ -7,7 +7,8 @@ from diptych.devices import get_device
 from diptych.models import create_model
 from diptych.objectives import OBJECTIVES, create_objective
 from diptych.train.optimizer import OptimizerOptions
-from diptych.train.step import create_step, move
+from diptych.train.step import create_step
+from diptych.train.transfer import move
 from diptych.types import Wants
 from tests.objectives.worlds import make_batch
 

@@ -16,8 +16,8 @@ from diptych.models import attention_as_elsewhere, create_model, model_config, t
 from diptych.text import get_tokenizer
 from diptych.train.config import read
 from diptych.train.pipeline import Pipeline
-from diptych.train.step import move
 from diptych.train.text_layout import with_text_layout
+from diptych.train.transfer import move
 from diptych.types import BucketedTexts, GroupedTexts, PackedTexts, Sample
 from tests.objectives.worlds import EXAMPLES, batch_for, make_objective
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from diptych import log
-from diptych.devices._base import PRECISIONS, PURE, Abilities, Device
+from diptych.devices._abilities import PRECISIONS, PURE, Abilities
+from diptych.devices._base import Device
 from diptych.devices._matmul import Matmul
 from diptych.errors import DeviceError
 from diptych.registry import Registry, did_you_mean

@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
@@ -20,34 +19,11 @@ import torch
 from torch import Tensor
 
 from diptych import log
+from diptych.devices import _queued
+from diptych.devices._abilities import PRECISIONS, PURE, Abilities, TextForm
 from diptych.devices._matmul import MATMUL_OPTIONS, Matmul
 from diptych.errors import ConfigError, DeviceError
 from diptych.registry import did_you_mean
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PURE = {"pure_bf16": "bf16"}
-"""Precisions that are of the stored weights too, and the arithmetic of everything that is not stored in them."""
-
-
-TextForm = Literal["groups", "varlen", "buckets"]
-"""How texts are laid out for a causal tower, as ``diptych.text`` plans it."""
-
-
-@dataclass(frozen=True)
-class Abilities:
-    """What an accelerator can do beyond fp32; ``diptych selftest`` checks each claim.
-
-    ``bfloat16`` and ``float16``: autocast in that type · ``fused_adamw``: AdamW in one kernel · ``pin_memory``:
-    page-locked host memory, from which copies overlap with computing · ``varlen_attention``: attention over packed
-    sequences of unequal length in one kernel · ``deterministic``: ``set_deterministic`` makes equal runs equal bit for bit.
-    """
-
-    bfloat16: bool = False
-    float16: bool = False
-    fused_adamw: bool = False
-    pin_memory: bool = False
-    varlen_attention: bool = False
-    deterministic: bool = False
 
 
 class Device:
@@ -65,6 +41,8 @@ class Device:
     fused_adamw: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
     """Whether the device has deterministic algorithms for everything that training does: a claim, checked by selftest."""
+    asynchronous: ClassVar[bool] = True
+    """Whether work is queued, so that reading a value waits for all work before it; False where a read costs nothing."""
     indexed: ClassVar[bool] = True
     """False where a machine always has exactly one, such as the CPU."""
 
@@ -202,6 +180,15 @@ class Device:
         if asked != "auto":
             return asked
         return "varlen" if able else "buckets"
+
+    def copy_stream(self) -> torch.Stream | None:
+        """A new stream for copies to the device beside its work; None where that is not possible, or nothing would be gained."""
+        return _queued.copy_stream(self.torch_device) if self.asynchronous and self.abilities.pin_memory else None
+
+    @functools.cached_property
+    def counts_steps(self) -> bool:
+        """Whether AdamW can keep its count of steps on the device, in a form without a kernel of its own: tried once."""
+        return self.asynchronous and _queued.counts_steps(self.torch_device)
 
     def default_precision(self) -> str:
         """The precision that ``--precision auto`` means: bf16, else fp16, else fp32."""

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from diptych import log
 from diptych.devices import DEVICES
-from diptych.devices._base import Device, TextForm
+from diptych.devices._abilities import TextForm
+from diptych.devices._base import Device
 from diptych.devices._matmul import PRECISION, Matmul, choose_matmul
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's numbers of its malloc options
@@ -31,6 +32,7 @@ class Cpu(Device):
     name = "cpu"
     fused_adamw = True
     deterministic = True
+    asynchronous = False
     indexed = False
 
     def select(self, index: int) -> None:

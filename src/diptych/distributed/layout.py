@@ -132,13 +132,25 @@ class Layout:
         """What gradients lack after the last backward pass of a step, where a scheme averages only some of them."""
         self.masters.take_gradients()
 
-    def after_step(self, features: Any, pairs: Pairs) -> None:
-        """What follows each optimizer step: rounding, the objective's ``after_step``, then the range of the scale."""
-        self.round_weights()
+    def after_step(self, features: Any, pairs: Pairs, taken: Tensor | None = None) -> None:
+        """What follows each optimizer step: rounding, the objective's ``after_step``, then the range of the scale.
+
+        With ``taken``, a bool scalar on the device, nothing of it stays where that is False.
+        """
+        self.round_weights()  # of copies that did not move: the same weights again
+        moved = self._moved_after_step() if taken is not None else []
         with torch.no_grad():
+            before = [item.clone() for item in moved]
             self.objective.after_step(features, pairs)
             if self.objective.scale_range is not None:
                 self.objective.model.logit_scale.clamp_(*self.objective.scale_range)
+            for item, value in zip(moved, before, strict=True):
+                item.copy_(torch.where(taken, item, value))  # type: ignore[arg-type]
+
+    def _moved_after_step(self) -> list[Tensor]:
+        """What ``after_step`` may change: the objective's own buffers, and parameters of one element, such as scales."""
+        buffers = [item for name, item in self.objective.named_buffers() if not name.startswith("model.")]
+        return [*buffers, *(item for item in self.objective.parameters() if item.numel() == 1)]
 
     def train(self) -> None:
         """Training mode."""
@@ -172,6 +184,17 @@ class Layout:
         """Names of the parameters whose gradients are not finite everywhere. A collective: every rank calls it."""
         trained = ((name, item.grad) for name, item in self.trainable() if item.grad is not None)
         return [name for name, gradient in trained if not bool(_full_state.full(gradient).isfinite().all())]
+
+    def gradient_marks(self) -> Tensor:
+        """A number for each trained parameter with a gradient, on the device: finite where all that this process holds of it is.
+
+        In the order of ``marked``.
+        """
+        return torch.stack(list(torch._foreach_norm([_full_state.local(item) for item in self._gradients()])))
+
+    def marked(self) -> list[str]:
+        """Names of the trained parameters that have a gradient."""
+        return [name for name, item in self.trainable() if item.grad is not None]
 
     def _gradients(self) -> list[Tensor]:
         return [item.grad for _, item in self.trainable() if item.grad is not None]
@@ -274,6 +297,11 @@ class Layout:
     def _infer(self, *call: Any) -> Any:
         # DistributedDataParallel would broadcast buffers here, which makes each call a collective; replicas need no hooks.
         return self.objective(*call)
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, as a plain one."""
+    return _full_state.local(tensor)
 
 
 def is_sharded(tensor: object) -> bool:

@@ -27,6 +27,7 @@ SAID = "said"  # a key of torchrun's store: how many lines processes of this att
 TIMEOUT = 600.0  # seconds; torch's own is half an hour with gloo
 Value = TypeVar("Value")
 Group: TypeAlias = dist.ProcessGroup | None
+_OF_THE_HOST: list[dist.ProcessGroup] = []  # beside a device's group: flags of the host do not wait for the device
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def start(device: Device, backend: str = "", timeout: float = TIMEOUT) -> World:
             raise DistributedError(
                 f"the collective backend {backend or device.backend!r} could not start: {error}"
             ) from error
+        if device.asynchronous:
+            _OF_THE_HOST[:] = [dist.new_group(backend="gloo", timeout=limit)]
     return world
 
 
@@ -167,6 +170,7 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+        _OF_THE_HOST.clear()
 
 
 def size(group: Group = None) -> int:
@@ -226,9 +230,22 @@ def any_ranks(flags: Sequence[bool], device: torch.device, group: Group = None) 
     """Each flag as ``any_rank`` gives it, all in one collective."""
     if size(group) == 1:
         return list(flags)
-    raised = torch.tensor([int(flag) for flag in flags], device=device)
+    raised = torch.tensor([int(flag) for flag in flags])
+    if group is None and _OF_THE_HOST:
+        group = _OF_THE_HOST[0]
+    else:
+        raised = raised.to(device, non_blocking=True)
     dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=group)
     return [bool(flag) for flag in raised.tolist()]
+
+
+def every_rank(flag: Tensor) -> Tensor:
+    """A bool scalar on the device: True everywhere when the flag, such a scalar, is True on every process. Nothing is read."""
+    if size() == 1:
+        return flag
+    lowest = flag.to(torch.int32)
+    dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+    return lowest > 0
 
 
 def all_reduce_mean(value: Tensor, group: Group = None) -> Tensor:

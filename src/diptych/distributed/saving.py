@@ -131,6 +131,7 @@ class CheckpointWriter:
             if not main:
                 return lambda: None
             state = self._copies.of_tree(tree) if copied else tree
+            self._copies.wait()
             return lambda: _write_file(folder, step, state, keep)
         from diptych.distributed import checkpoint_folder
 
@@ -138,6 +139,7 @@ class CheckpointWriter:
         parts = checkpoint_folder.own_parts(tensors, main)
         if copied:
             parts = self._copies.of_parts(parts)
+            self._copies.wait()
         return lambda: _write_folder(folder, step, plain, parts, keep=keep, main=main, group=self._group)
 
     def _agree(self, step: int, failure: BaseException | None) -> None:
@@ -200,17 +202,30 @@ def _line(error: BaseException) -> str:
 
 
 class Copies:
-    """Copies of tensors in the host's memory, which the next checkpoint uses again: new memory would cost more than the copy."""
+    """Copies of tensors in the host's memory, which the next checkpoint uses again: new memory would cost more than the copy.
+
+    Those from an accelerator go into page-locked memory, one after the other without a wait between them: call ``wait`` after.
+    """
 
     def __init__(self) -> None:
         self._copies: dict[str, Tensor] = {}
+        self._device: torch.device | None = None  # from which copies are on their way
 
     def of_tensor(self, name: str, tensor: Tensor) -> Tensor:
-        """A copy that later changes of the tensor do not reach."""
+        """A copy that later changes of the tensor do not reach; whole after ``wait``."""
         copy = self._copies.get(name)
         if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-            copy = self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return copy.copy_(tensor.detach())
+            fresh = torch.empty(tensor.shape, dtype=tensor.dtype)
+            copy = self._copies[name] = fresh if tensor.is_cpu else _locked(fresh)
+        if not tensor.is_cpu:
+            self._device = tensor.device
+        return copy.copy_(tensor.detach(), non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait once, until every copy is whole."""
+        device, self._device = self._device, None
+        if device is not None:
+            torch.accelerator.current_stream(device).synchronize()
 
     def of_parts(self, parts: Mapping[str, PartOfTensor]) -> dict[str, PartOfTensor]:
         """Copies of a process's parts."""
@@ -227,3 +242,11 @@ class Copies:
         if isinstance(tree, list | tuple):
             return type(tree)(self.of_tree(item, f"{name}/{number}") for number, item in enumerate(tree))
         return tree
+
+
+def _locked(tensor: Tensor) -> Tensor:
+    """The same in page-locked memory, where the machine has such."""
+    try:
+        return tensor.pin_memory()
+    except (RuntimeError, NotImplementedError):
+        return tensor

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from diptych.devices import Device
 from diptych.errors import DataError
 from diptych.image import EvalTransform, decode
 from diptych.types import Record
@@ -95,3 +96,9 @@ def _stack(transform: ImageTransform, decoded: list[Decoded]) -> ImageBatch:
     readable = next((image for image in images if isinstance(image, Tensor)), None)
     blank = torch.zeros_like(transform(Image.new("RGB", (64, 64))) if readable is None else readable)
     return torch.stack([image if isinstance(image, Tensor) else blank for image in images]), errors, damaged
+
+
+def sent(tensor: Tensor, device: Device) -> Tensor:
+    """The tensor on the device, from page-locked memory where there is such: the host does not wait for the copy."""
+    pinned = tensor.is_cpu and device.abilities.pin_memory
+    return (tensor.pin_memory() if pinned else tensor).to(device.torch_device, non_blocking=True)

@@ -23,7 +23,7 @@ from diptych.distributed import process_group
 from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError, DataError, RecordError
-from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches
+from diptych.evaluate._decode import Damaged, ImageTransform, Records, image_batches, sent
 from diptych.evaluate._laid_out import LaidOut
 from diptych.image import compile_kernels
 from diptych.models import SharedPrefixes, TwoTower, text_layout
@@ -131,8 +131,9 @@ class Encoder:
                     if unreadable is not None and isinstance(error, RecordError):
                         unreadable(error)
                 rows = _filled(images, min(self.batch_size, len(indices)))
-                encoded = self.model.encode_image(rows.to(self.device.torch_device))[: len(images)].float()
-                encoded[[position for position, _ in errors]] = torch.nan
+                encoded = self.model.encode_image(sent(rows, self.device))[: len(images)].float()
+                if errors:
+                    encoded[[position for position, _ in errors]] = torch.nan
                 features.append(encoded)
                 advance(len(images))
         if damaged_images:
@@ -166,8 +167,7 @@ class Encoder:
             return self._texts([item.ids for item in chosen], [item.length for item in chosen], advance)
 
         features = self.together(len(order), encode, advance)
-        original = torch.empty(len(order), dtype=torch.int64)
-        original[torch.tensor(order)] = torch.arange(len(order))
+        original = torch.tensor(order).argsort()
         numbers = {name: number for number, name in enumerate(distinct)}
         return features[original[[numbers[name] for name in names]].to(features.device)]
 
@@ -194,8 +194,9 @@ class Encoder:
             padded = layout.padded(tokens.shape[1])
             tokens = F.pad(tokens, (0, padded - tokens.shape[1]), value=self.tokenizer.pad_id)
             plan = layout.plan(lengths, padded)
-            planned["plan"] = tree_map_only(Tensor, lambda item: item.to(device, non_blocking=True), plan)
-        return self.model.encode_text(tokens.to(device), lengths=lengths.to(device), **planned).float()
+            planned["plan"] = tree_map_only(Tensor, lambda item: sent(item, self.device), plan)
+        tokens, lengths = (sent(item, self.device) for item in (tokens, lengths))
+        return self.model.encode_text(tokens, lengths=lengths, **planned).float()
 
     @functools.cached_property
     def _layout(self) -> TextLayout | None:

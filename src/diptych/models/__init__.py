@@ -15,7 +15,8 @@ from diptych.models._model import TwoTower, create_model
 from diptych.models._observed import hooked, traced
 from diptych.models._packing import FullAttention
 from diptych.models._presets import list_models, model_config, model_config_from_dict
-from diptych.models._statistics import put_back, restored_statistics, running_statistics, statistics_of
+from diptych.models._seeded import integers as seeded_integers
+from diptych.models._statistics import Statistics, put_back, restored_statistics, running_statistics, statistics_of
 from diptych.models._text_layout import text_layout
 from diptych.types import SharedPrefixes
 
@@ -29,6 +30,7 @@ __all__ = [
     "ModelNeeds",
     "PreprocessConfig",
     "SharedPrefixes",
+    "Statistics",
     "TextConfig",
     "TextTower",
     "Tower",
@@ -47,6 +49,7 @@ __all__ = [
     "put_back",
     "restored_statistics",
     "running_statistics",
+    "seeded_integers",
     "statistics_of",
     "text_layout",
     "traced",

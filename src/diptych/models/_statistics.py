@@ -34,10 +34,10 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def put_back(saved: Statistics) -> None:
-    """Give the buffers what they held."""
+def put_back(saved: Statistics, unless: Tensor | None = None) -> None:
+    """Give the buffers what they held; ``unless``, a bool scalar on their device, says that they stay as they are."""
     for buffer, value in saved:
-        buffer.copy_(value)
+        buffer.copy_(value if unless is None else torch.where(unless, buffer, value))
 
 
 @contextlib.contextmanager

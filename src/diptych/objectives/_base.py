@@ -135,6 +135,10 @@ class Objective(nn.Module):
         """Terms of the whole batch, over all processes of ``group``. The same input in a plain step and over micro-batches."""
         raise NotImplementedError
 
+    def on_host(self, batch: Batch) -> Batch:
+        """The batch of a training step before it is copied to the device, with what only the host's memory holds of its pairs."""
+        return batch
+
     def encode_frozen(self, batch: Batch) -> Any:
         """What ``encode`` needs that has no gradient, such as a teacher's features; computed once a step, in its first pass."""
         return None

@@ -151,7 +151,7 @@ class DeclipTerms(Objective):
         if self.token_head is not None:
             assert batch.masked is not None and texts[0].tokens is not None
             states = texts[0].tokens[:, : batch.masked.targets.shape[1]]
-            sums, counts = masked_token_sums(states, batch.masked.targets, self.token_head)
+            sums, counts = masked_token_sums(states, batch.masked.targets, self.token_head, batch.predicted)
         image_1, image_2, *pooled = (full_precision(item.pooled) for item in (*images, *texts))
         features = DeclipFeatures(image_1, image_2, pooled[0], pooled[1] if len(pooled) > 1 else None, sums, counts)
         return features._replace(**self.token_fields(images, texts))

@@ -83,13 +83,23 @@ def dense_contrastive(
         tokens = DenseTokens(full_precision(tokens.image), full_precision(tokens.text), real)
         chosen_images, chosen_texts = (gather_with_gradient(item, group) for item in selected(tokens, top_k))
         scale = full_precision(log_scale_dense).exp()
-        every = torch.full((len(real),), tokens.image.shape[1], device=real.device)
-        by_image = scale * _LateInteraction.apply(tokens.image.flatten(0, 1), every, chosen_texts)
-        by_text = scale * _LateInteraction.apply(tokens.text[real], real.sum(dim=1), chosen_images)
+        every, size = torch.full((len(real),), tokens.image.shape[1], device=real.device), tokens.image.shape[1]
+        by_image = scale * _LateInteraction.apply(tokens.image.flatten(0, 1), every, chosen_texts, (size, None))
+        by_text = scale * _LateInteraction.apply(*_token_rows(tokens.text, real), chosen_images, _layout(real))
         own = torch.arange(len(real), device=real.device) + rank_offset(len(real), group)
         loss = (F.cross_entropy(by_image, own) + F.cross_entropy(by_text, own)) / 2
         correct = (by_image.detach().argmax(dim=1) == own).float().mean()
     return loss, {"logit_scale_dense": scale.detach(), "dense_accuracy": correct}
+
+
+def _token_rows(text: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The word tokens as rows, and how many of each pair are real: on a CPU these alone, elsewhere padding too."""
+    return text[real] if real.is_cpu else text.flatten(0, 1), real.sum(dim=1)
+
+
+def _layout(real: Tensor) -> tuple[int | None, Tensor | None]:
+    """How many rows of ``_token_rows`` each pair has, and which of them count: None where the lengths themselves say so."""
+    return (None, None) if real.is_cpu else (real.shape[1], real.flatten())
 
 
 def selected(tokens: DenseTokens, top_k: int) -> tuple[Tensor, Tensor]:
@@ -123,12 +133,17 @@ def _rows(tokens: Tensor, order: Tensor) -> Tensor:
 class _LateInteraction(torch.autograd.Function):
     """Mean over the R tokens of each of B pairs of the largest similarity to the k tokens of each of C pairs: [B, C].
 
-    ``rows`` [R, E] hold the tokens of one pair after those of another, ``lengths`` int64 [B] of each; ``columns`` [C, k, E].
+    ``rows`` [R, E] hold the tokens of one pair after those of another, ``lengths`` int64 [B] how many of each count; ``columns``
+    [C, k, E]. ``layout``: how many rows each pair has, and which of all rows count, bool [R] (None: all); without a number the
+    lengths say how many rows there are, for which the host waits.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, lengths: Tensor, columns: Tensor) -> Tensor:
-        counts = lengths.tolist()
+    def forward(
+        ctx: Any, rows: Tensor, lengths: Tensor, columns: Tensor, layout: tuple[int | None, Tensor | None]
+    ) -> Tensor:
+        size, real = layout
+        counts = _counts(lengths, size)
         by_rank = columns.transpose(0, 1).contiguous()  # [k, C, E]
         winner = torch.zeros(len(rows), len(columns), dtype=torch.uint8, device=rows.device)
         means = rows.new_zeros(len(counts), len(columns))
@@ -139,25 +154,36 @@ class _LateInteraction(torch.autograd.Function):
                 torch.mm(rows[part], by_rank[number].T, out=other)
                 winner[part].masked_fill_(other > best, number)
                 torch.maximum(best, other, out=best)
-            means[pairs] = _means(best, lengths[pairs])
-        ctx.save_for_backward(rows, lengths, by_rank, winner)
+            if real is not None and size is not None:
+                sums = best.masked_fill_(~real[part, None], 0).unflatten(0, (-1, size)).sum(dim=1)
+                means[pairs] = sums / lengths[pairs, None].clamp(min=1)
+            else:
+                means[pairs] = _means(best, lengths[pairs])
+        ctx.save_for_backward(rows, lengths, by_rank, winner, real)
+        ctx.size = size
         return means
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
-        rows, lengths, by_rank, winner = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        rows, lengths, by_rank, winner, real = ctx.saved_tensors
         to_rows, to_columns = torch.empty_like(rows), torch.zeros_like(by_rank)
         shares = gradient / lengths.clamp(min=1)[:, None]
         flat, column = by_rank.flatten(0, 1), torch.arange(len(gradient.T), dtype=torch.int32, device=rows.device)
-        for pairs, part in _blocks(lengths.tolist(), len(column), rows.device):
-            weights = shares[pairs].repeat_interleave(lengths[pairs], dim=0)
+        for pairs, part in _blocks(_counts(lengths, ctx.size), len(column), rows.device):
+            weights = shares[pairs].repeat_interleave(lengths[pairs] if ctx.size is None else ctx.size, dim=0)
+            if real is not None:
+                weights = weights * real[part, None]
             # Of k products with a row one counts: summing C vectors by their numbers is 5 times as fast as the k dense products.
             chosen = winner[part].int() * len(column) + column
             to_rows[part] = F.embedding_bag(chosen, flat, per_sample_weights=weights, mode="sum")
             for number in range(len(by_rank)):
                 to_columns[number].addmm_((weights * (winner[part] == number)).T, rows[part])
-        return to_rows, None, to_columns.transpose(0, 1)
+        return to_rows, None, to_columns.transpose(0, 1), None
+
+
+def _counts(lengths: Tensor, size: int | None) -> list[int]:
+    return [size] * len(lengths) if size is not None else lengths.tolist()
 
 
 def _means(tokens: Tensor, lengths: Tensor) -> Tensor:

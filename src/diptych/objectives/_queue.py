@@ -46,8 +46,10 @@ class FeatureQueue(nn.Module):
         """Write N features [N, width], N at most the size, over the oldest entries, in their order."""
         indices = self.position + torch.arange(len(features), device=features.device)
         size = len(self.entries)
-        if self.drops_rest and int(self.position) + len(features) > size:
-            fitting = size - int(self.position)
-            indices, features = indices[:fitting], features[:fitting]
-        self.entries[indices % size] = features.to(self.entries.dtype)
+        rows, values = indices % size, features.to(self.entries.dtype)
+        if self.drops_rest:
+            fits = indices < size
+            values = torch.where(fits[:, None], values, self.entries[rows])
+            indices = indices.clamp(max=size - 1)
+        self.entries[rows] = values
         self.position.copy_((indices[-1:] + 1) % size)

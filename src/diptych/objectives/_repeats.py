@@ -17,9 +17,13 @@ from torch import Tensor
 
 from diptych.distributed.gather import gather
 from diptych.distributed.process_group import Group
+from diptych.models import seeded_integers
 from diptych.objectives._base import ObjectiveOptions
 from diptych.objectives._terms import Features
 from diptych.types import Batch
+
+DIGEST = 1 << 20
+"""The stream of numbers that digests of captions are made with, far from those of any layer."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,30 @@ def caption_ids(batch: Batch, view: int = 0) -> Tensor:
 def caption_classes(ids: Tensor, group: Group = None) -> Tensor:
     """A number of its caption for each pair of the global batch, int64 [W*B], equal where ``caption_ids`` [B, L] are equal.
 
-    A collective; every process gets the same numbers. L may differ between processes.
+    A collective; every process gets the same numbers. L may differ between processes. On a CPU the ids themselves are compared,
+    elsewhere two digests of 63 bits, so that the host need not wait to learn how many captions differ.
     """
-    longest = int(gather(torch.tensor([ids.shape[1]], device=ids.device), group).max())
+    if not ids.is_cpu:
+        return _numbered(gather(_digests(ids), group))
+    longest = int(gather(torch.tensor([ids.shape[1]]), group).max())
     everything = gather(F.pad(ids, (0, longest - ids.shape[1])), group)
     return torch.unique(everything, dim=0, return_inverse=True)[1]
+
+
+def _digests(ids: Tensor) -> Tensor:
+    """Two numbers for each of B captions, int64 [B, 2], made of its ``caption_ids`` [B, L] and where each stands."""
+    keyed = (ids << 16) + torch.arange(ids.shape[1], device=ids.device)
+    parts = seeded_integers(keyed.flatten(), DIGEST, 2).unflatten(0, ids.shape)
+    return torch.where((ids > 0)[..., None], parts, 0).sum(dim=1)
+
+
+def _numbered(digests: Tensor) -> Tensor:
+    """Numbers int64 [N], equal where the rows of [N, 2] are."""
+    order = torch.argsort(digests[:, 0], stable=True)
+    ordered = digests[order]
+    differs = torch.zeros_like(order)
+    differs[1:] = (ordered[1:] != ordered[:-1]).any(dim=1).to(torch.int64)
+    return torch.empty_like(order).scatter_(0, order, differs.cumsum(dim=0))
 
 
 def with_captions(features: Features, batch: Batch, options: RepeatOptions) -> Features | CaptionedFeatures:

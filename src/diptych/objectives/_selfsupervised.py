@@ -46,18 +46,24 @@ def simsiam(predictions: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]) 
         return -(cosines[0] + cosines[1]) / 2
 
 
-def masked_token_sums(states: Tensor, targets: Tensor, head: nn.Module) -> tuple[Tensor, Tensor]:
+def masked_token_sums(
+    states: Tensor, targets: Tensor, head: nn.Module, positions: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Of each text the sum of its predicted tokens' cross-entropies in nats, [B], and how many are predicted, int64 [B].
 
     ``states`` [B, L, width] of a text tower that saw masked ids; ``targets`` int64 [B, L], negative where nothing is predicted.
     ``head`` takes states to logits; it is computed at predicted positions only. Pair by pair, so it can run in micro-batches.
+    ``positions``: those of the predicted tokens in the flattened targets, int64 [M], in their order; without them the host waits
+    to learn how many there are.
     """
     predicted = targets >= 0
-    logits = full_precision(head(states[predicted]))
+    if positions is None:
+        positions = predicted.flatten().nonzero()[:, 0]
+    logits = full_precision(head(states.flatten(0, 1)[positions]))
     with torch.autocast(states.device.type, enabled=False):
-        each = F.cross_entropy(logits, targets[predicted], reduction="none")
+        each = F.cross_entropy(logits, targets.flatten()[positions], reduction="none")
         # Not by index_add, which adds in no fixed order on some devices.
-        sums = logits.new_zeros(targets.shape).masked_scatter(predicted, each).sum(dim=1)
+        sums = logits.new_zeros(targets.numel()).index_copy(0, positions, each).view_as(targets).sum(dim=1)
     return sums, predicted.sum(dim=1)
 
 

@@ -84,7 +84,8 @@ class _Tiled(torch.autograd.Function):
             torch.sub(scores, by_row[part, None], out=weights).exp_()
             if by_column is not None:
                 weights.add_((scores - by_column).exp_())
-            weights[torch.arange(len(scores)), torch.arange(part.start, part.stop) + ctx.offset] -= share
+            own = torch.arange(part.start, part.stop, device=rows.device)
+            weights[own - part.start, own + ctx.offset] -= share
             torch.mm(weights, columns, out=to_rows[part])
             to_columns.addmm_(weights.T, rows[part])
             to_scale += weights.mul_(scores).sum() / scale

@@ -101,6 +101,12 @@ class Distill(Objective):
         """Take the teacher's features of every record's image, fp32 [records, E]."""
         self._stored = features
 
+    def on_host(self, batch: Batch) -> Batch:
+        """With the stored features of its images, where there are some and the batch is still on the CPU."""
+        if self._stored is None or not batch.indices.is_cpu:
+            return batch
+        return batch._replace(companion=self._stored[batch.indices])
+
     def encode_frozen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's unit features [B, E] of the same crop, or the stored ones of the image, and of the same tokens."""
         teacher: Any = self.frozen()["teacher"]
@@ -109,7 +115,9 @@ class Distill(Objective):
             return unit(teacher.image(batch.images[0]).pooled), unit(text.pooled)
         if self._stored is None:
             raise ConfigError("no features of the teacher were stored; call store(features) before the first step.")
-        image = self._stored[batch.indices.to(self._stored.device)].to(text.pooled.device)
+        image = batch.companion
+        if image is None:  # a batch that was on the device already
+            image = self._stored[batch.indices.to(self._stored.device)].to(text.pooled.device)
         return unit(image.to(text.pooled.dtype)), unit(text.pooled)
 
     def encode(self, batch: Batch, frozen: Any = None) -> DistillFeatures:

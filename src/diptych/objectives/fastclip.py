@@ -131,7 +131,7 @@ class FastClip(Objective):
         with torch.autocast(features.image.device.type, enabled=False):
             log_g, compared, won = self._log_means(features, pairs, scale)
             log_u = self._moved(log_g.detach(), compared, pairs)
-            ratio = (log_g - torch.logaddexp(log_u, log_u.new_tensor(math.log(EPS)))).exp()
+            ratio = (log_g - torch.logaddexp(log_u, log_u.new_full((), math.log(EPS)))).exp()
             count = len(features.image)
             losses = {"global": torch.where(compared, ratio, 0).sum() / count / scale.detach().squeeze()}
             mean_log_u = torch.where(compared, log_u, 0).sum() / count
@@ -177,13 +177,13 @@ class FastClip(Objective):
         assert self._newest is not None  # compare comes before
         log_u, compared, scale = self._newest
         names, values, fresh = (gather(item, self.group) for item in (pairs.indices, log_u.T, compared))
-        records, inverse = torch.unique(names, return_inverse=True)
-        order = torch.arange(len(names), device=names.device)
-        last = torch.zeros_like(records).scatter_reduce(0, inverse, order, "amax", include_self=False)
-        self.log_u[:, records] = values[last].T.to(self.log_u.dtype)
-        self.seen[records] = self.seen[records] | fresh[last]
-        if self.config.temperature == "learned" and float(scale.exp()) > 1 / COLD:
-            self.model.logit_scale.copy_(scale + (self.model.logit_scale - scale) / 3)
+        last = _last_of_each(names)
+        # A record that is there twice is written twice, with equal values.
+        self.log_u[:, names] = values[last].T.to(self.log_u.dtype)
+        self.seen[names] = self.seen[names] | fresh[last]
+        if self.config.temperature == "learned":
+            slower = scale + (self.model.logit_scale - scale) / 3
+            self.model.logit_scale.copy_(torch.where(scale.exp() > 1 / COLD, slower, self.model.logit_scale))
         self._newest = None
 
     def validation_terms(self, batch: Batch) -> Terms:
@@ -194,3 +194,13 @@ class FastClip(Objective):
         offset = rank_offset(len(features.image), self.group)
         loss, correct = contrastive(features, everything, scale, offset, classes=classes)
         return Terms({"contrastive": loss}, {"logit_scale": scale.detach(), "batch_accuracy": correct})
+
+
+def _last_of_each(names: Tensor) -> Tensor:
+    """For each of N numbers, int64 [N], the last position that has the same one, int64 [N]. No value is read by the host."""
+    ordered, positions = torch.sort(names, stable=True)
+    ends = torch.ones_like(ordered, dtype=torch.bool)
+    ends[:-1] = ordered[:-1] != ordered[1:]
+    numbers = torch.arange(len(names), device=names.device)
+    following = torch.where(ends, numbers, len(names)).flip(0).cummin(dim=0).values.flip(0)
+    return torch.empty_like(positions).scatter_(0, positions, positions[following])

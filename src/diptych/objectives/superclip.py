@@ -62,6 +62,7 @@ class SuperClip(Objective):
     cacheable = False
     document_counts: Tensor
     documents: Tensor
+    special: Tensor
 
     def __init__(self, config: SuperClipConfig, model: TwoTower, load: LoadModel | None = None) -> None:
         super().__init__(config, model, load)
@@ -73,7 +74,7 @@ class SuperClip(Objective):
         self.classifier = nn.Linear(image_token_width(model, "superclip classifies by"), vocabulary)
         self.register_buffer("document_counts", torch.zeros(vocabulary, dtype=torch.int64))
         self.register_buffer("documents", torch.zeros(1, dtype=torch.int64))
-        self.special = _special_ids(model)
+        self.register_buffer("special", torch.tensor(_special_ids(model), dtype=torch.int64), persistent=False)
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
@@ -125,12 +126,11 @@ class SuperClip(Objective):
         # What is no word goes into one more column, which is cut off.
         ids = torch.where(positions < features.lengths[:, None], features.tokens, vocabulary)
         bags = torch.zeros(len(ids), vocabulary + 1, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
-        bags[:, self.special] = False
-        return bags[:, :vocabulary]
+        return bags.index_fill_(1, self.special, False)[:, :vocabulary]
 
     def _counted(self, bags: Tensor) -> tuple[Tensor, Tensor]:
         """Captions with each token, int64 [vocabulary], and captions, int64 [1], these of all processes included."""
-        own = torch.cat([bags.sum(dim=0), bags.new_tensor([len(bags)], dtype=torch.int64)])
+        own = torch.cat([bags.sum(dim=0), bags.new_full((1,), len(bags), dtype=torch.int64)])
         everything = gather(own[None], self.group).sum(dim=0)
         return self.document_counts + everything[:-1], self.documents + everything[-1:]
 

@@ -55,7 +55,9 @@ def _given(value: float | None, default: float) -> float:
 
 def _adamw_values(options: AlgorithmOptions, device: Device, resnet: bool) -> dict[str, Any]:
     values = _adam_values(options, ADAMW_OF_RESNETS if resnet else ADAMW)
-    return {**values, "fused": device.abilities.fused_adamw or None}
+    fused = device.abilities.fused_adamw
+    # A step that is not taken is not counted either, which only the device knows.
+    return {**values, "fused": fused or None, "capturable": not fused and device.counts_steps}
 
 
 def _adamw(groups: Groups, options: AlgorithmOptions, device: Device, resnet: bool) -> torch.optim.Optimizer:
@@ -63,7 +65,7 @@ def _adamw(groups: Groups, options: AlgorithmOptions, device: Device, resnet: bo
 
 
 def _lamb(groups: Groups, options: AlgorithmOptions, device: Device, resnet: bool) -> torch.optim.Optimizer:
-    return Lamb(groups, **_adam_values(options, LAMB))
+    return Lamb(groups, **_adam_values(options, LAMB), capturable=device.asynchronous)
 
 
 def _muon(groups: Groups, options: AlgorithmOptions, device: Device, resnet: bool) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diptych import log
 from diptych.distributed import process_group
-from diptych.distributed.layout import Layout
+from diptych.distributed.layout import Layout, local_of
 from diptych.errors import ConfigError
 from diptych.models import running_statistics
 
@@ -46,9 +46,15 @@ class WeightAverage:
     """The moving average of a layout's trained state, laid out as that state is: sharded parameters have sharded averages."""
 
     def __init__(self, layout: Layout, decay: float, warmup: bool = False) -> None:
-        self.layout, self.decay, self.warmup, self.updates = layout, decay, warmup, 0
+        self.layout, self.decay, self.warmup, self._calls = layout, decay, warmup, 0
+        self._left_out: Tensor | None = None  # updates that a device did not make
         self._live = {**dict(layout.trainable()), **running_statistics(layout.objective)}
         self._averages = {name: item.detach().clone() for name, item in self._live.items()}
+
+    @property
+    def updates(self) -> int:
+        """How many updates were made; reads the device where updates are gated."""
+        return self._calls - (0 if self._left_out is None else int(self._left_out))
 
     @property
     def factor(self) -> float:
@@ -57,13 +63,35 @@ class WeightAverage:
         return min(self.decay, growing) if self.warmup else self.decay
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the weights; once after each step that was taken."""
+    def update(self, taken: Tensor | None = None) -> None:
+        """Move the average towards the weights; once after each step that was taken, or that may have been.
+
+        ``taken``: a bool scalar on the device, where it says whether the step was taken.
+        """
         # a + (1 - d) (w - a): a weight that does not move stays equal to its average to the last bit.
-        weight = 1.0 - self.factor
+        if taken is None:
+            weight = 1.0 - self.factor
+            for name, average in self._averages.items():
+                average.lerp_(self._live[name].detach(), weight)
+        else:
+            self._update_where(taken)
+        self._calls += 1
+
+    def _update_where(self, taken: Tensor) -> None:
+        if self._left_out is None:
+            self._left_out = torch.zeros((), dtype=torch.int64, device=taken.device)
+        count = self._calls - self._left_out
+        weights: dict[torch.dtype, Tensor] = {}
         for name, average in self._averages.items():
-            average.lerp_(self._live[name].detach(), weight)
-        self.updates += 1
+            kind = average.dtype
+            if kind not in weights:
+                weight = torch.full((), 1.0 - self.decay, dtype=kind, device=taken.device)
+                if self.warmup:  # 1 - (1 + n) / (10 + n)
+                    weight = torch.maximum(weight, 9.0 / (10 + count).to(kind))
+                weights[kind] = torch.where(taken, weight, 0.0)
+            # By this process's part: a weight of 0 changes no bit of it.
+            local_of(average).lerp_(local_of(self._live[name].detach()), weights[kind])
+        self._left_out += (~taken).to(torch.int64)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -106,7 +134,7 @@ class WeightAverage:
             return
         for name, value in self.layout.laid_out(state["averages"], self._averages).items():
             self._averages[name].copy_(value)
-        self.updates = int(state["updates"])
+        self._calls, self._left_out = int(state["updates"]), None
 
     def whole(self) -> dict[str, Tensor]:
         """Every average by the objective's names, whole. A collective."""

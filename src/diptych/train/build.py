@@ -16,6 +16,7 @@ from diptych import log, weights
 from diptych.data import ORDER_VERSION, START, Loader, Position, fingerprint
 from diptych.devices import Device, get_device
 from diptych.distributed import mesh, process_group, watch
+from diptych.distributed.agreement import Agreement
 from diptych.distributed.layout import Layout, frozen_digests, precision_of
 from diptych.distributed.process_group import World
 from diptych.distributed.saving import CheckpointWriter, SaveOptions
@@ -123,12 +124,15 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     pipeline = _with_features(config, pipeline, step)
     skipped = SkippedSteps(run.folder, allowed, run.state.get("skipped_steps", 0) if run.state else 0)
     start = Position(**run.state["position"]) if run.state else Position(0, 0)
+    if step.gate is not None:
+        step.gate.limit(allowed - skipped.count)
     loader = pipeline.loader(start, data_world, device, config.pieces)
     return Job(
         run, world, step, changes, loader, _validator(config, pipeline, step.layout, step),
         log.open_sinks(run.folder, config.output.report_to, run.first_step if run.state else None),
         rate, _events(config.output, config.evaluate, per_epoch, total),
-        BadSampleLog(run.folder, world.rank), skipped, _checkpoint_writer(config, run, world), options.to_dict(config), identity,
+        BadSampleLog(run.folder, world.rank), skipped, _checkpoint_writer(config, run, world),
+        Agreement(config.parallel.dist_timeout + AFTER_WATCH), options.to_dict(config), identity,
     )  # fmt: skip
 
 
@@ -233,7 +237,7 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         strict=config.data.bad_samples_strict, text_layout=pipeline.text_layout,
     )  # fmt: skip
     data = ValidationData(
-        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world),
+        pipeline.val_source, pipeline.labeled_source, lambda: pipeline.validation_loader(layout.data_world, step.device),
         pipeline.labeled_v2_source,
     )  # fmt: skip
     return Validator(layout, encoder, data, config.evaluate, step.average)

@@ -15,6 +15,7 @@ import torch
 from diptych import log, weights
 from diptych.data import Loader, Position
 from diptych.distributed import checkpoint, process_group, watch
+from diptych.distributed.agreement import Agreement
 from diptych.distributed.process_group import World
 from diptych.distributed.saving import CheckpointWriter
 from diptych.errors import NonFiniteError
@@ -22,7 +23,7 @@ from diptych.evaluate import TOKEN_MAPS_FILE, write_token_maps
 from diptych.train.average import AVERAGE_FILE
 from diptych.train.bad_samples import BadSampleLog
 from diptych.train.changes import ModelChange, exported
-from diptych.train.nonfinite import SkippedSteps, names_not_finite
+from diptych.train.nonfinite import SkippedSteps, StepFacts, names_not_finite
 from diptych.train.run_folder import Identity, Run
 from diptych.train.schedule import ScheduleOptions, learning_rate
 from diptych.train.step import Step, StepResult
@@ -77,6 +78,7 @@ class Job:
     bad_samples: BadSampleLog
     skipped: SkippedSteps
     checkpoints: CheckpointWriter
+    agreement: Agreement
     values: Mapping[str, Any]
     identity: Identity
 
@@ -183,25 +185,43 @@ class Job:
         watch.phase("waiting for a checkpoint")
         self.checkpoints.settle()
 
-    def leave_out(self, done: int, before: Position, batches: list[Batch], result: StepResult) -> None:
-        """A step that was not taken, since it was not finite; ``before`` is the position at which it began. A collective.
+    def note(self, done: int, before: Position, batches: list[Batch], result: StepResult) -> None:
+        """A step after ``done`` others was given to the device; ``before`` is the position at which it began.
+
+        What became of it is asked now where the host knows it, else by ``read_steps``. A collective. Raises NonFiniteError.
+        """
+        if result.finite is True:
+            return
+        facts = self.skipped.facts(done, before, batches, self.step, result)
+        if result.finite is False:
+            self._leave_out(facts)
+        elif self.skipped.remember(facts, result.finite):
+            self.read_steps()
+
+    def read_steps(self) -> None:
+        """Read what became of the steps since the last time. A collective. Raises NonFiniteError."""
+        for facts in self.skipped.not_finite():
+            self._leave_out(facts)
+
+    def _leave_out(self, facts: StepFacts) -> None:
+        """A step that was not taken, since it was not finite. A collective.
 
         Raises NonFiniteError when the run may not go on; the weights, which the step did not touch, are saved first.
         """
-        if self.skipped.leave_out(done, batches, self.step, result):
+        if self.skipped.leave_out(facts, self.step):
             return
-        self.save(done, before, wait=True)
+        done = facts.done
+        self.save(done, facts.before, wait=True)
+        what = f"step {done + 1}: the loss is {float(facts.loss):g}, the gradient norm {float(facts.gradient_norm):g}; stopped"
         if self.checkpoints.last != done:  # it could not be written, which was said
             raise NonFiniteError(
-                f"step {done + 1}: the loss is {float(result.loss):g}, the gradient norm {float(result.gradient_norm):g}; "
-                f"stopped before the update, see {self.skipped.path(done)}; the weights before it could not be saved."
+                f"{what} before the update, see {self.skipped.path(done)}; the weights before it could not be saved."
             )
         protected = checkpoint.protect(self.run.checkpoints, done) if self.world.main else self.run.checkpoints
         process_group.barrier()
         raise NonFiniteError(
-            f"step {done + 1}: the loss is {float(result.loss):g}, the gradient norm {float(result.gradient_norm):g}; stopped "
-            f"before the update, see {self.skipped.path(done)}. The weights before it are kept in {protected}; resume with a "
-            "lower --lr, --grad-clip-norm 1, --precision fp32, or --on-nonfinite skip:3."
+            f"{what} before the update, see {self.skipped.path(done)}. The weights before it are kept in {protected}; resume "
+            "with a lower --lr, --grad-clip-norm 1, --precision fp32, or --on-nonfinite skip:3."
         )
 
     def _check_finite(self, done: int, state: Mapping[str, torch.Tensor]) -> None:

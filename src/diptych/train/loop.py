@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych import log
-from diptych.distributed import process_group
 from diptych.errors import ConfigError
 from diptych.train.build import prepared
 from diptych.train.config import OutputOptions, TrainConfig, with_texts
@@ -78,25 +77,30 @@ def _loop(job: Job, output: OutputOptions, asked: Asked, report: log.Report) -> 
     for batches, position in job.batches():
         clock.got_data()
         job.set_learning_rate(done)
+        job.agreement.send(asked.flags(job, output))
         result = job.step(batches)
-        if not result.finite:
-            job.leave_out(done, before, batches, result)
+        job.note(done, before, batches, result)
         done, before = done + 1, position
+
+        last = done == job.total_steps or 0 < output.stop_after <= done - job.first_step  # as every process knows
+        stopping, asked_to_save, failed = job.agreement.agreed(asked.flags(job, output))
+        stopping = stopping or last
+        saving = stopping or asked_to_save or job.events.save(done)
+        logging, validating = job.events.log(done), job.validator.wanted and job.events.validate(done)
+        if logging or saving or validating:
+            job.read_steps()  # waits for the device: part of the work
         clock.stepped(sum(len(batch.keys) for batch in batches) * job.step.layout.size)
 
-        stopping = asked.to_stop or 0 < output.stop_after <= done - job.first_step
-        flags = [stopping, asked.to_save(output.save_every_minutes), job.checkpoints.failed]
-        stopping, saving, failed = process_group.any_ranks(flags, job.step.device.torch_device)
         if failed:
             job.settle()
-        if job.events.log(done):
+        if logging:
             report(done, job.record(done, position, result, clock.read()))
-        if job.events.save(done) or saving or stopping or done == job.total_steps:
+        if saving:
             job.save(done, position)
             asked.saved()
-        if job.events.validate(done):  # after saving: an error in validation costs no step
+        if validating:  # after saving: an error in validation costs no step
             job.validate(done, position)
-        if stopping or done == job.total_steps:
+        if stopping:
             break
         clock.resume()
     return done
@@ -153,6 +157,10 @@ class Asked:
     def to_save(self, minutes: float) -> bool:
         """Whether SIGUSR1 came since the last checkpoint, or so many minutes went by (0: any number)."""
         return self._save.is_set() or 0 < 60 * minutes <= time.monotonic() - self._since
+
+    def flags(self, job: Job, output: OutputOptions) -> list[bool]:
+        """What the processes agree on: to stop, to save, and that a checkpoint has failed."""
+        return [self.to_stop, self.to_save(output.save_every_minutes), job.checkpoints.failed]
 
     def saved(self) -> None:
         """A checkpoint was written."""

@@ -26,7 +26,7 @@ from diptych.train.config import TrainConfig, saved_values
 from diptych.train.dry_run import dry_run, trial_batch
 from diptych.train.loss_memory import loss_memory
 from diptych.train.sizes import human, parse_memory
-from diptych.train.step import move
+from diptych.train.transfer import move
 
 SHARE_OF_FREE = 0.8  # of a CPU's memory: loader processes, the page cache and other programs need some
 HELD_BACK = 0.05  # of an accelerator's memory: an allocator's pieces do not fit together

@@ -104,7 +104,7 @@ class Pipeline:
             ) from error
         return Mixture([len(part) for part in parts], factors, data.train_num_samples)
 
-    def validation_loader(self, world: World) -> Loader:
+    def validation_loader(self, world: World, device: Device | None = None) -> Loader:
         """A single ordered pass over the validation data, first captions; each rank its rows of each batch."""
         if self.val_source is None:
             raise ConfigError("there is no --val-data to validate on.")
@@ -116,6 +116,7 @@ class Pipeline:
             )
         options = LoaderOptions(
             size, workers=min(1, self.data.workers), rank=world.rank, ranks=world.size, shuffle=False, epochs=1,
+            pin_memory=device is not None and device.abilities.pin_memory,
             bad_samples=self.data.bad_samples, bad_limit=self.data.bad_samples_max, text_layout=self.text_layout,
         )  # fmt: skip
         strict = self.data.bad_samples_strict

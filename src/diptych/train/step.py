@@ -4,7 +4,8 @@ With one batch: forward, backward, step. With several, features are cached (Gao 
 Learning Batch Size under Memory Limited Setup"): every micro-batch is encoded without gradient, the loss compares all
 of them once, and each micro-batch is encoded again with the cached gradients of its features. The loss is computed once, so the
 scale's gradient is the true one. Batch-norm statistics of towers are updated in the second pass only, and are per micro-batch,
-as in any accumulation. A step with a loss or gradient that is not finite is not taken. No device, loss or parallel scheme is
+as in any accumulation. A step with a loss or gradient that is not finite is not taken: the host decides that where reading is
+free, else the device (``gate``), with the same result. No device, loss or parallel scheme is
 named here: what depends on the layout is asked of it.
 """
 
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from diptych import log
 from diptych.devices import Device
@@ -27,11 +27,13 @@ from diptych.distributed.layout import Layout
 from diptych.distributed.mesh import ParallelOptions
 from diptych.distributed.parallel import parallelize
 from diptych.distributed.process_group import World
-from diptych.models import put_back, restored_statistics, statistics_of
+from diptych.models import Statistics, put_back, restored_statistics, statistics_of
 from diptych.objectives import Objective, differentiable, pairs_of
 from diptych.train.average import WeightAverage, create_average
+from diptych.train.gate import Gate, GatedOptimizer, can_gate
 from diptych.train.optimizer import OptimizerOptions, create_optimizer
-from diptych.types import Batch, Terms
+from diptych.train.transfer import Transfer
+from diptych.types import Batch, Pairs, Terms
 
 LOWEST_SCALE = 2.0**-14  # of fp16 gradients; below it the loss itself no longer fits
 
@@ -40,14 +42,15 @@ LOWEST_SCALE = 2.0**-14  # of fp16 gradients; below it the loss itself no longer
 class StepResult:
     """``loss``, ``losses`` and ``metrics`` of this process, scalars still on the device; their means over processes are those
     of the global batch. ``gradient_norm`` is before clipping. ``finite`` is False where the step was not taken, on every
-    process, because a loss or gradient was not finite.
+    process, because a loss or gradient was not finite: a bool scalar on the device where the step is gated there (``gate``), so
+    that asking for its truth waits.
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor]
     gradient_norm: Tensor
-    finite: bool = True
+    finite: bool | Tensor = True
 
 
 def create_step(
@@ -74,16 +77,6 @@ def create_step(
     return step
 
 
-def move(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device; from pinned memory the copy overlaps with computing."""
-    tensors = {
-        name: item.to(device, non_blocking=True) for name, item in batch._asdict().items() if isinstance(item, Tensor)
-    }
-    for name in ("masked", "plans"):
-        tensors[name] = tree_map_only(Tensor, lambda item: item.to(device, non_blocking=True), getattr(batch, name))
-    return batch._replace(**tensors)  # type: ignore[arg-type]
-
-
 class Step:
     """Everything between a batch and moved parameters.
 
@@ -104,40 +97,65 @@ class Step:
         self.clip_norm = clip_norm
         self.average: WeightAverage | None = None
         self.scaler = device.scaler(precision)
+        self.transfer = Transfer(device)
+        self.gate: Gate | None = None
+        self._gated = GatedOptimizer(optimizer)
+        if device.asynchronous and can_gate(optimizer):
+            self.gate = Gate(device.torch_device)
+        elif device.asynchronous:
+            log.info(
+                f"on {device.torch_device} this optimizer counts its steps on the host: each step waits once to learn whether it "
+                "is finite"
+            )
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Take one step over the micro-batches, which are on the CPU or on the device."""
         self.optimizer.zero_grad(set_to_none=True)
-        moved = [move(batch, self.device.torch_device) for batch in batches]
+        moved = [self.transfer(self.layout.objective.on_host(batch)) for batch in batches]
         statistics = statistics_of(self.layout.objective)
         terms, features = self._whole(moved[0]) if len(moved) == 1 else self._cached(moved)
         self.layout.complete_gradients()
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer if self.gate is None else self._gated)  # type: ignore[arg-type]
         loss, norm = total(terms).detach(), self.layout.gradient_norm().detach()
-        finite = self._finite(loss, norm)
-        if not finite:
-            put_back(statistics)
+        finite: bool | Tensor
+        if self.gate is None:
+            finite = self._finite(loss, norm)
+            self._take(finite, norm, statistics, (features, pairs_of(moved)))
         else:
-            if self.clip_norm > 0:
-                self.layout.clip_gradients(self.clip_norm, norm)
-            if self._moved_parameters():
-                self.layout.after_step(features, pairs_of(moved))
-                if self.average is not None:
-                    self.average.update()
+            finite = self._finite_there(loss, norm)
+            self._take_there(finite, norm, statistics, (features, pairs_of(moved)))
         losses = {name: item.detach() for name, item in terms.losses.items()}
         metrics = {name: item.detach() for name, item in terms.metrics.items()}
         return StepResult(loss, losses, metrics, norm, finite)
+
+    # --- decided by the host ----------------------------------------------------------------------------------------------
 
     def _finite(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether the step can be taken: every process gives the same answer.
 
         In fp16 gradients may overflow, which the scaler answers with a lower scale; that is no fault until the scale is used up.
         """
-        numbers = loss.float()
-        if not self.scaler.is_enabled():
-            numbers = numbers + norm.to(loss.device).float() * 0  # 0 x inf is not a number
-        usable = bool(numbers.isfinite()) and self.scaler.get_scale() >= LOWEST_SCALE
+        usable = bool(self._numbers(loss, norm).isfinite()) and self.scaler.get_scale() >= LOWEST_SCALE
         return not process_group.any_rank(not usable, self.device.torch_device)
+
+    def _numbers(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """A number that is finite where the loss is, and without a scaler the gradients are too."""
+        numbers = loss.float()
+        return (
+            numbers if self.scaler.is_enabled() else numbers + norm.to(loss.device).float() * 0
+        )  # 0 x inf is not a number
+
+    def _take(self, finite: bool, norm: Tensor, statistics: Statistics, after: tuple[Any, Pairs]) -> None:
+        if not finite:
+            put_back(statistics)
+            self.scaler.update()  # so that it takes the gradients of the next step
+            return
+        if self.clip_norm > 0:
+            self.layout.clip_gradients(self.clip_norm, norm)
+        if self._moved_parameters():
+            self.layout.after_step(*after)
+            if self.average is not None:
+                self.average.update()
 
     def _moved_parameters(self) -> bool:
         """Step, unless a gradient overflowed in fp16; whether the step was taken."""
@@ -145,6 +163,29 @@ class Step:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return self.scaler.get_scale() >= before
+
+    # --- the same, decided by the device: nothing is read -------------------------------------------------------------------
+
+    def _finite_there(self, loss: Tensor, norm: Tensor) -> Tensor:
+        usable = self._numbers(loss, norm).isfinite()
+        if self.scaler.is_enabled():
+            usable = usable & (self.scaler.scale(torch.ones_like(loss, dtype=torch.float32)) >= LOWEST_SCALE)
+        return process_group.every_rank(usable)
+
+    def _take_there(self, finite: Tensor, norm: Tensor, statistics: Statistics, after: tuple[Any, Pairs]) -> None:
+        assert self.gate is not None
+        usable = self.gate.usable(finite)
+        put_back(statistics, unless=usable)
+        if self.clip_norm > 0:  # gradients of a step that is not taken stay as they are, for the report on it
+            self.layout.clip_gradients(self.clip_norm, torch.where(usable, norm, 0.0))
+        self._gated.usable = usable
+        self.scaler.step(self._gated)  # type: ignore[arg-type]
+        self.scaler.update()
+        taken = self._gated.taken
+        assert taken is not None
+        self.layout.after_step(*after, taken)
+        if self.average is not None:
+            self.average.update(taken)
 
     def _whole(self, batch: Batch) -> tuple[Terms, Any]:
         with self.device.autocast(self.precision):

@@ -25,7 +25,8 @@ from diptych.evaluate import DataKind, Encoder, LabeledImages, Result, evaluator
 from diptych.files import write_text
 from diptych.train.average import SUFFIX, WeightAverage
 from diptych.train.config import EvaluateOptions
-from diptych.train.step import move, total
+from diptych.train.step import total
+from diptych.train.transfer import move
 from diptych.types import Batch, Terms
 
 HEADLINE = ("image_to_text_R@1", "image_to_text_R@10", "text_to_image_R@1", "text_to_image_R@10", "top1", "top5")

@@ -2,7 +2,10 @@
 // numbers, two devices, autocast, and no kernel of its own. Every operator is sent to the host by one boxed fallback,
 // which refuses what real hardware refuses: an operator that gets tensors of two devices.
 //
-// It shows that the house runs on a device that PyTorch's core does not know; it says nothing on speed or rounding.
+// It shows that the house runs on a device that PyTorch's core does not know; it says nothing on speed or rounding. Whoever asks
+// for it (`watch`) is told of all that makes the host of real hardware wait for the device: copies to the host, copies to the device
+// that do not come from page-locked memory or are not asked to go on alone, values that are read, sizes that depend on values, and
+// synchronizations. What the simulation itself copies is not told.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
@@ -27,6 +30,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -41,6 +45,22 @@ constexpr c10::DeviceType kFake = c10::DeviceType::PrivateUse1;
 constexpr c10::DeviceIndex kCount = 2;
 thread_local c10::DeviceIndex current = 0;
 std::mutex lock;
+
+// ---- what the host waits for ----------------------------------------------------------------------------------------
+
+using Watcher = void (*)(const char* kind, const char* what);
+std::atomic<Watcher> watcher{nullptr};
+thread_local int inside = 0;
+struct Inside {  // what the simulation does is not what the program asked for
+  Inside() { ++inside; }
+  ~Inside() { --inside; }
+};
+void host_waits(const char* kind, const char* what) {
+  const Watcher own = watcher.load();
+  if (own != nullptr && inside == 0) {
+    own(kind, what);
+  }
+}
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
@@ -104,6 +124,10 @@ REGISTER_ALLOCATOR(kFake, &device_memory)
 
 // ---- which device is current ----------------------------------------------------------------------------------------
 
+thread_local std::array<c10::StreamId, kCount> stream_of{};
+std::atomic<c10::StreamId> streams{0};
+std::atomic<int64_t> side_copies{0}, stream_waits{0}, recorded{0};
+
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return kFake; }
   c10::Device exchangeDevice(c10::Device device) const override {
@@ -124,13 +148,31 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     }
   }
   c10::Stream getStream(c10::Device device) const override {
+    const c10::Device own(kFake, device.has_index() ? device.index() : current);
+    return c10::Stream(c10::Stream::UNSAFE, own, stream_of[own.index()]);
+  }
+  c10::Stream getDefaultStream(c10::Device device) const override {
     return c10::Stream(c10::Stream::DEFAULT, c10::Device(kFake, device.has_index() ? device.index() : current));
   }
-  c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
-  c10::Stream exchangeStream(c10::Stream stream) const override { return getStream(stream.device()); }
+  c10::Stream getNewStream(c10::Device device, int) const override {
+    const c10::Device own(kFake, device.has_index() ? device.index() : current);
+    return c10::Stream(c10::Stream::UNSAFE, own, ++streams);
+  }
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getNewStream(device, 0); }
+  c10::Stream exchangeStream(c10::Stream stream) const override {
+    const c10::Stream before = getStream(stream.device());
+    stream_of[stream.device_index()] = stream.id();
+    return before;
+  }
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeDevice(const c10::DeviceIndex) const override {}
+  void synchronizeStream(const c10::Stream&) const override { host_waits("synchronize", "stream"); }
+  void synchronizeDevice(const c10::DeviceIndex) const override { host_waits("synchronize", "device"); }
+  void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
+    *event = &streams;  // all work is done at once, so an event has nothing to hold
+  }
+  void block(void*, const c10::Stream&) const override { ++stream_waits; }
+  bool queryEvent(void*) const override { return true; }
+  void synchronizeEvent(void*) const override { host_waits("synchronize", "event"); }
   c10::DeviceIndex deviceCount() const noexcept override { return kCount; }
 };
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard)
@@ -177,9 +219,43 @@ void refuse_host_tensor(const at::Tensor& tensor, const c10::OperatorHandle& op)
       tensor.sizes(), " on ", tensor.device());
 }
 
+bool has_byte_index(const c10::IValue& value) {
+  if (value.isList()) {
+    for (const c10::IValue& item : value.toListRef()) {
+      if (item.isTensor() && item.toTensor().defined() &&
+          (item.toTensor().scalar_type() == at::kBool || item.toTensor().scalar_type() == at::kByte)) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+// Operators whose result the host needs before it can go on, on hardware: a value, or the size of what comes.
+void tell_of_waiting(const c10::OperatorHandle& op, const torch::jit::Stack& stack, size_t count) {
+  static const std::set<std::string> values{"aten::_local_scalar_dense", "aten::equal"};
+  static const std::set<std::string> sizes{"aten::nonzero", "aten::_unique", "aten::_unique2", "aten::unique_dim",
+      "aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::masked_select", "aten::bincount"};
+  const std::string& name = op.schema().name();
+  const auto argument = [&](size_t i) { return torch::jit::peek(stack, i, count); };
+  if (values.count(name) > 0) {
+    host_waits("value", name.c_str());
+  } else if (sizes.count(name) > 0 || (name == "aten::repeat_interleave" && argument(count - 1).isNone())) {
+    host_waits("size", name.c_str());
+  } else if (name.rfind("aten::index", 0) == 0 || name.rfind("aten::_index_put", 0) == 0) {
+    for (size_t i = 0; i < count; ++i) {
+      if (has_byte_index(argument(i))) {
+        host_waits("size", name.c_str());
+      }
+    }
+  }
+}
+
 void on_the_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
   const auto count = arguments.size();
+  tell_of_waiting(op, *stack, count);
+  const Inside guard;
   for (size_t i = 0; i < count; ++i) {
     auto& value = torch::jit::peek(*stack, i, count);
     if (value.isTensor()) {
@@ -226,7 +302,19 @@ at::Tensor seen_from_host(const at::Tensor& tensor) {
                                         at::TensorOptions().dtype(tensor.dtype()));
 }
 
-at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+bool is_pinned(const at::Tensor& tensor) {
+  std::lock_guard<std::mutex> held(lock);
+  return pinned.count(tensor.storage().data()) > 0;
+}
+
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  if (to.device().is_cpu() && !(non_blocking && is_pinned(to))) {
+    host_waits("copy to the host", "aten::copy_");
+  } else if (from.device().is_cpu() && !non_blocking) {
+    host_waits("copy to the device", "aten::copy_");
+  } else if (from.device().is_cpu() && inside == 0 && stream_of[to.device().index()] != 0) {
+    ++side_copies;
+  }
   seen_from_host(to).copy_(seen_from_host(from));
   return to;
 }
@@ -241,6 +329,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
 at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
     at::IntArrayRef output_padding, int64_t groups) {
+  const Inside guard;
   TORCH_CHECK(input.device() == weight.device(), "convolution got tensors of two devices");
   std::optional<at::Tensor> host_bias;
   if (bias.has_value() && bias->defined()) {
@@ -253,6 +342,7 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(const at::Tensor& gradient, const at::Tensor& input,
     const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed,
     at::IntArrayRef output_padding, int64_t groups, std::array<bool, 3> wanted) {
+  const Inside guard;
   const std::vector<int64_t> bias_size{gradient.size(1)};
   auto [a, b, c] = at::convolution_backward(gradient.cpu(), input.cpu(), weight.cpu(), at::IntArrayRef(bias_size), stride,
       padding, dilation, transposed, output_padding, groups, wanted);
@@ -264,6 +354,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(const at::Te
 std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& mean, const std::optional<at::Tensor>& variance,
     bool training, double momentum, double epsilon) {
+  const Inside guard;
   const auto host = [](const std::optional<at::Tensor>& one) {
     return one.has_value() && one->defined() ? std::optional<at::Tensor>(one->cpu()) : std::nullopt;
   };
@@ -296,6 +387,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("unfold", TORCH_FN(at::native::unfold));
   m.impl("resize_", TORCH_FN(at::native::resize_));
   m.impl("set_.source_Storage", [](at::Tensor& self, c10::Storage source) -> at::Tensor& { return at::native::set_(self, source); });
+  m.impl("record_stream", [](at::Tensor&, c10::Stream) { ++recorded; });
   m.impl("set_.source_Storage_storage_offset", TORCH_FN(at::native::set_storage_cpu_));
 }
 
@@ -329,6 +421,10 @@ TORCH_LIBRARY(fakeacc, m) {
   m.def("seed(int number) -> ()", [](int64_t number) { generator().set_current_seed(uint64_t(number)); });
   m.def("random_state() -> Tensor", []() { return generator().get_state(); });
   m.def("set_random_state(Tensor state) -> ()", [](const at::Tensor& state) { generator().set_state(state); });
+  m.def("synchronize() -> ()", []() { host_waits("synchronize", "device"); });
+  m.def("watch(int function) -> ()", [](int64_t function) { watcher = reinterpret_cast<Watcher>(function); });
+  m.def("uncounted(bool begins) -> ()", [](bool begins) { inside += begins ? 1 : -1; });
+  m.def("streams() -> int[]", []() { return std::vector<int64_t>{side_copies, stream_waits, recorded}; });
   m.def("operators() -> str[]", []() { return std::vector<std::string>(ran.begin(), ran.end()); });
 }
 

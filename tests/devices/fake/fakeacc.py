@@ -5,12 +5,17 @@ it, and gives PyTorch's PrivateUse1 device type the name "fakeacc". ``--device f
 PyTorch has one such type per process, so the tests import this only in processes of their own.
 """
 
+import contextlib
+import ctypes
 import datetime
 import hashlib
 import os
 import subprocess
+import traceback
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -78,7 +83,7 @@ class Module(types.ModuleType):
     device_count = staticmethod(lambda: plugin.device_count())
     current_device = staticmethod(lambda: plugin.current_device())
     set_device = staticmethod(lambda index: plugin.set_device(index))
-    synchronize = staticmethod(lambda device=None: None)
+    synchronize = staticmethod(lambda device=None: plugin.synchronize())
     manual_seed = manual_seed_all = staticmethod(lambda seed: plugin.seed(seed))
     get_rng_state = staticmethod(lambda device=None: plugin.random_state())
     set_rng_state = staticmethod(lambda state, device=None: plugin.set_random_state(state))
@@ -93,8 +98,36 @@ torch._register_device_module("fakeacc", Module("torch.fakeacc"))
 torch.utils.generate_methods_for_privateuse1_backend()
 
 
+class Wait(NamedTuple):
+    """What made the host wait for the device: its kind, the operator, and the lines of Python that asked, innermost last."""
+
+    kind: str
+    what: str
+    lines: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[list[Wait]]:
+    """All that makes the host wait within, in the order in which it happens, from every thread."""
+    waits: list[Wait] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p)
+    def report(kind: bytes, what: bytes) -> None:
+        frames = traceback.extract_stack()[:-1]
+        lines = tuple(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)
+        waits.append(Wait(kind.decode(), what.decode(), lines))
+
+    plugin.watch(ctypes.cast(report, ctypes.c_void_p).value)
+    try:
+        yield waits
+    finally:
+        plugin.watch(0)
+
+
 class Collectives(dist.ProcessGroup):
     """The collective library "fakeccl": a plug-in's own backend, as hccl and tccl are; it goes through the host and Gloo."""
+
+    _device_types: ClassVar = [torch.device("fakeacc")]  # where PyTorch puts the bytes of objects that it sends
 
     def __init__(self, store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> None:
         super().__init__(rank, size)
@@ -107,6 +140,13 @@ class Collectives(dist.ProcessGroup):
         for tensor in (tensor for tensors in lists for tensor in tensors):
             if tensor.device.type != "fakeacc":
                 raise ValueError(f"fakeccl moves tensors of fakeacc, not of {tensor.device}")
+        plugin.uncounted(True)  # a real library's collectives keep to the device
+        try:
+            return self._moved(work, lists, options)
+        finally:
+            plugin.uncounted(False)
+
+    def _moved(self, work, lists, options):
         hosts = [[tensor.cpu() for tensor in tensors] for tensors in lists]
         work(*hosts, options).wait()
         for tensors, results in zip(lists, hosts, strict=True):
@@ -128,8 +168,8 @@ class Collectives(dist.ProcessGroup):
 
         return self._through_host(work, [gathered[0], tensors], options)
 
-    def barrier(self, options):
-        return self.host.barrier(options)
+    def barrier(self, opts):  # PyTorch gives it by this name
+        return self.host.barrier(opts)
 
 
 dist.Backend.register_backend("fakeccl", Collectives, devices=["fakeacc"])
