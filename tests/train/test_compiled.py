@@ -82,3 +82,8 @@ def test_a_compiled_run_trains_as_an_uncompiled_one(pairs, tmp_path):
 def test_groups_of_equal_length_are_refused_with_it(pairs, tmp_path):
     with pytest.raises(ConfigError, match="take buckets"):
         run(pairs, tmp_path / "run", "--max-steps", "1", "--torchcompile", "--text-layout", "groups")
+
+
+def test_split_layers_are_refused_with_it(pairs, tmp_path):
+    with pytest.raises(ConfigError, match="take --sharding"):
+        run(pairs, tmp_path / "run", "--max-steps", "1", "--torchcompile", "--tensor-parallel-degree", "2")

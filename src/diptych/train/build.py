@@ -84,6 +84,7 @@ def _build(config: TrainConfig, device: Device, world: World) -> Job:
     precision = _precision(config.parallel.precision, device)
     allowed = allowed_skips(config.optimizer.on_nonfinite)
     check_options(config.optimizer)
+    _check_compiled(config)
     architecture, pretrained = weights.choose(config.model.model, config.model.pretrained)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, pretrained=pretrained))
     changes = changes_of(config.model, resumed=bool(config.output.resume))
@@ -241,6 +242,15 @@ def _validator(config: TrainConfig, pipeline: Pipeline, layout: Layout, step: St
         pipeline.labeled_v2_source,
     )  # fmt: skip
     return Validator(layout, encoder, data, config.evaluate, step.average)
+
+
+def _check_compiled(config: TrainConfig) -> None:
+    """Raise ConfigError where blocks cannot be compiled."""
+    if config.model.torchcompile and config.parallel.tensor_parallel_degree > 1:
+        raise ConfigError(
+            "--torchcompile cannot record layers that are split (--tensor-parallel-degree); leave one of them out, or take "
+            "--sharding, which goes with it."
+        )
 
 
 def _precision(asked: str, device: Device) -> str:
