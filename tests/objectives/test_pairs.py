@@ -5,7 +5,7 @@ import torch
 
 from diptych.errors import ConfigError
 from diptych.objectives import differentiable, pairs_of
-from diptych.objectives._base import view_seeds
+from diptych.objectives._parts import view_seeds
 from diptych.types import Pairs
 
 from .worlds import make_batch, pieces_of

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from diptych.devices import get_device
 from diptych.distributed import checkpoint
-from diptych.distributed.layout import precision_of
 from diptych.distributed.mesh import ParallelOptions
 from diptych.distributed.parallel import stored_weights
+from diptych.distributed.precisions import precision_of
 from diptych.errors import ConfigError, DeviceError
 from diptych.train.optimizer import OptimizerOptions
 from diptych.train.step import create_step

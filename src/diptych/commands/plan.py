@@ -89,7 +89,7 @@ def main(options: Options) -> int:
 
 
 def _request(options: Options) -> Request:
-    from diptych.distributed.layout import precision_of
+    from diptych.distributed.precisions import precision_of
     from diptych.errors import ConfigError
     from diptych.objectives import OBJECTIVES
     from diptych.plan import Request, parse_memory

@@ -7,17 +7,8 @@ imports no other entry. Objectives know no data source and no optimizer; what th
 from __future__ import annotations
 
 from diptych.models import TwoTower
-from diptych.objectives._base import (
-    Example,
-    LoadModel,
-    Objective,
-    ObjectiveOptions,
-    RunFacts,
-    differentiable,
-    pairs_of,
-    text_of,
-    view_seeds,
-)
+from diptych.objectives._base import Example, LoadModel, Objective, ObjectiveOptions, RunFacts
+from diptych.objectives._parts import differentiable, pairs_of, text_of, view_seeds
 from diptych.objectives._terms import MATRIX_LIMIT
 from diptych.objectives._tiles import STORED, TILE
 from diptych.registry import Registry

@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from diptych.distributed.process_group import Group
 from diptych.errors import ConfigError
 from diptych.models import ModelNeeds, TwoTower
+from diptych.objectives._parts import differentiable, pairs_of, text_of, view_seeds
 from diptych.objectives._unused import unreached, zero_of
 from diptych.types import Batch, Encoded, Pairs, Terms, Wants
 
 LoadModel = Callable[..., TwoTower]
 """Loads a companion's model by name or path; ``diptych.weights.load``, handed in, since objectives know no files."""
-
-_VIEW_STRIDE = 0x2545F4914F6CDD1D  # odd: seeds of different views of one pair never coincide by a small shift
 
 
 @dataclass(frozen=True)
@@ -253,50 +252,6 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "image": _encode_image,
     "text": _encode_text,
 }
-
-
-def view_seeds(batch: Batch, view: int) -> Tensor:
-    """Seeds int64 [B] of one view of each pair, from which a tower's random draws are made."""
-    return batch.seeds if view == 0 else batch.seeds + (view * _VIEW_STRIDE) % (1 << 62)
-
-
-def text_of(
-    tower: Any, batch: Batch, view: int = 0, *, ids: Tensor | None = None, return_tokens: bool = False
-) -> Encoded:
-    """What a text tower gives of a text view, by the batch's plan; ``ids`` int64 [B, L] in place of the view's, of its lengths.
-
-    Ids that were padded further than the batch's own have no plan.
-    """
-    ids = batch.tokens[view] if ids is None else ids
-    planned = {}
-    if batch.plans is not None and tower.takes_plans and ids.shape == batch.tokens.shape[1:]:
-        planned["plan"] = batch.plans[view]
-    seeds = view_seeds(batch, view)
-    return tower(ids, batch.lengths[view], return_tokens=return_tokens, seeds=seeds, **planned)  # type: ignore[no-any-return]
-
-
-def differentiable(item: Tensor | None) -> bool:
-    """Whether a field of the features carries a gradient."""
-    return item is not None and item.is_floating_point()
-
-
-def pairs_of(batches: Sequence[Batch]) -> Pairs:
-    """What ``compare`` sees of the micro-batches of a step, in their order."""
-    first = batches[0]
-    return Pairs(
-        keys=tuple(key for batch in batches for key in batch.keys),
-        indices=torch.cat([batch.indices for batch in batches]),
-        seeds=torch.cat([batch.seeds for batch in batches]),
-        groups=torch.cat([batch.groups for batch in batches]),
-        labels=None if first.labels is None else torch.cat([_labels(batch) for batch in batches]),
-        epoch=first.epoch,
-    )
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise ConfigError("some micro-batches of a step have labels and others have none; give every record one.")
-    return batch.labels
 
 
 def _mapped(features: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -18,8 +18,9 @@ from diptych.config import NotNegative, Range
 from diptych.distributed.gather import gather, rank_offset
 from diptych.errors import ConfigError
 from diptych.models import ModelNeeds, TwoTower
-from diptych.objectives._base import LoadModel, Objective, ObjectiveOptions, RunFacts, text_of
+from diptych.objectives._base import LoadModel, Objective, ObjectiveOptions, RunFacts
 from diptych.objectives._heads import Norm, check_norm, projection_head
+from diptych.objectives._parts import text_of
 from diptych.objectives._queue import FeatureQueue
 from diptych.objectives._selfsupervised import masked_token_loss, masked_token_sums, simsiam
 from diptych.objectives._terms import (

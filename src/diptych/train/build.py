@@ -17,7 +17,8 @@ from diptych.data import ORDER_VERSION, START, Loader, Position, fingerprint
 from diptych.devices import Device, get_device
 from diptych.distributed import mesh, process_group, watch
 from diptych.distributed.agreement import Agreement
-from diptych.distributed.layout import Layout, frozen_digests, precision_of
+from diptych.distributed.layout import Layout, frozen_digests
+from diptych.distributed.precisions import precision_of
 from diptych.distributed.process_group import World
 from diptych.distributed.saving import CheckpointWriter, SaveOptions
 from diptych.errors import ConfigError
