@@ -121,11 +121,11 @@ def test_features_are_asked_of_the_model_with_all_that_was_given():
             calls.append((images,))
             return "image"
 
-        def encode_text(self, tokens, lengths=None, prefix=None):
-            calls.append((tokens, lengths, prefix))
+        def encode_text(self, tokens, lengths=None, prefix=None, *, plan=None):
+            calls.append((tokens, lengths, prefix, plan))
             return "text"
 
     objective = Objective(ObjectiveOptions(), Model())
     assert objective("image", "pixels") == "image"
-    assert objective("text", "ids", "lengths", "prefix") == "text"
-    assert calls == [("pixels",), ("ids", "lengths", "prefix")]
+    assert objective("text", "ids", "lengths", "prefix", "plan") == "text"
+    assert calls == [("pixels",), ("ids", "lengths", "prefix", "plan")]
