@@ -207,6 +207,7 @@ def collected():
     return ids_by_test(result.stdout)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("folder", [folder for folder in OPEN_FOLDERS if (SOURCE / folder).is_dir()])
 def test_a_contract_test_runs_over_every_entry_of_an_open_folder(folder, collected):
     entries = set(entries_of(folder))

@@ -76,6 +76,7 @@ def test_progress_off_a_terminal_is_plain_lines(capsys):
     assert capsys.readouterr().err.strip() == "work 3/3 fine"
 
 
+@pytest.mark.heavy
 def test_wandb_offline_writes_what_was_logged(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

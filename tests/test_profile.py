@@ -23,6 +23,7 @@ def test_operations_are_the_published_ones(name):
     assert count(name).gflops == pytest.approx(GFLOPS[name], abs=0.0051)
 
 
+@pytest.mark.heavy
 def test_the_row_of_the_source_to_the_letter(tmp_path, capsys):
     path = tmp_path / "out.csv"
     assert main(["profile", "--model", "ViT-L-14", "--results-file", str(path)]) == 0

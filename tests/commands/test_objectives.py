@@ -65,6 +65,7 @@ def refused(capsys, *flags):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one(world, name):
     assert run(OBJECTIVES[name], "--output a") == 0

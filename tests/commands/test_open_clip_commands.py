@@ -233,6 +233,7 @@ def test_a_checkpoint_of_theirs_is_for_pretrained(world, tmp_path, capsys):
     assert "--pretrained checkpoints/epoch_3.pt" in capsys.readouterr().err
 
 
+@pytest.mark.heavy
 def test_two_processes_run(world):
     # torchrun itself refuses --logs, open_clip's too: flags of its own begin so.
     tiny = TINY.replace("--logs logs --name", "--output logs/g")

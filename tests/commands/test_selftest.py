@@ -81,6 +81,7 @@ def test_the_suite_passes_on_the_cpu(capsys):
     assert [row["name"] for row in report["rows"] if row["outcome"] == "skipped"] == ["pinned copies", *kernels]
 
 
+@pytest.mark.heavy
 def test_a_broken_promise_fails_the_suite_and_says_where(capsys):
     assert main(["selftest", "--device", f"{__name__}:Liar"]) == 1
     lines = capsys.readouterr().out.splitlines()

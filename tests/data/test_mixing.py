@@ -45,6 +45,7 @@ def stream(spec, batch, ranks, start, steps, workers=0, **options):
     return keys, positions.pop()
 
 
+@pytest.mark.heavy
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_killed_anywhere_and_resumed_on_other_ranks_nothing_changes(specs, data):
@@ -64,6 +65,7 @@ def test_killed_anywhere_and_resumed_on_other_ranks_nothing_changes(specs, data)
     assert head + tail == whole
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [1, 2])
 def test_loader_processes_change_neither_padding_nor_mixtures(workers, specs):
     for options in ({"pad_last": True}, {"mixture": Mixture([COUNT], [1.0], 31)}):

@@ -70,6 +70,7 @@ def seen(name, specs, ranks, workers, start=None, batches=9):
     return result
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", FORMAT_NAMES)
 def test_batches_do_not_depend_on_format_ranks_or_workers(name, specs):
     reference = seen("jsonl", specs, 1, 0)

@@ -244,6 +244,7 @@ print("left")
 """
 
 
+@pytest.mark.heavy
 def test_a_program_that_leaves_its_iterator_open_ends(tmp_path):
     """Loader processes ignore SIGTERM, which is how Python ends its children: without care it would wait for ever."""
     command = [sys.executable, "-c", PROGRAM, write_jsonl(tmp_path)]

@@ -33,10 +33,13 @@ print(json.dumps({"operators": torch.ops.fakeacc.operators(), "two devices": mix
 sys.exit(code)
 """
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("g++") is None,
-    reason="the simulated accelerator is compiled with g++ on Linux",
-)
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("g++") is None,
+        reason="the simulated accelerator is compiled with g++ on Linux",
+    ),
+]
 
 
 def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -149,6 +149,7 @@ print(torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_e
 """
 
 
+@pytest.mark.heavy
 def test_importing_and_loading_leave_the_setting_alone(tmp_path):
     argv = [sys.executable, "-c", LIBRARY, str(tmp_path / "model.safetensors"), sys.path[0]]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)

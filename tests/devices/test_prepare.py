@@ -24,6 +24,7 @@ print(min(counts[1:]), total)  # the system may take pages back at any time, whi
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux")
 def test_freed_memory_is_not_touched_anew():
     faults = {}

@@ -21,10 +21,13 @@ RUN = "--model tiny-test --batch-size 4 --workers 0 --save-frequency 0 --log-eve
 QUICK = ("clip-0", "siglip-0", "fastclip-0", "slip-0")
 HARD = "--precision fp16 --grad-clip-norm 1 --on-nonfinite skip:3 --ema 0.99 --ema-warmup"
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("g++") is None,
-    reason="the simulated accelerator is compiled with g++ on Linux",
-)
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("g++") is None,
+        reason="the simulated accelerator is compiled with g++ on Linux",
+    ),
+]
 
 
 def counted(*argv, processes=1, **more):

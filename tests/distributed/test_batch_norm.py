@@ -56,6 +56,7 @@ def both_layouts():
     return [trained(options) for options in LAYOUTS]
 
 
+@pytest.mark.heavy
 def test_two_processes_equal_one():
     expected = trained(ParallelOptions())
     for results in run_in_processes(2, both_layouts):

@@ -111,6 +111,7 @@ def check(processes, layouts, quick=False):
             assert_equal(rank[layout, example, case], expected[example, case], (layout, example, case))
 
 
+@pytest.mark.heavy
 def test_two_processes_equal_one():
     check(2, {name: TWO[name] for name in ("stage1", "stage3", "tensor")}, quick=True)
 

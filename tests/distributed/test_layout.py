@@ -94,6 +94,7 @@ def on_two(request, tmp_path_factory):
     return folder, run_in_processes(2, every_verb, request.param, folder)
 
 
+@pytest.mark.heavy
 def test_steps_equal_those_of_one_process(on_two):
     expected = every_case("replicated", [(1, clip_norm) for _, clip_norm in CASES])
     for results in on_two[1]:

@@ -48,6 +48,7 @@ def check(processes, layouts, examples, cases):
                     assert_equal(rank[layout, example, number], expected, (layout, example, case))
 
 
+@pytest.mark.heavy
 def test_an_objective_of_all_parts_equals_one_process():
     check(2, {name: TWO[name] for name in ("stage3", "tensor")}, ("everything-0",), (EVERYTHING,))
 

@@ -64,6 +64,7 @@ def test_a_process_that_never_answers_is_a_timeout(tmp_path):
     assert not any(alive(path.name) for path in tmp_path.iterdir())
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
 def test_no_process_outlives_a_caller_that_is_killed(tmp_path):
     command = [sys.executable, "-c", CALLER.format(folder=str(tmp_path))]

@@ -110,6 +110,7 @@ def check(processes, layouts, folder):
     return way, rounding
 
 
+@pytest.mark.heavy
 def test_two_processes_are_as_near_to_fp32_as_one(tmp_path):
     check(2, {name: TWO[name] for name in ("stage3", "tensor")}, tmp_path)
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from diptych import weights
 from diptych.commands import main
 from diptych.models import create_model
@@ -37,6 +39,7 @@ def test_defaults_are_those_of_the_page():
     assert SuperClipConfig().superclip_weight == 1
 
 
+@pytest.mark.heavy
 def test_a_student_of_a_stronger_teacher_is_ahead_of_clip_on_both_towers():
     sys.path.insert(0, str(ROOT / "benchmarks" / "objectives"))
     try:
@@ -65,6 +68,7 @@ def test_the_classifier_is_one_linear_layer_that_the_result_does_not_have(world)
     assert weights.load("runs/s").state_dict().keys() == create_model("tiny-test").state_dict().keys()
 
 
+@pytest.mark.heavy
 def test_the_table_is_what_the_committed_cells_say():
     script = ROOT / "benchmarks" / "objectives" / "table.py"
     result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)

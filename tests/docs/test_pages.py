@@ -111,6 +111,7 @@ def own_commands(block: Block) -> list[list[str]]:
 RUN = [block for block in SHELL if not block.reason and own_commands(block)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_commands_run(block, world, capsys):
     for argv in own_commands(block):
@@ -121,6 +122,7 @@ def test_commands_run(block, world, capsys):
 PROGRAM = "import runpy, sys\nfor path in sys.argv[1:]:\n    runpy.run_path(path)\n    print('ran', path)\n"
 
 
+@pytest.mark.heavy
 def test_python_runs(world):
     blocks = [block for block in PYTHON if not block.reason]
     names = [f"{block.page.stem}_{block.line}.py" for block in blocks]

@@ -87,6 +87,7 @@ def printed(world):
     return dict(zip(jobs, run(*jobs.values(), cwd=world, WEIGHTS="emoji"), strict=True))
 
 
+@pytest.mark.heavy
 def test_fine_tuning_on_a_folder_leaves_weights_and_a_report(world, printed):
     files = {path.name for path in (world / "tuned").iterdir()}
     assert {"model.safetensors", "report.html", "config.toml"} <= files

@@ -263,6 +263,7 @@ def test_an_attention_of_somebody_else_is_called_with_every_token():
     assert torch.allclose(model.encode_text(ids), expected[1], atol=1e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("strict", [False, True])
 @torch.no_grad()
 def test_a_whole_model_is_exported_with_both_sizes_dynamic(model, strict):
@@ -274,6 +275,7 @@ def test_a_whole_model_is_exported_with_both_sizes_dynamic(model, strict):
         assert torch.allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_a_compiled_model_trains():
     model = create_model("tiny-test").train()
     graph = torch.compile(model, backend="aot_eager", fullgraph=True)

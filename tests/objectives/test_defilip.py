@@ -78,6 +78,7 @@ def test_the_dense_term_sees_the_first_views_alone_but_for_dense_aug():
         assert before["contrastive"] != after["contrastive"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("field", ["patches_1", "word_tokens_1"])
 def test_gradients_by_finite_differences(field):
     objective = make_objective(SMALL)

@@ -187,6 +187,7 @@ def everyone(parts):
     return {name: after_steps(name, parts) for name in ("fastclip-0", "fastclip-1", "fastclip-2")}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_and_micro_batches_equal_the_whole_batch(parts):
     expected = everyone(1)

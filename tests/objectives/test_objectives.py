@@ -131,6 +131,7 @@ def on_two_processes():
     return {parts: run_in_processes(2, every_example_in_parts, parts) for parts in (1, 2)}
 
 
+@pytest.mark.heavy
 @every_example
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_equal_one(name, parts, on_two_processes):

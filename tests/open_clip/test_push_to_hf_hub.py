@@ -139,6 +139,7 @@ def test_the_hubs_client_uploads_a_model(model, weights, tmp_path):
         assert hub.files["README.md"] == b"mine"
 
 
+@pytest.mark.heavy
 def test_the_command_uploads_weights_of_a_name(weights):
     pytest.importorskip("huggingface_hub")
     with running_hub() as hub:
@@ -151,6 +152,7 @@ def test_the_command_uploads_weights_of_a_name(weights):
         assert written["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "someone/x"
 
 
+@pytest.mark.heavy
 def test_a_refusal_of_the_hub_is_one_line(weights):
     pytest.importorskip("huggingface_hub")
     with running_hub() as hub:

@@ -139,6 +139,7 @@ ATTACKS = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_pickle_that_attacks_the_reader_itself_is_refused(attack, tmp_path):
     (tmp_path / "a.pdparams").write_bytes(ATTACKS[attack])

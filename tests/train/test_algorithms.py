@@ -119,6 +119,7 @@ def test_what_cannot_be_is_said_in_a_line_before_the_folder_exists(pairs, tmp_pa
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 @pytest.mark.parametrize("more", [[], ["--accum-freq", "2", "--image-layer-decay", "0.9", "--scale-lr", "1e-4"]])
 def test_a_resumed_run_is_the_same_run(pairs, tmp_path, name, more):
@@ -227,6 +228,7 @@ def states_of_all():
     return states
 
 
+@pytest.mark.heavy
 def test_two_processes_move_the_weights_as_one_does():
     expected, results = states_of_all(), run_in_processes(2, states_of_all)
     for state in results:

@@ -111,6 +111,7 @@ def test_micro_batches_equal_the_whole_batch():
         torch.testing.assert_close(parts.average.whole()[name], item, rtol=0, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_a_run_with_an_average_leaves_both_and_trains_as_without(pairs, tmp_path):
     run(pairs, tmp_path / "plain", "--max-steps", "4", "--val-data", pairs)
     run(pairs, tmp_path / "a", "--max-steps", "4", "--val-data", pairs, *EMA)
@@ -135,6 +136,7 @@ def test_the_saved_average_is_a_model_of_the_averages_in_the_checkpoint(pairs, t
     assert all(torch.equal(item, written[name.removeprefix("model.")]) for name, item in saved["averages"].items())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("more", [[], ["--ema-warmup", "--accum-freq", "2"], ["--model", "tiny-test-resnet"]])
 def test_a_resumed_average_is_the_same_bit_by_bit(pairs, tmp_path, more):
     more = [*EMA, *more, "--max-steps", "7", "--val-data", pairs]
@@ -166,6 +168,7 @@ def averaged(kind):
     return arrays(state["averages"]), applied, arrays(again.average.whole())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["replicated", "sharded"])
 def test_two_processes_average_as_one(kind):
     (expected, _, _), results = averaged("replicated"), run_in_processes(2, averaged, kind)

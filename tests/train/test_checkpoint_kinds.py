@@ -31,6 +31,7 @@ def flip(file):
     file.write_bytes(data)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("first", [FOLDERS, [*FOLDERS, *ASYNC], ASYNC], ids=" ".join)
 def test_a_run_resumed_from_either_kind_equals_an_uninterrupted_one_bit_by_bit(pairs, tmp_path, first):
     more = ["--ema", "0.9", "--objective", "fastclip", "--scale-lr", "3e-4", "--repeated-captions", "ignored"]

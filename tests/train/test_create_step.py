@@ -48,7 +48,9 @@ def test_every_tensor_of_a_batch_moves_and_nothing_else_changes(masked):
     batch = make_batch(4, Wants(masked=masked))
     moved = move(batch, torch.device("meta"))
     tensors = [item for item in (*moved, *(moved.masked or ())) if isinstance(item, torch.Tensor)]
-    assert len(tensors) == (9 if masked else 6)  # with it goes where tokens are predicted, which only the host can say at once
+    assert len(tensors) == (
+        9 if masked else 6
+    )  # with it goes where tokens are predicted, which only the host can say at once
     assert (moved.predicted is not None) == masked
     assert all(item.is_meta for item in tensors)
     assert (moved.keys, moved.epoch, type(moved.masked)) == (batch.keys, batch.epoch, type(batch.masked))

@@ -136,6 +136,7 @@ def test_features_of_other_views_than_the_crop_are_refused_before_anything_is_en
         with_features(open_source(str(EMOJI / "held_out_names-*.tar.gz")), encoder, Wants(images=images))
 
 
+@pytest.mark.heavy
 def test_every_rank_gets_all_features(tmp_path):
     alone = _features(str(tmp_path / "alone"))
     for features in run_in_processes(2, _features, str(tmp_path / "shared")):

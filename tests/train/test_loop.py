@@ -67,6 +67,7 @@ def test_a_run_is_never_written_over(pairs, tmp_path):
     assert (tmp_path / "a" / "config.toml").read_bytes() == before
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one(pairs, tmp_path):
     run(pairs, tmp_path / "one", "--max-steps", "5", "--val-data", pairs)
     flags = argv(pairs, tmp_path / "two", "--max-steps", "5", "--batch-size", "2", "--val-data", pairs)

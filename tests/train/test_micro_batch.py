@@ -18,6 +18,7 @@ from .runs import assert_identical, losses, run
 STEPS = ("--max-steps", "3", "--force-patch-dropout", "0.5")
 
 
+@pytest.mark.heavy
 def test_pieces_of_a_batch_are_the_same_step_as_so_many_small_batches(pairs, tmp_path):
     run(pairs, tmp_path / "cut", *STEPS, "--batch-size", "8", "--micro-batch", "2")
     run(pairs, tmp_path / "small", *STEPS, "--batch-size", "2", "--accum-freq", "4")
@@ -42,6 +43,7 @@ def test_a_size_that_does_not_divide_is_refused(pairs, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.heavy
 def test_auto_takes_the_largest_that_fits_says_so_and_trains_like_the_number(pairs, tmp_path, capsys):
     budget = ("--micro-batch", "auto", "--memory-budget")
     run(pairs, tmp_path / "auto", *STEPS, "--batch-size", "8", *budget, "80GB")
@@ -54,6 +56,7 @@ def test_auto_takes_the_largest_that_fits_says_so_and_trains_like_the_number(pai
     assert len(losses(tmp_path / "auto")) == 4
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_keeps_the_number_that_was_taken(pairs, tmp_path, capsys):
     run(pairs, tmp_path / "a", *STEPS, "--batch-size", "8", "--micro-batch", "2", "--stop-after", "1")
     again = ("--micro-batch", "auto", "--resume", "auto")

@@ -171,6 +171,7 @@ def test_options_of_the_data_are_checked_and_used(pairs, tmp_path):
             run(pairs, tmp_path / "e", "--max-steps", "1", *flags)
 
 
+@pytest.mark.heavy
 def test_a_full_disk_at_checkpoint_time_keeps_the_previous_one(pairs, tmp_path):
     run(pairs, tmp_path / "a", "--max-steps", "6", "--stop-after", "2")
     (step,) = checkpoint.steps(tmp_path / "a" / "checkpoints")

@@ -21,6 +21,7 @@ from .runs import argv, assert_identical, losses, run, tensors
 FASTCLIP = ["--objective", "fastclip", "--scale-lr", "3e-4", "--repeated-captions", "ignored"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("more", [[], ["--precision", "bf16"], ["--accum-freq", "2"], FASTCLIP])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(pairs, tmp_path, more):
     # 23 pairs in batches of 4 are 5 steps an epoch: stopping at 3 and at 8 is in the middle of two different epochs.
@@ -45,6 +46,7 @@ def test_the_estimates_of_fastclip_are_in_checkpoints_one_for_each_record(pairs,
         assert torch.equal(whole["weights"][name], parts["weights"][name])
 
 
+@pytest.mark.heavy
 def test_a_run_may_resume_with_other_workers_and_from_a_path(pairs, tmp_path):
     run(pairs, tmp_path / "whole", "--max-steps", "7")
     run(pairs, tmp_path / "parts", "--max-steps", "7", "--stop-after", "3")
@@ -92,6 +94,7 @@ def test_pretrained_weights_start_a_new_run(pairs, tmp_path):
     assert all(torch.allclose(item, other[name], rtol=0, atol=1e-20) for name, item in one.items())
 
 
+@pytest.mark.heavy
 def test_ctrl_c_saves_and_the_run_goes_on(pairs, tmp_path):
     folder = tmp_path / "a"
     flags = argv(pairs, folder, "--max-steps", "100000", "--workers", "1")
@@ -238,6 +241,7 @@ def test_a_last_validation_that_was_lost_is_made_up(pairs, tmp_path):
     assert (tmp_path / "a" / "results.json").exists()
 
 
+@pytest.mark.heavy
 def test_a_signal_or_the_clock_asks_for_a_checkpoint_and_the_run_goes_on(pairs, tmp_path):
     folder = tmp_path / "a"
     flags = argv(pairs, folder, "--max-steps", "100000", "--save-every-minutes", "0.05", "--keep-checkpoints", "0")

@@ -15,6 +15,7 @@ def teacher(pairs, tmp_path):
     return str(tmp_path / "teacher")
 
 
+@pytest.mark.heavy
 def test_it_may_take_images_of_another_size_and_a_resumed_run_is_the_same(pairs, tmp_path, teacher, capsys):
     flags = (*DISTILL, "--distill-model", teacher)
     with pytest.raises(ConfigError, match=r"takes images of 64 pixels and tiny-test of 32.*--distill-images stored"):

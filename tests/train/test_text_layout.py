@@ -118,6 +118,7 @@ def test_a_plan_reaches_the_tower_in_training(monkeypatch):
         assert {id(item) for item in seen} == {id(item) for item in plans}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("form", ["varlen", "buckets"])
 def test_a_run_in_another_form_has_the_losses_of_groups_and_records_its_lengths(pairs, tmp_path, form, capsys):
     run(pairs, tmp_path / "groups", "--max-steps", "3")

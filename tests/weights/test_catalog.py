@@ -102,6 +102,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch_by_hand(monkeypa
     assert "give that folder in place of the name" in line
 
 
+@pytest.mark.heavy
 def test_a_hub_library_that_has_the_file_is_used(monkeypatch, tmp_path, capsys):
     """The real call of huggingface-hub, answered from its own cache layout: no network."""
     pytest.importorskip("huggingface_hub")
@@ -133,6 +134,7 @@ def test_a_hub_library_that_has_the_file_is_used(monkeypatch, tmp_path, capsys):
         locate("openai")
 
 
+@pytest.mark.heavy
 def test_a_paddle_folder_named_as_in_the_zoo_takes_what_the_catalog_says(tmp_path):
     """PaddleMIX's config cannot say QuickGELU for the image tower: the four DFN models need it."""
     name = "DFN2B-CLIP-ViT-B-16"

@@ -67,6 +67,7 @@ def test_every_format_is_tested():
     assert set(SHAPES) == set(CHECKPOINT_FORMATS.names())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("checkpoint_format", "make"), [(name, make) for name, makers in SHAPES.items() for make in makers]
 )

@@ -152,6 +152,7 @@ def test_an_archive_of_names_without_a_scale_gets_the_needed_one(tmp_path, lines
         weights.create("ViT-Mini-8-64", str(tmp_path / "a.pt"), ModelNeeds(logit_bias=-10.0))
 
 
+@pytest.mark.heavy
 def test_a_siglip_of_open_clip_without_its_bias(tmp_path, lines, presets):
     """Converted for inference: 0 as in open_clip, or what the loss needs; said either way."""
     weights.save(tmp_path / "a.safetensors", random_model(timm_siglip()))

@@ -108,6 +108,7 @@ def test_pretrained_weights_of_another_architecture_are_refused(path):
     assert weights.create("tiny-test", str(path)).training
 
 
+@pytest.mark.heavy
 def test_open_clips_snippet_works_with_diptych_imported_instead(path, tmp_path):
     """The inference example of the open_clip quick start, word for word but for the import and the paths."""
     Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "image.jpg")
