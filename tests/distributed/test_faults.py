@@ -19,13 +19,12 @@ from .torchrun import TORCHRUN, assert_killing_changes_nothing, process_of_rank,
 
 JOIN_AT_LAST = """
 import os
-import re
 from diptych.devices import get_device
 from diptych.distributed import process_group
 world = process_group.start(get_device("cpu"), timeout=30)
 if os.environ["TORCHELASTIC_RESTART_COUNT"] != "20":
     os._exit(3)
-os.write(1, f"joined {process_group.size()}\n".encode())  # at once: two processes share the terminal
+os.write(1, f"joined {process_group.size()}\\n".encode())  # at once: two processes share the terminal
 process_group.stop()
 """
 
