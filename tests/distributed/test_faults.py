@@ -21,7 +21,7 @@ JOIN_AT_LAST = """
 import os
 from diptych.devices import get_device
 from diptych.distributed import process_group
-world = process_group.start(get_device("cpu"), timeout=30)
+world = process_group.start(get_device("cpu"), timeout=120)
 if os.environ["TORCHELASTIC_RESTART_COUNT"] != "20":
     os._exit(3)
 os.write(1, f"joined {process_group.size()}\\n".encode())  # at once: two processes share the terminal
