@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -141,6 +141,9 @@ class BucketedTexts(NamedTuple):
     padded: int
     ends: Tensor
 
+
+TextForm = Literal["groups", "varlen", "buckets"]
+"""Which kind of plan texts get: in the order of the three above."""
 
 TextPlan = GroupedTexts | PackedTexts | BucketedTexts
 """How a causal tower lays out texts, as plain numbers that are made on the host and travel with the batch."""

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from diptych.devices import DEVICES
+from diptych.devices import DEVICES, Device
 from tests.docs._blocks import ROOT
 
 PAGE = (ROOT / "docs" / "accelerators.md").read_text(encoding="utf-8")
@@ -26,7 +26,9 @@ def test_every_accelerator_has_a_row_and_no_other():
 @pytest.mark.parametrize("name", DEVICES.names())
 def test_a_row_says_what_the_class_says(name):
     device = DEVICES.get(name)
-    brought, collectives, _, _, adamw, _, deterministic = rows("What is automatic")[name]
+    brought, collectives, _, layout, adamw, _, deterministic = rows("What is automatic")[name]
+    assert ("variable-length" in layout) == (device.has_varlen_attention is not Device.has_varlen_attention)
+    assert ("groups" in layout) == (device.text_layout is not Device.text_layout)
     assert collectives == device.backend
     assert adamw == ("fused" if device.fused_adamw else "foreach")
     assert deterministic.startswith("refused") == (not device.deterministic)

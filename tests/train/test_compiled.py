@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from diptych.devices import get_device
 from diptych.errors import ConfigError
-from diptych.models import create_model
+from diptych.models import create_model, model_config
 from diptych.train.changes import changes_of
+from diptych.train.config import read
 from diptych.train.model_options import ModelOptions
+from diptych.train.pipeline import Pipeline
+from diptych.train.text_layout import with_text_layout
 
-from .runs import losses, run, tensors
+from .runs import argv, losses, run, tensors
 
 # PyTorch's own, when its compiler is imported and while it records a graph.
 pytestmark = [
@@ -82,6 +86,13 @@ def test_a_compiled_run_trains_as_an_uncompiled_one(pairs, tmp_path):
 def test_groups_of_equal_length_are_refused_with_it(pairs, tmp_path):
     with pytest.raises(ConfigError, match="take buckets"):
         run(pairs, tmp_path / "run", "--max-steps", "1", "--torchcompile", "--text-layout", "groups")
+
+
+def test_no_flag_is_named_that_was_not_given(pairs, tmp_path, capsys):
+    config = read(argv(pairs, tmp_path / "run", "--torchcompile"), program="diptych train")
+    pipeline, siglip = Pipeline(*[None] * 9), model_config("tiny-test-siglip").text
+    assert with_text_layout(config, pipeline, siglip, get_device("cpu"), "fp32") == (config, pipeline)
+    assert not capsys.readouterr().err
 
 
 def test_split_layers_are_refused_with_it(pairs, tmp_path):

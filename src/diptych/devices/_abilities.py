@@ -6,16 +6,12 @@ Declarations only: ``_base`` finds out what a device can do.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PURE = {"pure_bf16": "bf16"}
 """Precisions that are of the stored weights too, and the arithmetic of everything that is not stored in them."""
-
-TextForm = Literal["groups", "varlen", "buckets"]
-"""How texts are laid out for a causal tower, as ``diptych.text`` plans it."""
 
 
 @dataclass(frozen=True)

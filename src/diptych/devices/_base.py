@@ -20,10 +20,11 @@ from torch import Tensor
 
 from diptych import log
 from diptych.devices import _queued
-from diptych.devices._abilities import PRECISIONS, PURE, Abilities, TextForm
+from diptych.devices._abilities import PRECISIONS, PURE, Abilities
 from diptych.devices._matmul import MATMUL_OPTIONS, Matmul
 from diptych.errors import ConfigError, DeviceError
 from diptych.registry import did_you_mean
+from diptych.types import TextForm
 
 
 class Device:

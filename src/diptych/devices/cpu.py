@@ -18,9 +18,9 @@ from torch import Tensor
 
 from diptych import log
 from diptych.devices import DEVICES
-from diptych.devices._abilities import TextForm
 from diptych.devices._base import Device
 from diptych.devices._matmul import PRECISION, Matmul, choose_matmul
+from diptych.types import TextForm
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's numbers of its malloc options
 

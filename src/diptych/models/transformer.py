@@ -56,7 +56,7 @@ class Transformer(BlockText):
         if in_full or self.layout == "padded" or tokens.shape[0] == 0:
             if not recording:
                 check_lengths(lengths, tokens.shape[1])
-                if tokens.shape[0]:
+                if tokens.shape[0] and (prefix is not None or plan is not None):
                     # The whole texts are computed, but a wrong prefix or plan is an error.
                     _form(tokens, lengths, prefix, plan)
             return self._padded(tokens, lengths, in_full, return_tokens)

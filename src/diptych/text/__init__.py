@@ -8,7 +8,6 @@ from __future__ import annotations
 from diptych.text._base import TOKENIZERS, Tokenized, Tokenizer, get_tokenizer, texts_of
 from diptych.text._layout import (
     FORMS,
-    TextForm,
     TextLayout,
     bucket_ends,
     check_lengths,
@@ -23,6 +22,7 @@ from diptych.text._masking import mask_tokens
 from diptych.text._merges import byte_symbols, merged
 from diptych.text._synonyms import Thesaurus
 from diptych.text._views import VIEWS, TextView, TextViewOptions
+from diptych.types import TextForm
 
 __all__ = [
     "FORMS",

@@ -15,16 +15,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError, DataError
-from diptych.types import BucketedTexts, GroupedTexts, PackedTexts, TextPlan
+from diptych.types import BucketedTexts, GroupedTexts, PackedTexts, TextForm, TextPlan
 
-TextForm = Literal["groups", "varlen", "buckets"]
 FORMS: tuple[TextForm, ...] = get_args(TextForm)
 
 UNIT = 128  # tokens: rows of a tile of matrix products

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from diptych.distributed.layout import local_of
+from diptych.models import put_back
 from diptych.train.lamb import Lamb
 
-PART = (
-    1 << 24
-)  # elements of parameters that an optimizer without ``found_inf`` moves at once: three copies of their state
+PART = 1 << 24  # elements that an optimizer without ``found_inf`` moves at once: three copies of their state
 
 
 class Gate:
@@ -74,12 +73,6 @@ def can_gate(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer's steps can be gated: none of its parts counts its steps on the host."""
     counting = [part for part in _parts(optimizer) if isinstance(part, torch.optim.AdamW | Lamb)]
     return all(group.get("fused") or group.get("capturable") for part in counting for group in part.param_groups)
-
-
-def choose(taken: Tensor, tensors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-    """Give tensors what they held ``before``, in place, unless ``taken``, a bool scalar on their device."""
-    for item, value in zip(tensors, before, strict=True):
-        item.copy_(torch.where(taken, item, value))
 
 
 def _parts(optimizer: Any) -> list[torch.optim.Optimizer]:
@@ -145,7 +138,7 @@ def _move_some(part: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], 
     for value in [value for item in parameters for value in part.state.get(item, {}).values()]:
         # What the first step makes: zeros are what it would have begun with, for moments and counts alike.
         if isinstance(value, Tensor) and id(value) not in known:
-            choose(taken, [local_of(value)], [torch.zeros_like(local_of(value))])
+            put_back([(local_of(value), torch.zeros_like(local_of(value)))], unless=taken)
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> dict[torch.dtype, list[Tensor]]:

@@ -17,6 +17,7 @@ from diptych.models import TextConfig, text_layout
 from diptych.text import Tokenizer, choose_buckets, parse_buckets
 from diptych.train.config import TrainConfig
 from diptych.train.pipeline import Pipeline
+from diptych.types import TextForm
 
 SAMPLED = 256  # records whose captions are measured
 NEIGHBORS = 16  # so many of them stand together, since one shard is opened for them
@@ -33,7 +34,8 @@ def with_text_layout(
     form = device.text_layout(precision, asked)
     layout = text_layout(text, form, required=asked == "varlen")
     if layout is None or layout.form == "groups":
-        given = [flag for flag, value in (("layout", asked), ("buckets", buckets)) if value not in ("auto", "groups")]
+        flags = (("layout", config.parallel.text_layout), ("buckets", buckets))
+        given = [flag for flag, value in flags if value not in ("auto", "groups")]
         if given and not config.output.resume:
             reason = (
                 "this text tower computes every token of its context"
@@ -56,7 +58,7 @@ def with_text_layout(
     return dataclasses.replace(config, parallel=parallel), dataclasses.replace(pipeline, text_layout=layout)
 
 
-def _asked(config: TrainConfig) -> Literal["auto", "groups", "varlen", "buckets"]:
+def _asked(config: TrainConfig) -> TextForm | Literal["auto"]:
     """The form that is asked for; compiled blocks need one of few shapes. Raises ConfigError where another is given."""
     asked = config.parallel.text_layout
     if config.model.torchcompile and asked == "groups":
